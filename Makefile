@@ -1,0 +1,99 @@
+# Everything a person runs here. `make help` lists it.
+# Needs Python 3.11 or newer, Rust, Node with npm, and make; leaves .venv/, node_modules/ and target/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+ENGINE_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
+	$(shell find crates/loom-core crates/loom-python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+Q ?=
+SCALE ?= 1
+
+.PHONY: help setup demo test test-deps bench prove lint format gen lock docs dist clean tools
+
+help: ## List what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(STAMPS)/node $(STAMPS)/engine-dev ## Install all that development needs and build the engine (repeatable, quick the second time)
+	@echo "ready: $(PY), the loom command is $(VENV)/bin/loom"
+
+demo: $(STAMPS)/engine-release ## Let the trio answer a question: make demo Q="..."
+	@$(VENV)/bin/loom run examples/trio/app.py -- $(if $(Q),"$$Q")
+
+test: setup ## Check and test everything; prints the time of each stage
+	@$(PY) tools/stages.py test
+
+test-deps: ## Install what the tests need from the system's packages
+	@echo "the tests need nothing from the system's packages"
+
+bench: $(STAMPS)/engine-release ## Measure, print the table and write it to docs/benchmarks.md
+	@$(PY) -m benchmarks
+
+prove: setup ## The long checks: licences and advisories, many simulated seeds (SCALE=10 for ten times as many)
+	@SCALE=$(SCALE) $(PY) tools/stages.py prove
+
+lint: setup ## Check format, style and types only
+	@$(PY) tools/stages.py lint
+
+format: $(STAMPS)/python ## Write all code in its one format
+	@cargo fmt --all
+	@$(VENV)/bin/ruff check --fix-only --quiet .
+	@$(VENV)/bin/ruff format --quiet .
+
+gen: ## Write what is generated from spec/
+	@$(PYTHON) tools/gen.py
+
+lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml and package.json
+	@$(PY) tools/lock.py
+	@npm install --package-lock-only --silent
+	@cargo update --workspace --quiet
+
+docs: setup ## Check links and code blocks of README and docs/
+	@$(PY) -m pytest -q -p no:randomly tests/project/test_docs.py
+
+dist: $(STAMPS)/python ## Build the wheel and the source distribution into dist/
+	@rm -rf dist
+	@echo "building the release engine (a minute or two the first time)"
+	@$(VENV)/bin/maturin sdist --quiet --out dist
+	@$(VENV)/bin/maturin build --quiet --release --locked --out dist
+	@ls -l dist
+
+clean: ## Remove all that was built or installed here
+	rm -rf target dist build $(VENV) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
+	rm -f python/loom/_engine*.so
+	find python tests examples tools -name __pycache__ -prune -exec rm -rf {} +
+
+tools:
+	@missing=0; \
+	for tool in $(PYTHON) cargo node npm; do \
+		command -v $$tool >/dev/null || { echo "missing: $$tool"; missing=1; }; \
+	done; \
+	if [ $$missing = 1 ]; then echo "Loom is built with Python 3.11 or newer, Rust, Node with npm, and make."; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Loom needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}; name another one: make PYTHON=python3.12 setup")'
+
+$(STAMPS)/python: requirements/dev.txt | tools
+	@test -x $(PY) || { echo "making $(VENV)/"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing Python tools and libraries (half a minute)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/node: package-lock.json $(STAMPS)/python
+	@echo "installing pyright"
+	@npm ci --silent
+	@touch $@
+
+$(STAMPS)/engine-dev: $(ENGINE_SOURCES) $(STAMPS)/python
+	@echo "building the engine for tests (two minutes the first time, seconds later)"
+	@$(VENV)/bin/maturin develop --locked
+	@rm -f $(STAMPS)/engine-release && touch $@
+
+$(STAMPS)/engine-release: $(ENGINE_SOURCES) $(STAMPS)/python
+	@echo "building the engine for speed (two minutes the first time, seconds later)"
+	@$(VENV)/bin/maturin develop --release --locked
+	@rm -f $(STAMPS)/engine-dev && touch $@

@@ -1,0 +1,104 @@
+"""Run the stages of ``make test``, ``make lint`` or ``make prove`` one after the other.
+
+Each stage prints its time, a failed one does not keep the others from running, and what a stage
+started ends with it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PYTHON = sys.executable
+RUST_TESTS = ("--workspace", "--exclude", "loom-python", "--locked")
+
+
+class Stage(NamedTuple):
+    """One command, and how long it may take."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int = 600
+
+
+LINT = (
+    Stage("generated files", (PYTHON, "tools/gen.py", "--check")),
+    Stage("rust format", ("cargo", "fmt", "--all", "--check")),
+    Stage("python format", (str(BIN / "ruff"), "format", "--check", "--quiet", ".")),
+    Stage("python style", (str(BIN / "ruff"), "check", "--quiet", ".")),
+    Stage("import directions", (str(BIN / "lint-imports"), "--no-cache")),
+    Stage(
+        "rust style",
+        ("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"),
+    ),
+    Stage("python types", ("node_modules/.bin/pyright", "--pythonpath", PYTHON)),
+    Stage("engine's stub", (PYTHON, "-m", "mypy.stubtest", "loom._engine")),
+)
+TEST = (
+    *LINT,
+    Stage("rust tests", ("cargo", "test", "--quiet", *RUST_TESTS)),
+    Stage("python tests", (PYTHON, "-m", "pytest", "-q", "-n", "2"), 900),
+)
+
+
+def prove() -> Iterator[Stage]:
+    """The long checks; those whose tool is not installed are named and left out."""
+    if shutil.which("cargo-deny"):
+        yield Stage("licences and advisories", ("cargo", "deny", "--all-features", "check"))
+    else:
+        print("left out, cargo-deny is not installed: licences and advisories", flush=True)
+    seeds = str(20_000 * int(os.environ.get("SCALE", "1")))
+    simulate = ("cargo", "run", "--quiet", "--release", "--locked", "-p", "loom-sim", "--")
+    yield Stage("simulated seeds", (*simulate, "--seeds", seeds), 2_400)
+    coverage = ("--cov", "--cov-report=term:skip-covered", "-n", "2", "-q")
+    yield Stage("coverage of the Python tests", (PYTHON, "-m", "pytest", *coverage), 1_800)
+
+
+def run(stage: Stage) -> str | None:
+    """Run one stage in a process group of its own; say what went wrong, or nothing."""
+    process = subprocess.Popen(
+        stage.command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        code = process.wait(stage.seconds)
+        return None if code == 0 else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        return f"not done after {stage.seconds} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stages of the named set and print what each took."""
+    sets = {"test": lambda: iter(TEST), "lint": lambda: iter(LINT), "prove": prove}
+    if len(arguments) != 1 or arguments[0] not in sets:
+        print(f"usage: stages.py {'|'.join(sets)}", file=sys.stderr)
+        return 2
+    begin = time.monotonic()
+    results: list[tuple[str, float, str | None]] = []
+    for stage in sets[arguments[0]]():
+        print(f"── {stage.name}", flush=True)
+        start = time.monotonic()
+        problem = run(stage)
+        results.append((stage.name, time.monotonic() - start, problem))
+        print(f"   {stage.name}: {problem or 'ok'}, {results[-1][1]:.1f} s", flush=True)
+    print("── summary")
+    for name, seconds, problem in results:
+        print(f"{seconds:8.1f} s  {name}{f': FAILED, {problem}' if problem else ''}")
+    print(f"{time.monotonic() - begin:8.1f} s  in all")
+    return 1 if any(problem for _, _, problem in results) else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main(sys.argv[1:]))
