@@ -32,7 +32,7 @@ test: setup ## Check and test everything; prints the time of each stage
 test-deps: ## Install what the tests need from the system's packages
 	@echo "the tests need nothing from the system's packages"
 
-bench: $(STAMPS)/engine-release ## Measure, print the table and write it to docs/benchmarks.md
+bench: $(STAMPS)/engine-release $(STAMPS)/bench ## Measure, print the table and write it to docs/benchmarks.md
 	@$(PY) -m benchmarks
 
 prove: setup ## The long checks: licences and advisories, many simulated seeds (SCALE=10 for ten times as many)
@@ -82,6 +82,11 @@ $(STAMPS)/python: requirements/dev.txt | tools
 	@echo "installing Python tools and libraries (half a minute)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/bench: requirements/bench.txt $(STAMPS)/python
+	@echo "installing what the benchmarks compare with"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
 
 $(STAMPS)/node: package-lock.json $(STAMPS)/python
 	@echo "installing pyright"

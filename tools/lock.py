@@ -13,6 +13,7 @@ COMMON = (
 LOCKS = {
     "requirements/dev.txt": ("--group", "dev", "--all-extras"),
     "requirements/runtime.txt": (),
+    "requirements/bench.txt": ("--group", "bench", "--constraint", "requirements/dev.txt"),
 }
 
 

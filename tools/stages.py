@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTHON = sys.executable
+XDIST = ("-q", "-n", "2", "--dist", "loadgroup")
 RUST_TESTS = ("--workspace", "--exclude", "loom-python", "--locked")
 
 
@@ -45,7 +47,7 @@ LINT = (
 TEST = (
     *LINT,
     Stage("rust tests", ("cargo", "test", "--quiet", *RUST_TESTS)),
-    Stage("python tests", (PYTHON, "-m", "pytest", "-q", "-n", "2"), 900),
+    Stage("python tests", (PYTHON, "-m", "pytest", *XDIST), 900),
 )
 
 
@@ -58,7 +60,7 @@ def prove() -> Iterator[Stage]:
     seeds = str(20_000 * int(os.environ.get("SCALE", "1")))
     simulate = ("cargo", "run", "--quiet", "--release", "--locked", "-p", "loom-sim", "--")
     yield Stage("simulated seeds", (*simulate, "--seeds", seeds), 2_400)
-    coverage = ("--cov", "--cov-report=term:skip-covered", "-n", "2", "-q")
+    coverage = (*XDIST, "--cov", "--cov-report=term:skip-covered")
     yield Stage("coverage of the Python tests", (PYTHON, "-m", "pytest", *coverage), 1_800)
 
 
@@ -76,6 +78,11 @@ def run(stage: Stage) -> str | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave through the ``finally`` of the stage that runs."""
+    sys.exit(128 + number)
 
 
 def main(arguments: list[str]) -> int:
@@ -100,5 +107,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,12 @@ from tests.project.repo import LOOM, ROOT, files, shown, spec, text
 
 # Below this a number is common enough to stand for something else.
 DISTINCTIVE = 4_096
-LOCKS = ("requirements/dev.txt", "requirements/runtime.txt", "package-lock.json")
+LOCKS = (
+    "requirements/dev.txt",
+    "requirements/runtime.txt",
+    "requirements/bench.txt",
+    "package-lock.json",
+)
 PLACES = re.compile(
     r"(?<![\w.])/(?:root|home|work|Users|opt|mnt)/\w"
     r"|\bfiles\.pythonhosted\b|\bpypi\.org/simple\b|\bregistry\.npmjs\b|\bindex\.crates\b"
