@@ -49,7 +49,7 @@ format: $(STAMPS)/python ## Write all code in its one format
 gen: ## Write what is generated from spec/
 	@$(PYTHON) tools/gen.py
 
-lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml and package.json
+lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml, requirements/*.in and package.json
 	@$(PY) tools/lock.py
 	@npm install --package-lock-only --silent
 	@cargo update --workspace --quiet
@@ -95,10 +95,10 @@ $(STAMPS)/node: package-lock.json $(STAMPS)/python
 
 $(STAMPS)/engine-dev: $(ENGINE_SOURCES) $(STAMPS)/python
 	@echo "building the engine for tests (two minutes the first time, seconds later)"
-	@$(VENV)/bin/maturin develop --locked
+	@$(VENV)/bin/maturin develop --uv --locked
 	@rm -f $(STAMPS)/engine-release && touch $@
 
 $(STAMPS)/engine-release: $(ENGINE_SOURCES) $(STAMPS)/python
 	@echo "building the engine for speed (two minutes the first time, seconds later)"
-	@$(VENV)/bin/maturin develop --release --locked
+	@$(VENV)/bin/maturin develop --uv --release --locked
 	@rm -f $(STAMPS)/engine-dev && touch $@

@@ -1,4 +1,4 @@
-"""Write ``requirements/*.txt`` from ``pyproject.toml``: all with hashes, no index named."""
+"""Write ``requirements/*.txt`` from their sources: all with hashes, no index named."""
 
 import subprocess
 import sys
@@ -11,16 +11,16 @@ COMMON = (
     *("--no-emit-index-url", "--no-header", "--no-annotate"),
 )
 LOCKS = {
-    "requirements/dev.txt": ("--group", "dev", "--all-extras"),
-    "requirements/runtime.txt": (),
-    "requirements/bench.txt": ("--group", "bench", "--constraint", "requirements/dev.txt"),
+    "requirements/runtime.txt": ("pyproject.toml",),
+    "requirements/dev.txt": ("pyproject.toml", "--all-extras", "requirements/dev.in"),
+    "requirements/bench.txt": ("requirements/bench.in",),
 }
 
 
 def main() -> int:
     """Run uv once for each lock file; versions that are locked stay unless they no longer fit."""
     for path, options in LOCKS.items():
-        command = [UV, "pip", "compile", "pyproject.toml", *COMMON, *options, "--output-file", path]
+        command = [UV, "pip", "compile", *COMMON, *options, "--output-file", path]
         subprocess.run(command, cwd=ROOT, check=True)
     return 0
 
