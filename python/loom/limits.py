@@ -211,7 +211,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "replies",
         REPLIES,
         REPLIES,
-        "replies that request_many keeps",
+        "replies that one request to many keeps",
     ),
     "sync_threads": Limit(
         "threads",

@@ -82,7 +82,7 @@ pub const ERROR_DETAIL_BYTES: usize = 4_096;
 /// In bytes: what the directory keeps of one agent or capability, with its schemas.
 pub const INFO_BYTES: usize = 65_536;
 
-/// In replies: replies that request_many keeps.
+/// In replies: replies that one request to many keeps.
 pub const REPLIES: usize = 1_024;
 
 /// In threads: threads that one capability written as a plain function may use.
