@@ -57,11 +57,10 @@ lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml, require
 docs: setup ## Check links and code blocks of README and docs/
 	@$(PY) -m pytest -q -p no:randomly tests/project/test_docs.py
 
-dist: $(STAMPS)/python ## Build the wheel and the source distribution into dist/
+dist: $(STAMPS)/python ## Build the source distribution, and the wheel from it, into dist/
 	@rm -rf dist
 	@echo "building the release engine (a minute or two the first time)"
-	@$(VENV)/bin/maturin sdist --quiet --out dist
-	@$(VENV)/bin/maturin build --quiet --release --locked --out dist
+	@$(VENV)/bin/maturin build --sdist --release --out dist
 	@ls -l dist
 
 clean: ## Remove all that was built or installed here
