@@ -36,7 +36,7 @@ LINT = (
     Stage("rust format", ("cargo", "fmt", "--all", "--check")),
     Stage("python format", (str(BIN / "ruff"), "format", "--check", "--quiet", ".")),
     Stage("python style", (str(BIN / "ruff"), "check", "--quiet", ".")),
-    Stage("import directions", (str(BIN / "lint-imports"), "--no-cache")),
+    Stage("import directions", (str(BIN / "lint-imports"), "--no-cache", "--no-logo")),
     Stage(
         "rust style",
         ("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"),

@@ -44,7 +44,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.requirement("IMPORT-DIRECTIONS")
 @pytest.mark.timeout(120)
 def test_the_rooms_of_the_house_import_downwards_only() -> None:
-    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import loom
 import loom.errors
 from tests.project.repo import LOOM, ROOT, files, shown, spec, text
 
@@ -109,6 +110,7 @@ def test_one_version_is_written_everywhere() -> None:
     python = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["version"]
     rust = tomllib.loads(text(ROOT / "Cargo.toml"))["workspace"]["package"]["version"]
     assert rust.replace("-alpha.", "a") == python
+    assert loom.__version__ == python
 
 
 def test_every_crate_takes_its_settings_from_the_workspace() -> None:
