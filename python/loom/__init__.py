@@ -1,0 +1,67 @@
+"""Loom: long-lived systems of agents that react to events.
+
+The names below are loaded when they are first used, so that ``import loom`` and the command line
+stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loom.agent import Agent, on
+    from loom.app import App
+    from loom.capabilities import Bound, Capability, capability
+    from loom.context import Context
+    from loom.directory import AgentInfo, CapabilityInfo
+    from loom.envelope import Event, Receipt, Replies
+    from loom.errors import LoomError
+    from loom.protocols import Answer, Memory, Model
+
+__version__ = "0.1.0a1"
+
+__all__ = [
+    "Agent",
+    "AgentInfo",
+    "Answer",
+    "App",
+    "Bound",
+    "Capability",
+    "CapabilityInfo",
+    "Context",
+    "Event",
+    "LoomError",
+    "Memory",
+    "Model",
+    "Receipt",
+    "Replies",
+    "capability",
+    "on",
+]
+
+_HOMES = {
+    "Agent": "agent",
+    "AgentInfo": "directory",
+    "Answer": "protocols",
+    "App": "app",
+    "Bound": "capabilities",
+    "Capability": "capabilities",
+    "CapabilityInfo": "directory",
+    "Context": "context",
+    "Event": "envelope",
+    "LoomError": "errors",
+    "Memory": "protocols",
+    "Model": "protocols",
+    "Receipt": "envelope",
+    "Replies": "envelope",
+    "capability": "capabilities",
+    "on": "agent",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'loom' has no attribute {name!r}")
+    value = getattr(import_module(f"loom.{home}"), name)
+    globals()[name] = value
+    return value

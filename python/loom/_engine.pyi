@@ -1,0 +1,185 @@
+"""The compiled engine: a dozen names, conversion and no policy.
+
+Only ``loom.link`` imports this module. Rust never calls Python: Python offers and drains, and ``Session.fd``
+says when. Every method is synchronous, bounded, never blocks, and belongs to the thread that runs the session's loop.
+Codes are the numbers of ``spec/errors.toml``; times are seconds as floats; ids of events are UUIDv7 strings.
+"""
+
+from collections.abc import Sequence
+from typing import Final, TypeAlias, final
+
+__version__: Final[str]
+
+NOTICE_READY: Final[int]  # (READY, handle, 0, None): take(handle) has work and its last take() returned None
+NOTICE_ANSWER: Final[int]  # (ANSWER, call, 0, Delivery): one reply to a request that is still open
+NOTICE_OUTCOME: Final[int]  # (OUTCOME, call, code, bytes): the one end of a call or request; code 0 is ok
+NOTICE_CHUNK: Final[int]  # (CHUNK, call, 0, bytes): one chunk of a streamed call
+NOTICE_CREDIT: Final[int]  # (CREDIT, lease, total, None): the caller grants `total` chunks in all to this lease
+NOTICE_CANCEL: Final[int]  # (CANCEL, lease, code, None): nobody waits for this call any more; stop its work
+NOTICE_ACCEPTED: Final[int]  # (ACCEPTED, ticket, 0, Receipt): a parked offer was taken
+NOTICE_REFUSED: Final[int]  # (REFUSED, ticket, code, bytes): a parked offer was refused; bytes are its detail
+
+Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
+
+# (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes); None where not given
+Options: TypeAlias = tuple[
+    str | None,
+    str | None,
+    int | None,
+    str | None,
+    Sequence[tuple[str, str]] | None,
+    Sequence[str] | None,
+    str | None,
+    Sequence[str] | None,
+]
+
+class EngineError(Exception):
+    """What the engine refused. ``args`` is (code, message, field, limit, hint)."""
+
+    args: tuple[int, str, str | None, str | None, str | None]
+
+@final
+class Receipt:
+    """What a publish was promised."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def matched(self) -> int | None: ...
+    @property
+    def position(self) -> str | None: ...
+
+@final
+class Delivery:
+    """One event (a turn), one reply, or one invocation of a capability, as the engine holds it."""
+
+    @property
+    def lease(self) -> int: ...  # names the turn or the invocation; 0 for a reply
+    @property
+    def id(self) -> str: ...
+    @property
+    def topic(self) -> str: ...  # for an invocation, the capability's name
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def is_json(self) -> bool: ...
+    @property
+    def sender(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def thread_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def correlation_id(self) -> str | None: ...
+    @property
+    def causation_id(self) -> str | None: ...
+    @property
+    def causes(self) -> list[str]: ...
+    @property
+    def wants_reply(self) -> bool: ...
+    @property
+    def reply_to(self) -> str | None: ...
+    @property
+    def deadline(self) -> float | None: ...  # on the engine's monotonic clock
+    @property
+    def ttl_ms(self) -> int | None: ...
+    @property
+    def hop(self) -> int: ...
+    @property
+    def qos(self) -> int: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def time(self) -> float: ...  # wall clock, seconds since the epoch
+    @property
+    def traceparent(self) -> str | None: ...
+    @property
+    def labels(self) -> list[str]: ...
+    @property
+    def headers(self) -> dict[str, str]: ...
+    @property
+    def position(self) -> str | None: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def streamed(self) -> bool: ...  # an invocation whose caller reads chunks
+    @property
+    def credit(self) -> int: ...  # chunks granted so far, for a streamed invocation
+    @property
+    def effect_id(self) -> str | None: ...  # of an invocation that is not pure
+
+@final
+class Engine:
+    """Event bus, action broker and directory of one process."""
+
+    def __new__(cls, *, virtual_clock: bool = False, seed: int | None = None) -> Engine: ...
+    def attach(self, namespace: str, name: str) -> Session: ...
+    def now(self) -> float: ...  # monotonic seconds
+    def wall(self) -> float: ...  # seconds since the epoch
+    def advance(self, seconds: float) -> None: ...  # virtual clock only; call tick() afterwards
+    def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
+    def audit(self) -> bytes: ...  # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
+    def directory(self, namespace: str, kind: str) -> list[bytes]: ...  # kind "agent" | "capability"; the registered info
+
+@final
+class Session:
+    """One process instance attached to an engine: its registrations, its waiting calls, its inbox."""
+
+    @property
+    def fd(self) -> int: ...  # readable when another session or thread put something into the inbox
+    @property
+    def pending(self) -> bool: ...  # drain() has something; this session's own calls do not write fd
+    @property
+    def root(self) -> int: ...  # the sender handle of the session itself (its name at attach)
+    def register(
+        self, name: str, filters: Sequence[str], group: str, concurrency: int, info: bytes, /
+    ) -> int: ...
+    def provide(
+        self, name: str, version: str, effect: int, concurrency: int, info: bytes, /
+    ) -> int: ...
+    def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...  # one ordered stream: watch, join_thread
+    def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
+    def offer(
+        self, sender: int, turn: int, topic: str, payload: bytes, qos: int, options: Options | None, /
+    ) -> Receipt | int: ...  # an int is a ticket: wait for ACCEPTED or REFUSED
+    def request(
+        self,
+        sender: int,
+        turn: int,
+        topic: str,
+        payload: bytes,
+        timeout: float,
+        first_k: int,  # 0: as many as there are
+        wait: bool,
+        options: Options | None,
+        /,
+    ) -> int: ...  # the call
+    def call(
+        self,
+        sender: int,
+        turn: int,
+        capability: str,
+        payload: bytes,
+        timeout: float,
+        key: str | None,
+        credit: int,  # 0: one result; else streamed with so many chunks granted
+        /,
+    ) -> int: ...  # the call
+    def cancel(self, call: int, /) -> None: ...
+    def grant(self, call: int, total: int, /) -> None: ...  # absolute number of chunks granted so far
+    def take(self, handle: int, done: int, /) -> Delivery | None: ...  # ends lease `done` well (0: none), gives the next
+    def reply(self, lease: int, payload: bytes, content_type: str | None, /) -> bool: ...  # False: nobody waits any more
+    def result(self, lease: int, payload: bytes, /) -> bool: ...  # ends an invocation well
+    def chunk(self, lease: int, payload: bytes, /) -> bool: ...  # False: no credit, wait for CREDIT and offer again
+    def fail(self, lease: int, code: int, detail: bytes, /) -> bool: ...  # ends a turn or an invocation with an error
+    def log(self, sender: int, turn: int, level: str, payload: bytes, /) -> None: ...  # loom.log.{level}
+    def report(self, sender: int, turn: int, code: int, detail: bytes, /) -> None: ...  # loom.error.{code}
+    def drain(self, most: int, /) -> list[Notice]: ...
+    def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
+    def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent

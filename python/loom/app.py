@@ -1,0 +1,229 @@
+"""The App: a set of agents and capabilities, and the ways to run it. Making one does no I/O."""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from loom.agent import Agent, AgentSpec, Handler, spec_of
+from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
+from loom.directory import Effect
+from loom.envelope import Event
+from loom.errors import Conflict, NotSupported
+from loom.limits import AGENT_CONCURRENCY
+from loom.topics import check_name
+
+if TYPE_CHECKING:
+    from loom.context import Context
+    from loom.runtime.running import Running
+
+A = TypeVar("A", bound=Agent[Any])
+F = TypeVar("F", bound="Callable[[Context[Any], Event[Any]], Awaitable[Any]]")
+
+
+class App:
+    """A set of agents and capabilities in one namespace."""
+
+    def __init__(self, name: str, *, namespace: str = "default") -> None:
+        """Name the app.
+
+        Raises:
+            InvalidParams: a name is not made of lower-case letters, digits, '_', '-' and dots.
+        """
+        self.name = check_name(name)
+        self.namespace = check_name(namespace, field="namespace")
+        self.agents: list[AgentSpec] = []
+        self.capabilities: list[Capability[..., Any]] = []
+        self._running: Running | None = None
+
+    # -- what it consists of ----------------------------------------------------------------------
+
+    def agent(
+        self,
+        name: str,
+        *,
+        topics: Sequence[str] = (),
+        group: str | None = None,
+        concurrency: int = AGENT_CONCURRENCY,
+        durable: bool = False,
+        exclusive: bool = False,
+    ) -> "AgentDecorator":
+        """Add the decorated class or async function ``(ctx, event)`` as an agent.
+
+        ``topics`` are filters; of a ``group`` one member gets each event (default: the agent's
+        name); at most ``concurrency`` of its events are handled at a time, events of one key or
+        thread one after the other.
+
+        Raises:
+            InvalidParams: names what is wrong in the declaration.
+            Conflict: the app has an agent of that name.
+            NotSupported: ``durable`` and ``exclusive`` agents are not built yet.
+        """
+        check_name(name)
+
+        def keep(target: type[Agent[Any]] | Handler) -> None:
+            self._add_agent(
+                spec_of(
+                    target,
+                    name,
+                    topics=topics,
+                    group=group,
+                    concurrency=concurrency,
+                    durable=durable,
+                    exclusive=exclusive,
+                )
+            )
+
+        return AgentDecorator(keep)
+
+    def capability(
+        self,
+        name: str,
+        *,
+        effect: Effect = "unsafe",
+        timeout: float = 30.0,
+        version: str = "1",
+        cost: float = 0.0,
+        tags: Sequence[str] = (),
+        needs_approval: bool = False,
+        isolation: Isolation = "auto",
+    ) -> FunctionDecorator:
+        """Offer the decorated function under ``name``.
+
+        Its hints are its schemas, its docstring its description.
+
+        ``effect`` says what a call changes outside, and so whether it may be repeated; ``timeout``
+        in seconds.
+
+        Raises:
+            InvalidParams: the name, effect class or timeout is wrong.
+            Conflict: the app offers that name in that version.
+            NotSupported: it asks for what is not built yet.
+        """
+        terms = Terms(
+            name=name,
+            effect=effect,
+            timeout=timeout,
+            version=version,
+            cost=cost,
+            tags=tuple(tags),
+            needs_approval=needs_approval,
+            isolation=isolation,
+        )
+        return FunctionDecorator(terms, self._add_capability)
+
+    def include(self, other: "App") -> None:
+        """Add all agents and capabilities of ``other``, which stays as it is.
+
+        Raises:
+            Conflict: both have an agent or a capability of the same name.
+        """
+        for spec in other.agents:
+            self._add_agent(spec)
+        for capability in other.capabilities:
+            self._add_capability(capability)
+
+    def _add_agent(self, spec: AgentSpec) -> None:
+        if any(known.name == spec.name for known in self.agents):
+            raise Conflict(
+                f"app {self.name!r} has an agent called {spec.name!r} already",
+                field="name",
+                hint="names of agents are unique in an app",
+            )
+        self.agents.append(spec)
+
+    def _add_capability(self, capability: Capability[..., Any]) -> None:
+        terms = capability.terms
+        for known in self.capabilities:
+            if (known.terms.name, known.terms.version) == (terms.name, terms.version):
+                raise Conflict(
+                    f"app {self.name!r} offers {terms.name!r} in version {terms.version!r} already",
+                    field="name",
+                    hint="rename one, or give it another version",
+                )
+        self.capabilities.append(capability)
+
+    # -- running ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> "AsyncGenerator[Context[Any]]":
+        """Run the app while the block runs: ``async with app.running() as ctx``.
+
+        Leaving it lets the agents finish what was published, within ``stop_seconds``.
+
+        Raises:
+            LoomError: an agent's or capability's registration was refused.
+            NotSupported: the app is running already.
+        """
+        from loom.runtime.running import running
+
+        if self._running is not None:
+            raise NotSupported(f"app {self.name!r} is running already", field="app")
+        async with running(self) as run:
+            self._running = run
+            try:
+                yield run.context
+            finally:
+                self._running = None
+
+    async def serve(self) -> None:
+        """Run the app until this task is cancelled."""
+        async with self.running():
+            await asyncio.get_running_loop().create_future()
+
+    def run(self) -> None:
+        """Run the app until Ctrl-C or SIGTERM.
+
+        The first lets it finish, a second one ends it at once.
+        """
+        with asyncio.Runner() as runner:
+            runner.run(self._until_signalled())
+
+    async def _until_signalled(self) -> None:
+        loop = asyncio.get_running_loop()
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        stop = asyncio.Event()
+
+        def told() -> None:
+            if stop.is_set():
+                task.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, told)
+        try:
+            async with self.running():
+                await stop.wait()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the counters of the running engine; their shape stands in docs/stats.md.
+
+        Raises:
+            NotSupported: the app is not running.
+        """
+        if self._running is None:
+            raise NotSupported(f"app {self.name!r} is not running", field="app")
+        return self._running.engine.stats()
+
+
+class AgentDecorator:
+    """What ``@app.agent(…)`` returns.
+
+    It takes a class derived from Agent, or an async function ``(ctx, event)``.
+    """
+
+    def __init__(self, keep: "Callable[[Any], None]") -> None:
+        self._keep = keep
+
+    @overload
+    def __call__(self, target: type[A]) -> type[A]: ...
+    @overload
+    def __call__(self, target: F) -> F: ...
+    def __call__(self, target: Any) -> Any:
+        """Add the agent and give it back."""
+        self._keep(target)
+        return target

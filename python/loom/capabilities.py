@@ -1,0 +1,329 @@
+"""Capabilities: functions that agents offer by name, with JSON Schemas made from their type hints.
+
+A decorated function stays a function: calling it is a plain local call. ``fn.bind(…)`` makes a
+typed, not yet made call for ``ctx.tool``.
+"""
+
+import inspect
+import typing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property, update_wrapper
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
+
+from loom.directory import EFFECTS, Effect
+from loom.errors import InvalidParams, NotSupported
+from loom.limits import TIMEOUT_MS_MAX
+from loom.topics import check_capability_name
+
+if typing.TYPE_CHECKING:
+    from pydantic import BaseModel, TypeAdapter
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Isolation: TypeAlias = Literal["auto", "thread", "process"]
+EFFECT_ID: Final = "effect_id"  # a parameter of this name receives the effect's id
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(Generic[R_co]):
+    """A call that has not been made.
+
+    A capability's name and its arguments, for ``ctx.tool`` or ``ctx.stream``.
+    """
+
+    capability: "Capability[..., Any]"
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the capability."""
+        return self.capability.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a capability promises, apart from its schemas. Times in seconds."""
+
+    name: str
+    effect: Effect = "unsafe"
+    timeout: float = 30.0
+    version: str = "1"
+    cost: float = 0.0
+    tags: tuple[str, ...] = ()
+    needs_approval: bool = False
+    isolation: Isolation = "auto"
+
+    def __post_init__(self) -> None:
+        check_capability_name(self.name)
+        if self.effect not in EFFECTS:
+            raise InvalidParams(
+                f"{self.effect!r} is not an effect class",
+                field="effect",
+                hint=f"use one of {', '.join(EFFECTS)}",
+            )
+        if not 0 < self.timeout * 1000 <= TIMEOUT_MS_MAX:
+            raise InvalidParams(
+                f"a timeout of {self.timeout} s is out of range",
+                field="timeout",
+                limit="timeout_ms_max",
+            )
+        if self.needs_approval:
+            raise NotSupported(
+                "approvals are not built yet", field="needs_approval", hint="leave it out"
+            )
+        if self.isolation == "process":
+            raise NotSupported(
+                "isolation in a process of its own is not built yet",
+                field="isolation",
+                hint='use "thread" for blocking functions',
+            )
+
+
+class Capability(Generic[P, R]):
+    """A function offered under a name.
+
+    ``R`` is its result, for an async generator a list of its chunks.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], terms: Terms, *, owner: object | None = None
+    ) -> None:
+        self.terms = terms
+        self.fn = fn
+        self.probe_fn: Callable[..., Any] | None = None
+        self._owner = owner
+        update_wrapper(self, fn)
+
+    @property
+    def name(self) -> str:
+        """The name it is called by."""
+        return self.terms.name
+
+    @property
+    def streams(self) -> bool:
+        """Whether it answers in chunks."""
+        return inspect.isasyncgenfunction(self.fn)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it runs on the event loop."""
+        return inspect.iscoroutinefunction(self.fn) or self.streams
+
+    @property
+    def description(self) -> str:
+        """The first paragraph of the docstring."""
+        return (inspect.getdoc(self.fn) or "").split("\n\n")[0].replace("\n", " ")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the function itself: no engine, no checks. For unit tests and local use."""
+        return self._function(*args, **kwargs)
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Bound[R]:
+        """Return the call with these arguments, to be made with ``await ctx.tool(…)``.
+
+        Raises:
+            InvalidParams: the arguments do not fit the function's signature.
+        """
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidParams(
+                f"{self.name}: {error}", field="args", hint=f"it takes {self._signature}"
+            ) from None
+        return Bound(self, dict(bound.arguments))
+
+    def probe(self, fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Register ``fn(effect_id)``.
+
+        What tells whether an effect with an unknown outcome has happened.
+        """
+        if self.terms.effect != "probeable":
+            raise InvalidParams(
+                f"{self.name} is {self.terms.effect}: only a probeable capability has a probe",
+                field="effect",
+                hint='declare effect="probeable"',
+            )
+        self.probe_fn = fn
+        return fn
+
+    def owned_by(self, owner: object) -> "Capability[P, R]":
+        """Return the same capability as a method of ``owner``."""
+        return Capability(self.fn, self.terms, owner=owner)
+
+    # -- schemas ----------------------------------------------------------------------------------
+
+    @cached_property
+    def arguments(self) -> "type[BaseModel]":
+        """The Pydantic model that arguments are checked with."""
+        from pydantic import ConfigDict, create_model
+
+        fields: dict[str, Any] = {}
+        hints = self._hints
+        for name, parameter in self._signature.parameters.items():
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+        config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+        return create_model(f"{self.fn.__name__}_arguments", __config__=config, **fields)
+
+    @cached_property
+    def result(self) -> "TypeAdapter[Any]":
+        """What results (for a stream: chunks) are checked with."""
+        from pydantic import TypeAdapter
+
+        hint = self._hints.get("return", Any)
+        if self.streams:
+            parts = typing.get_args(hint)
+            hint = parts[0] if parts else Any
+        return TypeAdapter(hint)
+
+    @cached_property
+    def wants_effect_id(self) -> bool:
+        """Whether the function takes the effect's id."""
+        return EFFECT_ID in inspect.signature(self.fn).parameters
+
+    def input_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the arguments, an object."""
+        return self.arguments.model_json_schema()
+
+    def output_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the result, for a stream of one chunk."""
+        return self.result.json_schema(mode="serialization")
+
+    def keywords(self, arguments: "BaseModel", effect_id: str | None) -> dict[str, Any]:
+        """Return what to call the function with."""
+        keywords = {name: getattr(arguments, name) for name in type(arguments).model_fields}
+        if self.wants_effect_id:
+            keywords[EFFECT_ID] = effect_id
+        return keywords
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return self.fn if self._owner is None else self.fn.__get__(self._owner)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function to run, bound to its agent where it is a method."""
+        return self._function
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return typing.get_type_hints(self.fn, include_extras=True)
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        """What callers may pass.
+
+        Keywords only matter, so ``self`` and ``effect_id`` are left out.
+        """
+        signature = inspect.signature(self._function)
+        kept: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise InvalidParams(
+                    f"{self.name}: parameter {parameter.name!r} takes any number of values",
+                    field=parameter.name,
+                    hint="name each parameter; use a list or a dict for many values",
+                )
+            if parameter.name != EFFECT_ID:
+                kept.append(parameter)
+        return signature.replace(parameters=kept)
+
+
+class MethodCapability(Generic[P, R]):
+    """A capability declared on a method of an Agent; on an instance it is a Capability."""
+
+    def __init__(self, fn: Callable[..., Any], terms: Terms) -> None:
+        self.fn = fn
+        self.terms = terms
+        self._attribute = fn.__name__
+        self.__doc__ = fn.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._attribute = name
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Capability[P, R]:
+        if instance is None:
+            return Capability(self.fn, self.terms)
+        bound: Capability[P, R] = Capability(self.fn, self.terms, owner=instance)
+        instance.__dict__[self._attribute] = bound  # made once per instance
+        return bound
+
+
+class FunctionDecorator:
+    """What ``@app.capability(…)`` returns.
+
+    It takes async generators, async functions and plain functions.
+    """
+
+    def __init__(self, terms: Terms, keep: Callable[[Capability[..., Any]], None]) -> None:
+        self._terms = terms
+        self._keep = keep
+
+    @overload
+    def __call__(self, fn: Callable[P, AsyncIterator[R]]) -> Capability[P, list[R]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]]) -> Capability[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> Capability[P, R]: ...
+    def __call__(self, fn: Callable[..., Any]) -> Capability[..., Any]:
+        """Make the capability and keep it."""
+        made: Capability[..., Any] = Capability(fn, self._terms)
+        self._keep(made)
+        return made
+
+
+class MethodDecorator:
+    """What ``@loom.capability(…)`` returns, for methods of an Agent."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+
+    @overload
+    def __call__(
+        self, fn: Callable[typing.Concatenate[Any, P], AsyncIterator[R]]
+    ) -> MethodCapability[P, list[R]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[typing.Concatenate[Any, P], Awaitable[R]]
+    ) -> MethodCapability[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[typing.Concatenate[Any, P], R]) -> MethodCapability[P, R]: ...
+    def __call__(self, fn: Callable[..., Any]) -> MethodCapability[..., Any]:
+        """Make the capability."""
+        return MethodCapability(fn, self._terms)
+
+
+def capability(
+    name: str,
+    *,
+    effect: Effect = "unsafe",
+    timeout: float = 30.0,
+    version: str = "1",
+    cost: float = 0.0,
+    tags: tuple[str, ...] = (),
+    needs_approval: bool = False,
+    isolation: Isolation = "auto",
+) -> MethodDecorator:
+    """Offer a method of an Agent as a capability.
+
+    ``timeout`` in seconds, ``cost`` in your own unit per call.
+
+    Raises:
+        InvalidParams: the name, effect class or timeout is wrong.
+        NotSupported: it asks for what is not built yet.
+    """
+    return MethodDecorator(
+        Terms(
+            name=name,
+            effect=effect,
+            timeout=timeout,
+            version=version,
+            cost=cost,
+            tags=tuple(tags),
+            needs_approval=needs_approval,
+            isolation=isolation,
+        )
+    )

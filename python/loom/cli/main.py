@@ -1,0 +1,125 @@
+"""The ``loom`` command. It only declares: each command imports what it needs when it runs."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from loom import __version__
+
+if TYPE_CHECKING:
+    from loom.errors import LoomError
+
+app = typer.Typer(
+    name="loom",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run and look into systems of agents that react to events.",
+)
+
+# exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 not found, 5 not allowed, 6 unavailable,
+# 7 timeout
+_EXIT_CODES = {
+    "INVALID_PARAMS": 2,
+    "NOT_FOUND": 4,
+    "UNAUTHENTICATED": 5,
+    "DENIED": 5,
+    "UNAVAILABLE": 6,
+    "PROVIDER_UNAVAILABLE": 6,
+    "TIMEOUT": 7,
+}
+
+_TARGET = typer.Argument(
+    help="The app: `module:app`, or a file such as app.py or app.py:app. "
+    "Default: [app] target of loom.toml.",
+    show_default=False,
+)
+_JSON = typer.Option("--json", help="Print JSON instead of text, one object a line.")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"loom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Run and look into systems of agents that react to events."""
+
+
+@app.command(
+    epilog="Examples:  loom run app.py   ·   loom run shop.agents:app --json   ·   "
+    "loom run examples/trio/app.py -- 'What is asyncio?'"
+)
+def run(
+    target: Annotated[str | None, _TARGET] = None,
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(help="What the module's `main(ctx, args)` gets, after `--`."),
+    ] = None,
+    *,
+    json: Annotated[bool, _JSON] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no events and no figures, only the result.")
+    ] = False,
+) -> None:
+    """Run an app and show its events as they flow.
+
+    Where the module has `async def main(ctx, args)`, it is run once and its result printed; else
+    the app runs until Ctrl-C. The first Ctrl-C lets it finish what was published, the second ends
+    it at once.
+    """
+    from loom.cli.run import run_target
+
+    raise typer.Exit(run_target(target, args or [], as_json=json, quiet=quiet))
+
+
+@app.command(
+    name="list",
+    epilog="Examples:  loom list agents app.py   ·   loom list capabilities shop.agents:app --json",
+)
+def list_(
+    kind: Annotated[
+        Literal["agents", "topics", "capabilities"], typer.Argument(help="What to list.")
+    ],
+    target: Annotated[str | None, _TARGET] = None,
+    *,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """List the agents, topics or capabilities of an app, without running it."""
+    from loom.cli.listing import list_target
+
+    list_target(kind, target, as_json=json)
+
+
+def main() -> None:
+    """Run the command line; errors become one line and an exit code."""
+    try:
+        app()
+    except Exception as error:
+        from loom.errors import LoomError
+
+        if not isinstance(error, LoomError):
+            raise
+        _show(error)
+        sys.exit(_EXIT_CODES.get(error.code, 1))
+
+
+def _show(error: "LoomError") -> None:
+    typer.echo(f"loom: {error.code}: {error.message}", err=True)
+    for name, value in (("field", error.field), ("limit", error.limit), ("hint", error.hint)):
+        if value is not None:
+            typer.echo(f"  {name}: {value}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""How the command line shows events, results and figures. Text of events is data.
+
+It never reaches the terminal raw.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loom.envelope import Event
+
+_PREVIEW = 400  # characters of data that are looked at for one line
+_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red")
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, with control characters and other invisible ones written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on a line of stdout."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def event_record(event: Event[Any]) -> dict[str, Any]:
+    """Return what ``--json`` prints of an event."""
+    return {
+        "type": "event",
+        "id": event.id,
+        "topic": event.topic,
+        "sender": event.sender,
+        "thread_id": event.thread_id,
+        "run_id": event.run_id,
+        "causation_id": event.causation_id,
+        "hop": event.hop,
+        "time": event.time,
+        "data": msgspec.Raw(event.payload) if event.content_type == "application/json" else None,
+    }
+
+
+class EventLines:
+    """Prints one line for each event: when, where, from whom, what."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._colours: dict[str, str] = {}
+
+    def show(self, event: Event[Any]) -> None:
+        """Print one event."""
+        sender = event.sender.removeprefix(f"{event.namespace}/")
+        colour = self._colours.setdefault(sender, _COLOURS[len(self._colours) % len(_COLOURS)])
+        clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+        line = Text(f"{clock}.{int(event.time % 1 * 1000):03d} ", style="dim", no_wrap=True)
+        line.append(f"{'  ' * min(event.hop, 6)}{printable(event.topic)}", style="bold")
+        line.append(f" ← {printable(sender)} ", style=colour)
+        if event.content_type == "application/json":
+            line.append(printable(event.payload[:_PREVIEW].decode(errors="replace")))
+        else:
+            line.append(f"{len(event.payload)} bytes of {printable(event.content_type)}")
+        self._console.print(line, overflow="ellipsis", no_wrap=True, soft_wrap=False)
+
+
+def figures(stats: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Return the figures of a run: totals, and per agent and capability their P50 and P99."""
+    agents = [s for s in stats["subscriptions"] if s["kind"] == "agent"]
+    return {
+        "type": "figures",
+        "seconds": round(seconds, 3),
+        "events": stats["events"]["published"],
+        "delivered": sum(agent["delivered"] for agent in agents),
+        "dropped": sum(sum(agent["dropped"].values()) for agent in agents),
+        "calls": sum(capability["calls"] for capability in stats["capabilities"]),
+        "errors": sum(stats["errors"].values()),
+        "agents": [
+            {"name": a["name"], "events": a["delivered"], **_quantiles(a["latency"])}
+            for a in agents
+        ],
+        "capabilities": [
+            {"name": c["name"], "calls": c["calls"], **_quantiles(c["duration"])}
+            for c in stats["capabilities"]
+            if c["calls"]
+        ],
+    }
+
+
+def print_figures(console: Console, told: Mapping[str, Any]) -> None:
+    """Print the figures of a run as a line and a table."""
+    console.print(
+        f"{told['events']} events, {told['calls']} calls, {told['errors']} errors, "
+        f"{told['dropped']} dropped in {told['seconds']:.2f} s",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("", "count", "P50", "P99"):
+        table.add_column(title, justify="left" if not title else "right")
+    for entry in told["agents"]:
+        table.add_row(f"{entry['name']}: wait for its turn", *_cells(entry, "events"))
+    for entry in told["capabilities"]:
+        table.add_row(f"{entry['name']}: call", *_cells(entry, "calls"))
+    console.print(table)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout, as wide as it needs to be."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def _quantiles(latency: Mapping[str, float]) -> dict[str, float]:
+    return {"p50_us": latency["p50_us"], "p99_us": latency["p99_us"]}
+
+
+def _cells(entry: Mapping[str, Any], count: str) -> tuple[str, str, str]:
+    return str(entry[count]), _duration(entry["p50_us"]), _duration(entry["p99_us"])
+
+
+def _duration(microseconds: float) -> str:
+    if microseconds < 1_000:
+        return f"{microseconds:.0f} µs"
+    if microseconds < 1_000_000:
+        return f"{microseconds / 1_000:.1f} ms"
+    return f"{microseconds / 1_000_000:.2f} s"

@@ -1,0 +1,101 @@
+"""Values to payload bytes and back.
+
+JSON by msgspec, Pydantic models by their own serializer, bytes as they are.
+
+It refuses what would not come back: NaN and infinity (JSON has neither), cycles, and types without
+a JSON form.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import msgspec
+
+from loom.errors import InvalidParams
+
+_MAX_DEPTH: Final = 512
+
+
+def _encode_other(value: object) -> object:
+    serializer = getattr(type(value), "__pydantic_serializer__", None)
+    if serializer is None:
+        raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+    return msgspec.Raw(serializer.to_json(value))
+
+
+_encode: Final = msgspec.json.Encoder(enc_hook=_encode_other).encode
+_decode: Final = msgspec.json.Decoder().decode
+
+
+def encode(value: object, *, field: str = "data") -> bytes:
+    """Return the payload of ``value``: bytes as they are, everything else as JSON.
+
+    Raises:
+        InvalidParams: ``value`` holds NaN, infinity, a cycle, or a type without a JSON form;
+            ``field`` names it.
+    """
+    if type(value) is bytes:
+        return value
+    try:
+        payload = _encode(value)
+    except RecursionError:
+        raise InvalidParams(
+            f"{field} holds a cycle, or is nested too deeply",
+            field=field,
+            hint="send a tree of plain values; refer to shared parts by an id",
+        ) from None
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise InvalidParams(
+            f"{field} cannot be written as JSON: {error}",
+            field=field,
+            hint="send Pydantic models, dataclasses, dicts, lists, numbers, strings, or bytes",
+        ) from None
+    if b"null" in payload:
+        path = _not_finite(value, field, 0)
+        if path is not None:
+            raise InvalidParams(
+                f"{path} is not a finite number, which JSON cannot carry",
+                field=path,
+                hint="send None or leave the field out",
+            )
+    return payload
+
+
+def decode(payload: bytes) -> Any:
+    """Return the value of a JSON payload as plain dicts, lists, numbers and strings.
+
+    Raises:
+        InvalidParams: the payload is not JSON.
+    """
+    try:
+        return _decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidParams(f"the payload is not JSON: {error}", field="data") from None
+
+
+def _not_finite(value: object, path: str, depth: int) -> str | None:
+    """Return the path of the first number in ``value`` that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    if depth > _MAX_DEPTH or isinstance(value, str | bytes | int | None):
+        return None
+    for name, part in _parts(value):
+        found = _not_finite(part, f"{path}.{name}", depth + 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _parts(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        return list(cast("Mapping[object, object]", value).items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(enumerate(cast("list[object]", value)))
+    if dataclasses.is_dataclass(value):
+        return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    fields = getattr(type(value), "__pydantic_fields__", None) or getattr(
+        type(value), "__struct_fields__", ()
+    )
+    return [(name, getattr(value, name)) for name in fields]

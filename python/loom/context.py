@@ -1,0 +1,761 @@
+"""The Context: what a handler may do.
+
+One is made per turn, and it is dead when its turn has ended.
+"""
+
+import asyncio
+import logging
+import uuid as _uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
+
+from typing_extensions import TypeVar
+
+from loom.capabilities import Bound
+from loom.codec import decode, encode
+from loom.directory import AgentInfo, CapabilityInfo
+from loom.envelope import (
+    BYTES_TYPE,
+    QOS_CODES,
+    AckLevel,
+    Envelope,
+    Event,
+    QoS,
+    Receipt,
+    Replies,
+)
+from loom.errors import (
+    CapabilityError,
+    InvalidParams,
+    LoomError,
+    NotFound,
+    NotSupported,
+    error_from_code,
+)
+from loom.limits import STREAM_CHUNKS, TIMEOUT_MS_MAX, TTL_MS_MAX
+from loom.protocols import Memory, Model
+from loom.runtime.host import Host
+from loom.runtime.stream import Subscription
+from loom.topics import matches
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+S = TypeVar("S", default=Any)
+T = TypeVar("T")
+R = TypeVar("R")
+
+_DEFAULT_TIMEOUT = 30.0
+
+
+class Context(Generic[S]):
+    """What a handler may do: publish, ask, call, remember, wait.
+
+    Outside a handler (``app.running()``, ``on_start``) it belongs to the app or the agent, and each
+    emit opens a new thread. Inside one, events it publishes carry the turn's thread, run and cause.
+    """
+
+    __slots__ = ("_envelope", "_host", "_lease")
+
+    def __init__(self, host: Host, envelope: Envelope | None = None, lease: int = 0) -> None:
+        self._host = host
+        self._envelope = envelope
+        self._lease = lease
+
+    # -- publishing -------------------------------------------------------------------------------
+
+    async def emit(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        qos: QoS | None = None,
+        key: str | None = None,
+        ack: AckLevel | None = None,
+        ttl: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt:
+        """Publish ``data`` under ``topic``.
+
+        ``key`` orders events and picks the lane; ``ttl`` is in seconds. Waits at most
+        ``batched_wait_ms`` where a subscriber has no room (batched, the default); realtime replaces
+        what is oldest, background is refused.
+
+        Raises:
+            InvalidParams: the topic, the data or an option is wrong; ``field`` and ``limit`` name
+                it.
+            Exhausted: no room, or too many hops.
+            NotSupported: an ack above "accepted".
+        """
+        host = self._host
+        link = host.link
+        session = link.session
+        if ack is not None and ack != "accepted":
+            _refuse_ack(ack)
+        options = None
+        if key is not None or ttl is not None or headers is not None or type(data) is bytes:
+            options = _options(data, key=key, ttl=ttl, headers=headers)
+        try:
+            receipt = session.offer(
+                host.sender, self._lease, topic, encode(data), QOS_CODES[qos], options
+            )
+        except link.refusal as error:
+            raise link.translate(error) from None
+        except (KeyError, TypeError) as error:
+            raise _wrong_emit(topic, qos, error) from None
+        if type(receipt) is int:
+            return await link.parked(receipt)
+        if session.pending:
+            link.drain()
+        return cast("Receipt", receipt)
+
+    async def spawn(self, agent: str, data: Any = None, *, key: str | None = None) -> str:
+        """Start a new thread at ``agent`` with ``data``; return the thread's id.
+
+        Raises:
+            NotFound: no agent of that name is in the directory.
+        """
+        if agent not in [info.name for info in await self.agents()]:
+            raise NotFound(
+                f"no agent is called {agent!r}",
+                field="agent",
+                hint="see `loom list agents`, or await ctx.agents()",
+            )
+        thread = str(self._host.uuid())
+        host = self._host
+        try:
+            receipt = host.link.session.offer(
+                host.sender,
+                self._lease,
+                f"spawn.{agent}",
+                encode(data),
+                QOS_CODES[None],
+                _options(data, key=key, thread=thread),
+            )
+        except host.link.refusal as error:
+            raise host.link.translate(error) from None
+        if isinstance(receipt, int):
+            await host.link.parked(receipt)
+        host.link.look()
+        return thread
+
+    # -- asking -----------------------------------------------------------------------------------
+
+    @overload
+    async def request(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        timeout: float = _DEFAULT_TIMEOUT,
+        wait: bool = False,
+        key: str | None = None,
+    ) -> Event[Any]: ...
+    @overload
+    async def request(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        returns: type[T],
+        timeout: float = _DEFAULT_TIMEOUT,
+        wait: bool = False,
+        key: str | None = None,
+    ) -> Event[T]: ...
+    async def request(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        timeout: float = _DEFAULT_TIMEOUT,
+        returns: type[Any] | None = None,
+        wait: bool = False,
+        key: str | None = None,
+    ) -> Event[Any]:
+        """Publish and wait at most ``timeout`` seconds for the first reply.
+
+        Ends at once when nobody listens (``wait=True`` waits for somebody) and when all who heard
+        it have declined.
+
+        Raises:
+            Unavailable: nobody listens, or all declined.
+            HandlerError: all declined, and one of them raised.
+            DeadlineExceeded: no reply in time. Also a ``TimeoutError``.
+            Deadlock: the only one who could answer waits for this very turn.
+        """
+        call = self._request(topic, data, timeout, 1, wait=wait, key=key)
+        answer = await self._host.link.one_answer(call, timeout)
+        if returns is None:
+            return Event(answer)
+        return Event(answer, _validated(returns, answer, "reply"))
+
+    async def request_many(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        first_k: int | None = None,
+        timeout: float = _DEFAULT_TIMEOUT,
+    ) -> Replies[Any]:
+        """Publish and collect replies.
+
+        Until ``first_k`` of them, all who heard it, or ``timeout`` seconds.
+
+        Failures and missing answers are part of the result; nothing is raised for them.
+
+        Raises:
+            InvalidParams: ``first_k`` is not positive, or the data does not fit.
+        """
+        if first_k is not None and first_k < 1:
+            raise InvalidParams(
+                f"first_k is {first_k}", field="first_k", hint="use 1 or more, or None"
+            )
+        try:
+            call = self._request(topic, data, timeout, first_k or 0, wait=False, key=None)
+        except LoomError as error:
+            if error.code == "UNAVAILABLE":
+                return Replies(items=[], failures=[], missing=0)
+            raise
+        done = await self._host.link.many_answers(call, timeout)
+        summary = done.summary
+        failures = [
+            error_from_code(f["number"], f["message"], who=f.get("who"))
+            for f in cast("list[dict[str, Any]]", summary.get("failures", []))
+        ]
+        items = [Event[Any](envelope) for envelope in done.answers]
+        missing = int(summary.get("matched", len(items))) - len(items) - len(failures)
+        return Replies(items=items, failures=failures, missing=max(0, missing))
+
+    async def reply(self, data: Any = None) -> None:
+        """Answer the event of this turn.
+
+        Raises:
+            InvalidParams: nothing was asked, or the data does not fit.
+        """
+        envelope = self._envelope
+        if envelope is None or not envelope.wants_reply:
+            raise InvalidParams(
+                "nothing was asked: this event wants no reply",
+                field="reply",
+                hint="emit an event, or check event.wants_reply",
+            )
+        link = self._host.link
+        content_type = BYTES_TYPE if type(data) is bytes else None
+        try:
+            link.session.reply(self._lease, encode(data), content_type)
+        except link.refusal as error:
+            raise link.translate(error) from None
+        link.look()
+
+    # -- calling ----------------------------------------------------------------------------------
+
+    @overload
+    async def tool(
+        self, call: Bound[R], *, timeout: float | None = None, key: str | None = None
+    ) -> R: ...
+    @overload
+    async def tool(
+        self,
+        call: str,
+        *,
+        args: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> Any: ...
+    @overload
+    async def tool(
+        self,
+        call: str,
+        *,
+        returns: type[T],
+        args: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> T: ...
+    async def tool(
+        self,
+        call: Bound[Any] | str,
+        *,
+        args: Mapping[str, Any] | None = None,
+        returns: type[Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> Any:
+        """Call a capability, ``fn.bind(…)`` or a name with ``args``, and wait for its result.
+
+        ``timeout`` in seconds, by default what the capability declares; ``key`` makes a call that
+        may be repeated recognisable.
+
+        Raises:
+            NotFound: no capability of that name.
+            ProviderUnavailable: it is known, and nobody can serve it now.
+            InvalidParams: the arguments do not fit its schema.
+            DeadlineExceeded: no result in time, and it changes nothing outside.
+            Indeterminate: it was started, may have changed something outside, and gave no result.
+            CapabilityError: it raised, or its result is not what it declares.
+        """
+        name, payload, limit = self._call_of(call, args, timeout)
+        number = self._call(name, payload, limit, key, 0)
+        result = await self._host.link.outcome(number, limit)
+        if isinstance(call, Bound):
+            return _checked(call.capability.result, result, name, many=call.capability.streams)
+        if returns is not None:
+            return _checked(_adapter(returns), result, name)
+        return decode(result) if result else None
+
+    @overload
+    def stream(
+        self, call: Bound[list[T]], *, timeout: float | None = None, key: str | None = None
+    ) -> "_Stream[T]": ...
+    @overload
+    def stream(
+        self,
+        call: str,
+        *,
+        args: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> "_Stream[Any]": ...
+    def stream(
+        self,
+        call: Bound[Any] | str,
+        *,
+        args: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        key: str | None = None,
+    ) -> "_Stream[Any]":
+        """Call a capability that answers in chunks: ``async with ctx.stream(…) as chunks.
+
+        Async for chunk in chunks``.
+
+        The provider is at most ``stream_chunks`` ahead of the reader. Leaving the block cancels
+        what still runs.
+
+        Raises:
+            LoomError: as ``tool`` does, from the ``async for``.
+        """
+        return self._stream(call, args, timeout, key)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        call: Bound[Any] | str,
+        args: Mapping[str, Any] | None,
+        timeout: float | None,
+        key: str | None,
+    ) -> AsyncGenerator[AsyncIterator[Any]]:
+        name, payload, limit = self._call_of(call, args, timeout)
+        adapter = call.capability.result if isinstance(call, Bound) else None
+        number = self._call(name, payload, limit, key, STREAM_CHUNKS)
+        async with self._host.link.chunks(number, limit) as chunks:
+
+            async def decoded() -> AsyncIterator[Any]:
+                async for chunk in chunks:
+                    yield decode(chunk) if adapter is None else _checked(adapter, chunk, name)
+
+            yield decoded()
+
+    # -- listening --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def watch(self, pattern: str) -> AsyncGenerator[AsyncIterator[Event[Any]]]:
+        """Listen to events that match ``pattern`` from now on.
+
+        ``async with ctx.watch(">") as events``.
+
+        Delivered in order, newest first to stay: a watcher that is slow loses the oldest, counted
+        as dropped.
+
+        Raises:
+            InvalidParams: ``pattern`` is not a filter.
+        """
+        subscription = Subscription(self._host.link, [pattern], qos="realtime")
+        try:
+            yield subscription
+        finally:
+            subscription.close()
+
+    @asynccontextmanager
+    async def join_thread(self, thread_id: str) -> AsyncGenerator["Thread"]:
+        """Join a conversation: ``async with ctx.join_thread(id) as thread``.
+
+        Raises:
+            InvalidParams: ``thread_id`` cannot be a token of a topic.
+        """
+        subscription = Subscription(self._host.link, [f"thread.{thread_id}.>"], qos="batched")
+        try:
+            yield Thread(self._host, thread_id, self._lease, subscription)
+        finally:
+            subscription.close()
+
+    # -- the directory ----------------------------------------------------------------------------
+
+    async def agents(
+        self, *, topic: str | None = None, capability: str | None = None
+    ) -> list[AgentInfo]:
+        """Return the agents that are there now.
+
+        Only those that hear ``topic`` or offer ``capability``.
+        """
+        found = [AgentInfo(**entry) for entry in self._directory("agent")]
+        if topic is not None:
+            found = [a for a in found if any(matches(f, topic) for f in a.filters)]
+        if capability is not None:
+            found = [a for a in found if capability in a.capabilities]
+        return found
+
+    async def capabilities(self, pattern: str = ">") -> list[CapabilityInfo]:
+        """Return the capabilities that are there now, of those whose name matches a filter."""
+        entries = (CapabilityInfo(**entry) for entry in self._directory("capability"))
+        return [info for info in entries if matches(pattern, info.name)]
+
+    # -- memory, model, state ---------------------------------------------------------------------
+
+    @property
+    def memory(self) -> Memory:
+        """The key-value store of the namespace."""
+        return self._host.services.memory
+
+    @property
+    def model(self) -> Model:
+        """The model that configuration has chosen.
+
+        Raises:
+            NotSupported: what was configured needs an extra that is not installed.
+        """
+        return self._host.services.model()
+
+    @property
+    def state(self) -> S:
+        """The agent's state for this event's key, else its thread.
+
+        Made by the declared type at first use.
+
+        Raises:
+            NotSupported: the agent declared no state, or this is not a handler.
+        """
+        envelope = self._envelope
+        if envelope is None:
+            raise NotSupported("there is no state outside a handler", field="state")
+        return self._host.state_of(envelope.key or envelope.thread_id)
+
+    # -- waiting and choosing ---------------------------------------------------------------------
+
+    async def step(self, fn: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Run ``fn`` and return its result.
+
+        In a durable turn the result will be kept and not made again.
+        """
+        return await fn(*args, **kwargs)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait ``seconds`` of the engine's clock, which a Harness can move by hand."""
+        await self._host.services.engine.clock.sleep(seconds)
+
+    async def gather(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
+        """Run all to their end and return their results in order.
+
+        The first error cancels the rest and is raised.
+        """
+        tasks: list[asyncio.Task[T]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks.extend(group.create_task(c) for c in coroutines)
+        except BaseExceptionGroup as errors:
+            _raise_first(errors)
+        return [task.result() for task in tasks]
+
+    def task_group(self) -> asyncio.TaskGroup:
+        """Return a task group: ``async with ctx.task_group() as group: group.create_task(…)``."""
+        return asyncio.TaskGroup()
+
+    async def race(self, *coroutines: Coroutine[Any, Any, T]) -> T:
+        """Return what the first to finish returns, or raise what it raises.
+
+        The others are cancelled and awaited.
+        """
+        if not coroutines:
+            raise InvalidParams("a race needs somebody to run", field="coroutines")
+        tasks = [asyncio.create_task(c) for c in coroutines]  # noqa: TID251  awaited below
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return next(task for task in tasks if task in done).result()
+
+    def now(self) -> float:
+        """Return seconds since the epoch, from the engine's clock."""
+        return self._host.services.engine.clock.wall()
+
+    def uuid(self) -> _uuid.UUID:
+        """Return a UUID drawn from the app's generator, the same for the same seed."""
+        return self._host.uuid()
+
+    @property
+    def random(self) -> Random:
+        """The app's random generator, the same for the same seed."""
+        return self._host.services.random
+
+    async def approve(self, what: str, *, timeout: float | None = None) -> NoReturn:
+        """Ask a person.
+
+        Raises:
+            NotSupported: always, until approvals are built.
+        """
+        raise NotSupported("approvals are not built yet", field="approve")
+
+    # -- who and where ----------------------------------------------------------------------------
+
+    @property
+    def log(self) -> logging.Logger:
+        """A logger named ``loom.agent.<name>``.
+
+        Records from INFO up are also events on ``loom.log.<level>``.
+        """
+        return self._host.log
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent, or of the app outside a handler."""
+        return self._host.name
+
+    @property
+    def namespace(self) -> str:
+        """The namespace this context publishes in."""
+        return self._host.services.namespace
+
+    @property
+    def thread_id(self) -> str | None:
+        """The conversation of this turn; None outside a handler."""
+        return None if self._envelope is None else self._envelope.thread_id
+
+    @property
+    def run_id(self) -> str | None:
+        """The run of this turn; None outside a handler."""
+        return None if self._envelope is None else self._envelope.run_id
+
+    @property
+    def deadline(self) -> float | None:
+        """When the requester of this turn stops waiting, on the engine's clock, or None."""
+        return None if self._envelope is None else self._envelope.deadline
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _request(
+        self, topic: str, data: Any, timeout: float, first_k: int, *, wait: bool, key: str | None
+    ) -> int:
+        host = self._host
+        link = host.link
+        options = None
+        if key is not None or type(data) is bytes:
+            options = _options(data, key=key)
+        try:
+            return link.session.request(
+                host.sender,
+                self._lease,
+                topic,
+                encode(data),
+                _seconds(timeout),
+                first_k,
+                wait,
+                options,
+            )
+        except link.refusal as error:
+            raise link.translate(error) from None
+        except TypeError as error:
+            raise _wrong_emit(topic, None, error) from None
+        finally:
+            if link.session.pending:
+                link.drain()
+
+    def _call_of(
+        self, call: Bound[Any] | str, args: Mapping[str, Any] | None, timeout: float | None
+    ) -> tuple[str, bytes, float]:
+        if isinstance(call, Bound):
+            if args is not None:
+                raise InvalidParams(
+                    "args goes with a name", field="args", hint="give the arguments to bind(…)"
+                )
+            terms = call.capability.terms
+            limit = terms.timeout if timeout is None else timeout
+            return terms.name, encode(call.arguments, field="args"), _seconds(limit)
+        limit = timeout
+        if limit is None:
+            limit = self._host.services.timeouts.get(call, _DEFAULT_TIMEOUT)
+        return call, encode(dict(args or {}), field="args"), _seconds(limit)
+
+    def _call(self, name: str, payload: bytes, timeout: float, key: str | None, credit: int) -> int:
+        host = self._host
+        link = host.link
+        try:
+            return link.session.call(host.sender, self._lease, name, payload, timeout, key, credit)
+        except link.refusal as error:
+            raise link.translate(error) from None
+        except TypeError:
+            raise InvalidParams(f"{name!r} is not a capability's name", field="name") from None
+
+    def _directory(self, kind: str) -> list[dict[str, Any]]:
+        services = self._host.services
+        return [decode(entry) for entry in services.engine.directory(services.namespace, kind)]
+
+
+class Thread:
+    """One conversation that this context has joined."""
+
+    def __init__(self, host: Host, thread_id: str, lease: int, events: Subscription) -> None:
+        self.id = thread_id
+        self._host = host
+        self._lease = lease
+        self._events = events
+
+    @property
+    def events(self) -> AsyncIterator[Event[Any]]:
+        """The thread's broadcasts and replies from the moment of joining, in order."""
+        return self._events
+
+    async def broadcast(self, data: Any = None) -> Receipt:
+        """Publish ``data`` to all who have joined the thread, this member too."""
+        host = self._host
+        link = host.link
+        try:
+            receipt = link.session.offer(
+                host.sender,
+                self._lease,
+                f"thread.{self.id}.broadcast",
+                encode(data),
+                QOS_CODES[None],
+                _options(data, thread=self.id),
+            )
+        except link.refusal as error:
+            raise link.translate(error) from None
+        if isinstance(receipt, int):
+            return await link.parked(receipt)
+        link.look()
+        return receipt
+
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from typing import TypeAlias
+
+    _Stream: TypeAlias = AbstractAsyncContextManager[AsyncIterator[T]]
+
+
+def _options(
+    data: Any,
+    *,
+    key: str | None = None,
+    ttl: float | None = None,
+    headers: Mapping[str, str] | None = None,
+    thread: str | None = None,
+) -> Any:
+    """Return the engine's options tuple for what is not the usual case."""
+    ttl_ms = None
+    if ttl is not None:
+        ttl_ms = round(ttl * 1000)
+        if not 1 <= ttl_ms <= TTL_MS_MAX:
+            raise InvalidParams(
+                f"a ttl of {ttl} s is out of range",
+                field="ttl",
+                limit="ttl_ms_max",
+                hint="give seconds, from 0.001 on",
+            )
+    content_type = BYTES_TYPE if type(data) is bytes else None
+    pairs = None if headers is None else list(headers.items())
+    return (key, thread, ttl_ms, content_type, pairs, None, None, None)
+
+
+def _seconds(timeout: float) -> float:
+    if not 0 < timeout * 1000 <= TIMEOUT_MS_MAX:
+        raise InvalidParams(
+            f"a timeout of {timeout} s is out of range",
+            field="timeout",
+            limit="timeout_ms_max",
+            hint="give seconds, greater than 0",
+        )
+    return timeout
+
+
+def _refuse_ack(ack: str) -> NoReturn:
+    if ack not in ("os", "disk"):
+        raise InvalidParams(
+            f"{ack!r} is not an ack level", field="ack", hint='use "accepted", "os" or "disk"'
+        )
+    raise NotSupported(
+        f"ack={ack!r} needs the log, which is not built yet", field="ack", hint='use "accepted"'
+    )
+
+
+def _wrong_emit(topic: Any, qos: Any, error: Exception) -> LoomError:
+    if isinstance(error, KeyError):
+        return InvalidParams(
+            f"{qos!r} is not a delivery class",
+            field="qos",
+            hint='use "realtime", "batched" or "background"',
+        )
+    if not isinstance(topic, str):
+        return InvalidParams(
+            f"the topic is of type {type(topic).__name__}, not text", field="topic"
+        )
+    return InvalidParams(f"an option has the wrong type: {error}", field="options")
+
+
+@lru_cache(maxsize=256)
+def _adapter(type_: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type_)
+
+
+def _validated(type_: Any, envelope: Envelope, field: str) -> Any:
+    """Return the envelope's data as ``type_``."""
+    from pydantic import ValidationError
+
+    if type_ is bytes:
+        return envelope.payload
+    try:
+        return _adapter(type_).validate_json(envelope.payload)
+    except ValidationError as error:
+        raise invalid(
+            error, field, f"the {field} is not a {getattr(type_, '__name__', type_)}"
+        ) from None
+
+
+def _checked(adapter: "TypeAdapter[Any]", payload: bytes, name: str, *, many: bool = False) -> Any:
+    """Return a result as what the capability declares.
+
+    Raises:
+        CapabilityError: it is something else.
+    """
+    from pydantic import ValidationError
+
+    try:
+        if many:
+            return [adapter.validate_python(part) for part in decode(payload)]
+        return adapter.validate_json(payload or b"null")
+    except ValidationError as error:
+        told = invalid(error, "result", f"{name} returned what it does not declare")
+        raise CapabilityError(told.message, field=told.field, who=name) from None
+
+
+def invalid(error: Any, field: str, what: str) -> InvalidParams:
+    """Return the first of a Pydantic ValidationError's complaints as InvalidParams."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = error.error_count() - 1
+    text = f"{what}: {place + ': ' if place else ''}{first['msg']}"
+    return InvalidParams(
+        text + (f" (and {more} more)" if more else ""), field=f"{field}.{place}" if place else field
+    )
+
+
+def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
+    first = errors.exceptions[0]
+    if isinstance(first, BaseExceptionGroup):
+        _raise_first(first)
+    raise first from None

@@ -1,0 +1,272 @@
+"""What travels.
+
+The Event a handler receives, the Receipt of a publish, the Replies of a request to many.
+
+An Event is a view of the engine's immutable Envelope; its data is decoded when it is first read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, cast
+
+from typing_extensions import TypeVar
+
+from loom.codec import decode
+from loom.errors import LoomError
+
+QoS: TypeAlias = Literal["realtime", "batched", "background"]
+"""Delivery class: newest wins, sender waits for room (the default), or spills."""
+
+AckLevel: TypeAlias = Literal["accepted", "os", "disk"]
+"""What a publish is promised: in memory, written, or synced to disk."""
+
+QOS_CODES: Final[Mapping[str | None, int]] = {None: 1, "realtime": 0, "batched": 1, "background": 2}
+_QOS_NAMES: Final[tuple[QoS, ...]] = ("realtime", "batched", "background")
+
+T = TypeVar("T", default=Any, covariant=True)
+JSON_TYPE: Final = "application/json"
+BYTES_TYPE: Final = "application/octet-stream"
+_UNREAD: Final = object()
+
+
+class Envelope(Protocol):
+    """The immutable record that travels, as the engine holds it."""
+
+    @property
+    def lease(self) -> int: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def topic(self) -> str: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def is_json(self) -> bool: ...
+    @property
+    def sender(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def thread_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def correlation_id(self) -> str | None: ...
+    @property
+    def causation_id(self) -> str | None: ...
+    @property
+    def causes(self) -> list[str]: ...
+    @property
+    def wants_reply(self) -> bool: ...
+    @property
+    def reply_to(self) -> str | None: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def ttl_ms(self) -> int | None: ...
+    @property
+    def hop(self) -> int: ...
+    @property
+    def qos(self) -> int: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def time(self) -> float: ...
+    @property
+    def traceparent(self) -> str | None: ...
+    @property
+    def labels(self) -> list[str]: ...
+    @property
+    def headers(self) -> dict[str, str]: ...
+    @property
+    def position(self) -> str | None: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def streamed(self) -> bool: ...
+    @property
+    def credit(self) -> int: ...
+    @property
+    def effect_id(self) -> str | None: ...
+
+
+class Receipt(Protocol):
+    """What a publish was promised.
+
+    ``level`` is the ack level reached; ``matched`` the number of subscriptions that got the event,
+    or None where the engine does not tell; ``position`` its place in the log, or None where there
+    is none.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def matched(self) -> int | None: ...
+    @property
+    def position(self) -> str | None: ...
+
+
+class Event(Generic[T]):
+    """One event with its data decoded. Immutable.
+
+    ``Event[Model]`` in a handler's hints validates its data.
+    """
+
+    __slots__ = ("_data", "_envelope")
+
+    def __init__(self, envelope: Envelope, data: object = _UNREAD) -> None:
+        self._envelope = envelope
+        self._data = data
+
+    @property
+    def data(self) -> T:
+        """The data.
+
+        The declared type if the handler declared one, else plain JSON values, or bytes.
+        """
+        data = self._data
+        if data is _UNREAD:
+            envelope = self._envelope
+            data = decode(envelope.payload) if envelope.is_json else envelope.payload
+            self._data = data
+        return cast("T", data)
+
+    @property
+    def payload(self) -> bytes:
+        """The data as it travelled."""
+        return self._envelope.payload
+
+    @property
+    def id(self) -> str:
+        """UUIDv7 of this event."""
+        return self._envelope.id
+
+    @property
+    def topic(self) -> str:
+        """Where it was published."""
+        return self._envelope.topic
+
+    @property
+    def sender(self) -> str:
+        """``namespace/name`` of the publisher, stamped by the engine."""
+        return self._envelope.sender
+
+    @property
+    def namespace(self) -> str:
+        """The namespace it was published in, stamped by the engine."""
+        return self._envelope.namespace
+
+    @property
+    def thread_id(self) -> str:
+        """The conversation it belongs to."""
+        return self._envelope.thread_id
+
+    @property
+    def run_id(self) -> str:
+        """The id of the root event that all this follows from."""
+        return self._envelope.run_id
+
+    @property
+    def correlation_id(self) -> str | None:
+        """What a request and its answers share."""
+        return self._envelope.correlation_id
+
+    @property
+    def causation_id(self) -> str | None:
+        """The event whose handling published this one."""
+        return self._envelope.causation_id
+
+    @property
+    def causes(self) -> list[str]:
+        """All events this one follows from, where it follows from several."""
+        return self._envelope.causes
+
+    @property
+    def wants_reply(self) -> bool:
+        """Whether somebody waits for a reply."""
+        return self._envelope.wants_reply
+
+    @property
+    def reply_to(self) -> str | None:
+        """Opaque id of the waiting call, or None."""
+        return self._envelope.reply_to
+
+    @property
+    def deadline(self) -> float | None:
+        """When the requester stops waiting, in seconds of the engine's monotonic clock."""
+        return self._envelope.deadline
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds after publishing in which it may be delivered, or None."""
+        ttl_ms = self._envelope.ttl_ms
+        return None if ttl_ms is None else ttl_ms / 1000
+
+    @property
+    def hop(self) -> int:
+        """How many events stand between the root and this one."""
+        return self._envelope.hop
+
+    @property
+    def qos(self) -> QoS:
+        """Its delivery class."""
+        return _QOS_NAMES[self._envelope.qos]
+
+    @property
+    def key(self) -> str | None:
+        """The key that orders it, if one was given."""
+        return self._envelope.key
+
+    @property
+    def time(self) -> float:
+        """When it was published: wall clock, seconds since the epoch."""
+        return self._envelope.time
+
+    @property
+    def content_type(self) -> str:
+        """MIME type of the payload."""
+        return self._envelope.content_type
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C trace context, if the publisher gave one."""
+        return self._envelope.traceparent
+
+    @property
+    def labels(self) -> list[str]:
+        """Information-flow labels."""
+        return self._envelope.labels
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Free text headers."""
+        return self._envelope.headers
+
+    @property
+    def position(self) -> str | None:
+        """Its place in the log, opaque and ordered, or None where nothing is logged."""
+        return self._envelope.position
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first delivery."""
+        return self._envelope.attempt
+
+    def __repr__(self) -> str:
+        return f"<Event {self.topic} {self.id} from {self.sender}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replies(Generic[T]):
+    """What came back to a request to many.
+
+    Answers in the order they came, failures, and how many are missing.
+    """
+
+    items: list[Event[T]]
+    failures: list[LoomError]
+    missing: int

@@ -1,0 +1,6 @@
+"""The one door to the engine: nothing else imports ``loom._engine``."""
+
+from loom.link.clock import Clock, SystemClock, VirtualClock
+from loom.link.local import Link, Local, open_local
+
+__all__ = ["Clock", "Link", "Local", "SystemClock", "VirtualClock", "open_local"]

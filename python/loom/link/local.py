@@ -1,0 +1,458 @@
+"""The link to an engine in the same process.
+
+Python offers and drains; the session's file descriptor says when another session or thread put
+something into the inbox. A session's own calls never write that descriptor: whoever calls one that
+can fill the inbox looks at ``session.pending`` afterwards and drains.
+
+Lost wake-ups: ``pending`` is read after the call that may set it, on the loop's thread, and every
+other source writes the descriptor after it has filled the inbox; so either this thread sees the
+flag or the loop sees the descriptor.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from loom.codec import decode
+from loom.envelope import Envelope, Receipt
+from loom.errors import Cancelled, LoomError, error_from_code
+from loom.limits import DRAIN_BATCH, REPLIES, STREAM_CHUNKS
+from loom.link.clock import Clock, SystemClock, VirtualClock
+
+if TYPE_CHECKING:
+    from loom._engine import Engine, Session
+
+_SLACK: Final = 0.0005  # an alarm fires this much late, so that what is due has come due
+
+
+class Waiter(Protocol):
+    """Somebody in this process who waits for the end of a call or a request."""
+
+    def answer(self, envelope: Envelope) -> None:
+        """Take one reply."""
+        ...
+
+    def chunk(self, payload: bytes) -> None:
+        """Take one chunk."""
+        ...
+
+    def end(self, error: LoomError | None, payload: bytes) -> None:
+        """Take the end: an error, or what it ended with."""
+        ...
+
+
+class Link:
+    """A client's way to an engine: one session, its waiting calls, its wake-ups.
+
+    Belongs to one event loop.
+
+    ``session`` is the engine's own object; its methods raise ``refusal``, which ``translate`` turns
+    into the ``LoomError`` of its code.
+    """
+
+    def __init__(self, session: "Session", clock: Clock, refusal: type[Exception]) -> None:
+        self.session = session
+        self.clock = clock
+        self.refusal = refusal
+        self._loop = asyncio.get_running_loop()
+        self._waiters: dict[int, Waiter] = {}
+        self._ready: dict[int, Callable[[], None]] = {}
+        self._credit: dict[int, asyncio.Future[None]] = {}
+        self._cancel: dict[int, Callable[[], object]] = {}
+        self._parked: dict[int, asyncio.Future[Receipt]] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = float("inf")
+        self._notices = (  # by the numbers that the engine gives the kinds of notices
+            self._on_ready,
+            self._on_answer,
+            self._on_outcome,
+            self._on_chunk,
+            self._on_credit,
+            self._on_cancel,
+            self._on_accepted,
+            self._on_refused,
+        )
+        self._loop.add_reader(session.fd, self.drain)
+
+    # -- offering ---------------------------------------------------------------------------------
+
+    def translate(self, error: Exception, *, field: str | None = None) -> LoomError:
+        """Return the LoomError of what the engine refused."""
+        code, message, where, limit, hint = error.args
+        return error_from_code(code, message, field=where or field, limit=limit, hint=hint)
+
+    async def parked(self, ticket: int) -> Receipt:
+        """Wait until an offer that found no room is taken.
+
+        Raises:
+            LoomError: it was refused after all.
+        """
+        taken: asyncio.Future[Receipt] = self._loop.create_future()
+        self._parked[ticket] = taken
+        self.look()
+        self._ring_within(0.0)
+        try:
+            return await taken
+        finally:
+            self._parked.pop(ticket, None)
+
+    def look(self) -> None:
+        """Drain if this session's own calls put something into its inbox."""
+        if self.session.pending:
+            self.drain()
+
+    # -- waiting ----------------------------------------------------------------------------------
+
+    async def one_answer(self, call: int, timeout: float) -> Envelope:
+        """Wait for the first reply to a request.
+
+        Raises:
+            LoomError: the request ended without one.
+        """
+        waiter = _OneAnswer(self._loop.create_future())
+        return await self._wait(call, waiter, waiter.done, timeout)
+
+    async def many_answers(self, call: int, timeout: float) -> "_ManyAnswers":
+        """Wait until a request to many has ended; its answers and its summary."""
+        waiter = _ManyAnswers(self._loop.create_future())
+        await self._wait(call, waiter, waiter.done, timeout)
+        return waiter
+
+    async def outcome(self, call: int, timeout: float) -> bytes:
+        """Wait for the result of a call.
+
+        Raises:
+            LoomError: the call ended otherwise than well.
+        """
+        waiter = _Outcome(self._loop.create_future())
+        return await self._wait(call, waiter, waiter.done, timeout)
+
+    @asynccontextmanager
+    async def chunks(self, call: int, timeout: float) -> AsyncGenerator["Chunks"]:
+        """Read the chunks of a streamed call; leaving cancels what is still running."""
+        stream = Chunks(self, call)
+        self._waiters[call] = stream
+        self._ring_within(timeout)
+        self.look()
+        try:
+            yield stream
+        finally:
+            self._forget(call, cancel=not stream.ended)
+
+    async def _wait(
+        self, call: int, waiter: Waiter, done: "asyncio.Future[Any]", timeout: float
+    ) -> Any:
+        self._waiters[call] = waiter
+        if self._loop.time() + timeout < self._alarm_at:
+            self._ring_within(timeout)
+        if self.session.pending:
+            self.drain()
+        try:
+            return await done
+        except asyncio.CancelledError:
+            self._forget(call, cancel=True)
+            raise
+        finally:
+            self._waiters.pop(call, None)
+
+    def _forget(self, call: int, *, cancel: bool) -> None:
+        self._waiters.pop(call, None)
+        if cancel:
+            self.session.cancel(call)
+            self.look()
+
+    # -- work for this session --------------------------------------------------------------------
+
+    def on_ready(self, handle: int, wake: Callable[[], None]) -> None:
+        """Call ``wake`` each time ``handle`` has work again after a take that gave None."""
+        self._ready[handle] = wake
+
+    def on_cancel(self, lease: int, stop: Callable[[], object]) -> None:
+        """Call ``stop`` when nobody waits for ``lease`` any more."""
+        self._cancel[lease] = stop
+
+    def off_cancel(self, lease: int) -> None:
+        """Forget the lease: its work has ended."""
+        self._cancel.pop(lease, None)
+
+    async def room_for_chunk(self, lease: int) -> None:
+        """Wait until the caller has granted ``lease`` another chunk."""
+        granted: asyncio.Future[None] = self._loop.create_future()
+        self._credit[lease] = granted
+        self.look()
+        try:
+            await granted
+        finally:
+            self._credit.pop(lease, None)
+
+    def remove(self, handle: int) -> None:
+        """Take a registration, provider or subscription out of the engine."""
+        self._ready.pop(handle, None)
+        self.session.remove(handle)
+        self.look()
+
+    # -- the inbox --------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Hand every notice of the inbox to whoever waits for it. Runs no user code."""
+        session, notices = self.session, self._notices
+        while True:
+            for kind, ident, code, body in session.drain(DRAIN_BATCH):
+                notices[kind](ident, code, body)
+            if not session.pending:
+                return
+
+    def _on_ready(self, handle: int, _: int, __: Any) -> None:
+        wake = self._ready.get(handle)
+        if wake is not None:
+            wake()
+
+    def _on_answer(self, call: int, _: int, envelope: Any) -> None:
+        waiter = self._waiters.get(call)
+        if waiter is not None:
+            waiter.answer(envelope)
+
+    def _on_outcome(self, call: int, code: int, payload: Any) -> None:
+        waiter = self._waiters.pop(call, None)
+        if waiter is not None:
+            waiter.end(_error(code, payload) if code else None, payload)
+
+    def _on_chunk(self, call: int, _: int, payload: Any) -> None:
+        waiter = self._waiters.get(call)
+        if waiter is not None:
+            waiter.chunk(payload)
+
+    def _on_credit(self, lease: int, _: int, __: Any) -> None:
+        granted = self._credit.get(lease)
+        if granted is not None and not granted.done():
+            granted.set_result(None)
+
+    def _on_cancel(self, lease: int, _: int, __: Any) -> None:
+        stop = self._cancel.pop(lease, None)
+        if stop is not None:
+            stop()
+
+    def _on_accepted(self, ticket: int, _: int, receipt: Any) -> None:
+        taken = self._parked.get(ticket)
+        if taken is not None and not taken.done():
+            taken.set_result(receipt)
+
+    def _on_refused(self, ticket: int, code: int, detail: Any) -> None:
+        taken = self._parked.get(ticket)
+        if taken is not None and not taken.done():
+            taken.set_exception(_error(code, detail))
+
+    # -- deadlines --------------------------------------------------------------------------------
+
+    def _ring_within(self, timeout: float) -> None:
+        """Make sure that tick() runs when ``timeout`` seconds have passed."""
+        if isinstance(self.clock, VirtualClock):
+            return  # whoever advances the clock calls tick()
+        when = self._loop.time() + timeout
+        if timeout <= 0:
+            self._tick()
+        elif when < self._alarm_at:
+            self._set_alarm(when)
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = when
+        self._alarm = self._loop.call_at(when + _SLACK, self._tick)
+
+    def _tick(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._alarm_at = float("inf")
+        remaining = self.tick()
+        if remaining is not None:
+            self._set_alarm(self._loop.time() + remaining)
+
+    def tick(self) -> float | None:
+        """End what is due; return the seconds until the next deadline."""
+        remaining = self.session.tick()
+        self.look()
+        return remaining
+
+    @property
+    def waiting(self) -> int:
+        """How many calls, requests and parked offers of this link have not ended."""
+        return len(self._waiters) + len(self._parked)
+
+    def close(self) -> None:
+        """Detach: registrations go, calls in flight are cancelled, waiters are told."""
+        self._loop.remove_reader(self.session.fd)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self.session.close()
+        gone = Cancelled("the app stopped", hint="the link to the engine was closed")
+        for waiter in list(self._waiters.values()):
+            waiter.end(gone, b"")
+        for taken in list(self._parked.values()):
+            if not taken.done():
+                taken.set_exception(gone)
+        self._waiters.clear()
+        self._ready.clear()
+        self._cancel.clear()
+
+
+class Local:
+    """An engine of this process."""
+
+    def __init__(self, engine: "Engine", refusal: type[Exception], *, virtual: bool) -> None:
+        self._engine = engine
+        self._refusal = refusal
+        self.clock: Clock = VirtualClock(engine) if virtual else SystemClock(engine)
+
+    def attach(self, namespace: str, name: str) -> Link:
+        """Return a link with a session of its own.
+
+        Call it in the event loop that will use the link.
+        """
+        try:
+            session = self._engine.attach(namespace, name)
+        except self._refusal as error:
+            code, message, field, limit, hint = error.args
+            raise error_from_code(code, message, field=field, limit=limit, hint=hint) from None
+        return Link(session, self.clock, self._refusal)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the engine's counters."""
+        return decode(self._engine.stats())
+
+    def audit(self) -> dict[str, Any]:
+        """Return the books of every subscription; what is queued is counted by walking."""
+        return decode(self._engine.audit())
+
+    def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
+        """Return what is registered: ``kind`` is "agent" or "capability"."""
+        return self._engine.directory(namespace, kind)
+
+
+def open_local(*, virtual: bool = False, seed: int | None = None) -> Local:
+    """Make an engine in this process."""
+    from loom._engine import Engine, EngineError
+
+    return Local(Engine(virtual_clock=virtual, seed=seed), EngineError, virtual=virtual)
+
+
+def _error(code: int, detail: bytes) -> LoomError:
+    told: dict[str, Any] = decode(detail) if detail else {}
+    return error_from_code(
+        code,
+        told.get("message") or "the call ended without a message",
+        field=told.get("field"),
+        limit=told.get("limit"),
+        hint=told.get("hint"),
+        who=told.get("who"),
+    )
+
+
+class _OneAnswer:
+    def __init__(self, done: "asyncio.Future[Envelope]") -> None:
+        self.done = done
+
+    def answer(self, envelope: Envelope) -> None:
+        if not self.done.done():
+            self.done.set_result(envelope)
+
+    def chunk(self, payload: bytes) -> None:
+        """A request has no chunks."""
+
+    def end(self, error: LoomError | None, payload: bytes) -> None:
+        if error is not None and not self.done.done():
+            self.done.set_exception(error)
+
+
+class _ManyAnswers:
+    def __init__(self, done: "asyncio.Future[None]") -> None:
+        self.done = done
+        self.answers: list[Envelope] = []
+        self.error: LoomError | None = None
+        self.summary: dict[str, Any] = {}
+
+    def answer(self, envelope: Envelope) -> None:
+        if len(self.answers) < REPLIES:
+            self.answers.append(envelope)
+
+    def chunk(self, payload: bytes) -> None:
+        """A request has no chunks."""
+
+    def end(self, error: LoomError | None, payload: bytes) -> None:
+        self.error = error
+        self.summary = decode(payload) if payload else {}
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class _Outcome:
+    def __init__(self, done: "asyncio.Future[bytes]") -> None:
+        self.done = done
+
+    def answer(self, envelope: Envelope) -> None:
+        """A call has no replies."""
+
+    def chunk(self, payload: bytes) -> None:
+        """Only streams read chunks."""
+
+    def end(self, error: LoomError | None, payload: bytes) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(payload)
+        else:
+            self.done.set_exception(error)
+
+
+class Chunks:
+    """The chunks of one streamed call, in order.
+
+    The provider may be at most ``STREAM_CHUNKS`` ahead of the reader.
+    """
+
+    def __init__(self, link: Link, call: int) -> None:
+        self._link = link
+        self._call = call
+        self._queue: list[bytes] = []
+        self._read = 0
+        self._granted = STREAM_CHUNKS
+        self._error: LoomError | None = None
+        self._more = asyncio.Event()
+        self.ended = False
+
+    def answer(self, envelope: Envelope) -> None:
+        """A call has no replies."""
+
+    def chunk(self, payload: bytes) -> None:
+        """Take one chunk."""
+        self._queue.append(payload)
+        self._more.set()
+
+    def end(self, error: LoomError | None, payload: bytes) -> None:
+        """Take the end."""
+        self.ended = True
+        self._error = error
+        self._more.set()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            while not self._queue and not self.ended:
+                self._more.clear()
+                await self._more.wait()
+            if not self._queue:
+                if self._error is not None:
+                    raise self._error
+                return
+            batch, self._queue = self._queue, []
+            for payload in batch:
+                yield payload
+                self._read += 1
+                if not self.ended and self._granted - self._read <= STREAM_CHUNKS // 2:
+                    self._granted = self._read + STREAM_CHUNKS
+                    self._link.session.grant(self._call, self._granted)
+                    self._link.look()

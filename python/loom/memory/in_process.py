@@ -1,0 +1,100 @@
+"""A memory that lives as long as the app runs."""
+
+from bisect import bisect_left, insort
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from loom.codec import decode, encode
+from loom.errors import Exhausted, InvalidParams
+from loom.limits import MEMORY_BYTES
+
+_ENTRY_BYTES = 200  # what one entry costs besides its key and value, roughly
+
+
+class _Now(Protocol):
+    def now(self) -> float: ...
+
+
+class InProcessMemory:
+    """Keys and JSON values in a dict, at most ``MEMORY_BYTES`` in all. Gone when the app stops."""
+
+    def __init__(self, clock: _Now) -> None:
+        self._clock = clock
+        self._entries: dict[str, tuple[bytes, float | None]] = {}
+        self._keys: list[str] = []
+        self._bytes = 0
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of ``key``, or ``default``."""
+        entry = self._live(key)
+        return default if entry is None else decode(entry)
+
+    async def put(self, key: str, value: Any, *, ttl: float | None = None) -> None:
+        """Keep ``value`` under ``key``, for ``ttl`` seconds if given.
+
+        Raises:
+            Exhausted: the memory is full.
+            InvalidParams: the value has no JSON form, or ``ttl`` is not positive.
+        """
+        if ttl is not None and ttl <= 0:
+            raise InvalidParams(f"a ttl of {ttl} s is out of range", field="ttl")
+        if isinstance(value, bytes):
+            raise InvalidParams("a memory keeps JSON values, not bytes", field="value")
+        payload = encode(value, field="value")
+        old = self._entries.get(key)
+        grown = self._bytes + _cost(key, payload) - (0 if old is None else _cost(key, old[0]))
+        if grown > MEMORY_BYTES:
+            self._sweep()
+            old = self._entries.get(key)
+            grown = self._bytes + _cost(key, payload) - (0 if old is None else _cost(key, old[0]))
+        if grown > MEMORY_BYTES:
+            raise Exhausted(
+                f"the memory holds {self._bytes} bytes and {key!r} would not fit",
+                field="value",
+                limit="memory_bytes",
+                hint="delete what is not needed, or give values a ttl",
+            )
+        if old is None:
+            insort(self._keys, key)
+        self._bytes = grown
+        self._entries[key] = (payload, None if ttl is None else self._clock.now() + ttl)
+
+    async def delete(self, key: str) -> bool:
+        """Forget ``key``; tell whether it was there."""
+        there = self._live(key) is not None
+        if there:
+            self._drop(key)
+        return there
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[tuple[str, Any]]:
+        """Yield keys that start with ``prefix`` and their values, in the order of the keys."""
+        start = bisect_left(self._keys, prefix)
+        for key in self._keys[start:]:
+            if not key.startswith(prefix):
+                return
+            payload = self._live(key)
+            if payload is not None:
+                yield key, decode(payload)
+
+    def _live(self, key: str) -> bytes | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        payload, until = entry
+        if until is not None and until <= self._clock.now():
+            self._drop(key)
+            return None
+        return payload
+
+    def _sweep(self) -> None:
+        for key in list(self._entries):
+            self._live(key)
+
+    def _drop(self, key: str) -> None:
+        payload, _ = self._entries.pop(key)
+        self._bytes -= _cost(key, payload)
+        del self._keys[bisect_left(self._keys, key)]
+
+
+def _cost(key: str, payload: bytes) -> int:
+    return len(key.encode()) + len(payload) + _ENTRY_BYTES

@@ -1,0 +1,94 @@
+"""What all Contexts of one agent (or of the app itself) share."""
+
+import logging
+import random as _random
+import uuid as _uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from loom.codec import encode
+from loom.errors import CODES, Exhausted, LoomError, NotSupported
+from loom.limits import ERROR_DETAIL_BYTES, STATES
+from loom.link import Link, Local
+from loom.protocols import Memory, Model
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """What one running app offers its agents."""
+
+    engine: Local
+    link: Link
+    namespace: str
+    app: str
+    memory: Memory
+    model: Callable[[], Model]
+    random: _random.Random
+    timeouts: dict[str, float] = field(
+        default_factory=dict[str, float]
+    )  # declared by this app's capabilities
+
+
+@dataclass(slots=True, kw_only=True)
+class Host:
+    """One sender: an agent of a running app, or the app itself."""
+
+    services: Services
+    link: Link
+    sender: int
+    name: str
+    log: logging.Logger
+    state_type: type[Any] | None = None
+    states: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def state_of(self, lane: str) -> Any:
+        """Return the state of one key or thread, at first made by its type without arguments.
+
+        Raises:
+            NotSupported: the agent declared no state.
+            Exhausted: the agent keeps too many states in process.
+        """
+        if self.state_type is None:
+            raise NotSupported(
+                f"agent {self.name!r} declared no state",
+                field="state",
+                who=self.name,
+                hint="declare it: class Planner(loom.Agent[MyState])",
+            )
+        state = self.states.get(lane)
+        if state is None:
+            if len(self.states) >= STATES:
+                raise Exhausted(
+                    f"agent {self.name!r} keeps {STATES} states in process",
+                    field="state",
+                    limit="states",
+                    who=self.name,
+                    hint="give events fewer keys, or keep what must stay in ctx.memory",
+                )
+            state = self.states[lane] = self.state_type()
+        return state
+
+    def uuid(self) -> _uuid.UUID:
+        """Return a UUID drawn from the app's generator."""
+        return _uuid.UUID(int=self.services.random.getrandbits(128), version=4)
+
+
+def error_detail(error: LoomError, *, who: str | None = None) -> bytes:
+    """Return what of ``error`` may leave the process.
+
+    No stack, and at most ``ERROR_DETAIL_BYTES``.
+    """
+    told = {
+        "message": error.message[: ERROR_DETAIL_BYTES // 4],
+        "field": error.field,
+        "limit": error.limit,
+        "hint": error.hint,
+        "who": error.who or who,
+    }
+    return encode({name: value for name, value in told.items() if value is not None})
+
+
+def error_number(error: LoomError) -> int:
+    """Return the number of the error's code."""
+    return CODES[error.code]

@@ -1,0 +1,226 @@
+"""An elastic pool of worker tasks: each takes a lease from one handle and runs user code for it.
+
+The reader never awaits user code, and there is no task per event. One worker takes lease after
+lease as long as the user's code does not suspend. When it does suspend, control comes back to the
+loop, ``_check`` runs there, sees that nobody is about to take, and lets more workers do so,
+doubling each time up to the limit. Workers are real tasks that run coroutines from their first step
+on, so timeouts and task groups bind to the right task. Nothing here measures time.
+
+Lost wake-ups: ``take`` that gives None arms the handle in the engine, which then sends one READY;
+``_armed`` mirrors that, and a worker parks only after it has set it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import Context as Variables
+from contextvars import copy_context
+from typing import cast
+
+from loom.envelope import Envelope
+from loom.limits import TURN_BATCH
+from loom.link import Link
+
+_KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
+
+
+class Pool:
+    """Worker tasks for one handle.
+
+    ``run(item)`` runs the user's code for one lease and returns the lease if it ended well and the
+    engine has not been told, else 0. It raises nothing but CancelledError when the worker was
+    cancelled, and has told the engine then.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        handle: int,
+        run: Callable[[Envelope], Awaitable[int]],
+        *,
+        limit: int,
+        name: str,
+    ) -> None:
+        self.handle = handle
+        self._link = link
+        self._take = link.session.take
+        self._run = run
+        self._limit = limit
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._variables: Variables = copy_context()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._armed = False  # the engine will say READY
+        self._about_to_take = (
+            0  # workers that were started, woken or have yielded, and have not run since
+        )
+        self._checking = False
+        self._ramp = 1
+        self._stopping = False
+        self._quiet = asyncio.Event()
+
+    def start(self) -> None:
+        """Let the first worker look for work."""
+        self._link.on_ready(self.handle, self._on_ready)
+        self._start_worker()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether ``start`` was called."""
+        return bool(self._workers)
+
+    @property
+    def busy(self) -> int:
+        """How many workers are not parked."""
+        return len(self._workers) - len(self._idle)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether every worker is parked and the engine had nothing more to take."""
+        return self._armed and not self.busy
+
+    def blocked_workers(self) -> bool:
+        """Whether every worker waits for something; for tests that step a virtual clock."""
+        return self._about_to_take == 0 and all(_waits(task) for task in self._workers)
+
+    async def quiet(self) -> None:
+        """Return once the pool is quiet."""
+        while not self.is_quiet and self._workers:
+            self._quiet.clear()
+            await self._quiet.wait()
+
+    async def stop(self) -> int:
+        """Cancel what still runs and end the workers; return how many leases were cut off."""
+        self._stopping = True
+        cut = self.busy
+        for worker in self._workers:
+            worker.cancel()
+        if self._workers:
+            await asyncio.wait(list(self._workers))
+        return cut
+
+    # -- waking -----------------------------------------------------------------------------------
+
+    def _on_ready(self) -> None:
+        self._armed = False
+        self._ramp = 1
+        if not self._about_to_take:
+            self._let_one_take()
+
+    def _let_one_take(self) -> bool:
+        if self._stopping:
+            return False
+        while self._idle:
+            parked = self._idle.pop()
+            if not parked.done():
+                self._about_to_take += 1
+                parked.set_result(None)
+                return True
+        if len(self._workers) < self._limit:
+            self._start_worker()
+            return True
+        return False
+
+    def _start_worker(self, done: int = 0) -> None:
+        self._about_to_take += 1
+        worker = self._loop.create_task(
+            self._work(done), name=self._name, context=self._variables.copy()
+        )
+        self._workers.add(worker)
+        worker.add_done_callback(self._ended)
+
+    def _ended(self, worker: "asyncio.Task[None]") -> None:
+        self._workers.discard(worker)
+        self._quiet.set()
+        if not worker.cancelled() and (error := worker.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": f"a worker of {self._name} broke", "exception": error, "task": worker}
+            )
+
+    def _check(self) -> None:
+        """Runs in the loop while every worker is suspended: more may be needed."""
+        self._checking = False
+        if self._armed or self._about_to_take:
+            return
+        for _ in range(self._ramp):
+            if not self._let_one_take():
+                return
+        self._ramp = min(self._ramp * 2, self._limit)
+
+    # -- working ----------------------------------------------------------------------------------
+
+    async def _work(self, done: int) -> None:  # noqa: C901  the hot path: a call less for each event
+        take, handle, run = self._take, self.handle, self._run
+        link, call_soon = self._link, self._loop.call_soon
+        session, variables = link.session, self._variables
+        me = cast("asyncio.Task[None]", asyncio.current_task())
+        self._about_to_take -= 1
+        left = TURN_BATCH
+        while True:
+            item = take(handle, done)
+            done = 0
+            if session.pending:
+                link.drain()
+            if item is None:
+                if not await self._park():
+                    return
+                left = TURN_BATCH
+                continue
+            self._armed = False
+            if not self._checking:
+                self._checking = True
+                call_soon(self._check)
+            try:
+                done = await run(item)
+            except asyncio.CancelledError:
+                if self._stopping:
+                    raise
+            if me.cancelling():
+                await self._outlive(me)
+            if copy_context() != variables:
+                if not self._stopping:
+                    self._start_worker(
+                        done
+                    )  # a worker with fresh context variables goes on in its place
+                return
+            left -= 1
+            if not left:
+                left = TURN_BATCH
+                self._about_to_take += 1
+                await asyncio.sleep(0)
+                self._about_to_take -= 1
+
+    async def _outlive(self, me: "asyncio.Task[None]") -> None:
+        """Take a cancellation that was meant for the user's code off the worker, which lives on."""
+        try:
+            await asyncio.sleep(
+                0
+            )  # one that came too late to be raised in the user's code is raised here
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise
+        while me.uncancel():
+            pass
+
+    async def _park(self) -> bool:
+        """Wait for work; False: this worker is one too many and ends."""
+        self._armed = True
+        if len(self._idle) >= _KEPT_IDLE:
+            return False
+        parked: asyncio.Future[None] = self._loop.create_future()
+        self._idle.append(parked)
+        if not self.busy:
+            self._quiet.set()
+        try:
+            await parked
+        except asyncio.CancelledError:
+            if parked in self._idle:
+                self._idle.remove(parked)
+            raise
+        self._about_to_take -= 1
+        return True
+
+
+def _waits(task: "asyncio.Task[None]") -> bool:
+    waiter = getattr(task, "_fut_waiter", None)
+    return waiter is not None and not waiter.done()

@@ -1,0 +1,282 @@
+"""One running app: what it starts, in which order, and how it stops."""
+
+import asyncio
+import importlib
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from loom.agent import AgentSpec, capabilities_of
+from loom.capabilities import Capability
+from loom.codec import encode
+from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
+from loom.context import Context
+from loom.directory import EFFECTS
+from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS
+from loom.link import Link, Local, open_local
+from loom.protocols import Memory, Model
+from loom.runtime.host import Host, Services
+from loom.runtime.pool import Pool
+from loom.runtime.serving import Serving
+from loom.runtime.turns import Turns
+
+if TYPE_CHECKING:
+    from loom.app import App
+
+_logger = logging.getLogger("loom")
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """One app while it runs."""
+
+    services: Services
+    host: Host
+    pools: list[Pool] = field(default_factory=list[Pool])
+    servings: list[Serving] = field(default_factory=list[Serving])
+    agents: list[tuple[AgentSpec, Any, Host]] = field(
+        default_factory=list[tuple[AgentSpec, Any, Host]]
+    )
+
+    @property
+    def context(self) -> Context[Any]:
+        """The app's own context."""
+        return Context(self.host)
+
+    @property
+    def engine(self) -> Local:
+        """The engine it runs on."""
+        return self.services.engine
+
+    @property
+    def link(self) -> Link:
+        """Its link to the engine."""
+        return self.services.link
+
+    def is_quiet(self) -> bool:
+        """Whether nothing runs and nothing waits to run."""
+        return (
+            all(pool.is_quiet for pool in self.pools)
+            and not self.link.session.pending
+            and not self.link.waiting
+        )
+
+    async def quiet(self) -> None:
+        """Return once all events that were published have been handled."""
+        while not self.is_quiet():
+            for pool in self.pools:
+                await pool.quiet()
+            self.link.look()
+            if self.link.waiting:
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running(
+    app: "App",
+    *,
+    virtual_clock: bool = False,
+    seed: int | None = None,
+    model: Model | None = None,
+    memory: Memory | None = None,
+    config: Config | None = None,
+    before_start: Callable[[Running], None] | None = None,
+) -> AsyncGenerator[Running]:
+    """Start ``app`` on an engine of its own; leaving stops it, at most ``STOP_SECONDS`` later.
+
+    ``before_start`` is called when the engine is there and no agent is yet: who subscribes in it
+    misses nothing.
+    """
+    engine = open_local(virtual=virtual_clock, seed=seed)
+    link = engine.attach(app.namespace, app.name)
+    settled = load() if config is None else config
+    services = Services(
+        engine=engine,
+        link=link,
+        namespace=app.namespace,
+        app=app.name,
+        memory=memory or _factory(MEMORY_FACTORY)(engine.clock),
+        model=_once(model, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
+        random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
+    )
+    host = Host(
+        services=services,
+        link=link,
+        sender=link.session.root,
+        name=app.name,
+        log=_bus_logger(f"loom.app.{app.name}", link, link.session.root),
+    )
+    run = Running(services=services, host=host)
+    try:
+        if before_start is not None:
+            before_start(run)
+        await _start(run, app)
+        yield run
+    finally:
+        await _stop(run)
+
+
+async def _start(run: Running, app: "App") -> None:
+    """Capabilities first, then agents, so that an agent finds what it calls.
+
+    Then each agent's ``on_start``.
+    """
+    link = run.link
+    for capability in app.capabilities:
+        _provide(run, capability, app.name)
+    for spec in app.agents:
+        agent = spec.make()
+        methods = capabilities_of(agent, spec.methods)
+        for capability in methods:
+            _provide(run, capability, spec.name)
+        try:
+            handle = link.session.register(
+                spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods)
+            )
+        except link.refusal as error:
+            raise link.translate(error) from None
+        host = Host(
+            services=run.services,
+            link=link,
+            sender=handle,
+            name=spec.name,
+            log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
+            state_type=spec.state_type,
+        )
+        run.agents.append((spec, agent, host))
+        turns = Turns(host, spec, agent)
+        name = f"loom agent {spec.name}"
+        run.pools.append(Pool(link, handle, turns.run, limit=spec.concurrency, name=name))
+    link.look()
+    for _, agent, host in run.agents:
+        if hasattr(agent, "on_start"):
+            await agent.on_start(Context(host))
+    for pool in run.pools:
+        pool.start()
+
+
+def _provide(run: Running, capability: Capability[..., Any], provider: str) -> None:
+    link, terms = run.link, capability.terms
+    try:
+        handle = link.session.provide(
+            terms.name,
+            terms.version,
+            EFFECTS.index(terms.effect),
+            AGENT_CONCURRENCY,
+            _capability_info(capability, provider),
+        )
+    except link.refusal as error:
+        raise link.translate(error) from None
+    run.services.timeouts[terms.name] = terms.timeout
+    serving = Serving(link, capability)
+    run.servings.append(serving)
+    name = f"loom capability {terms.name}"
+    run.pools.append(Pool(link, handle, serving.run, limit=AGENT_CONCURRENCY, name=name))
+
+
+async def _stop(run: Running) -> None:
+    """Finish what was published, cancel what does not end in time, tell the agents, detach."""
+    started = all(pool.has_started for pool in run.pools)
+    if started:
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await run.quiet()
+        except TimeoutError:
+            busy = sum(pool.busy for pool in run.pools)
+            _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
+    for pool in run.pools:
+        await pool.stop()
+    for _, agent, host in run.agents:
+        if started and hasattr(agent, "on_stop"):
+            await _finish(agent.on_stop(Context(host)), host.name)
+    for serving in run.servings:
+        serving.close()
+    run.link.close()
+
+
+async def _finish(ending: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await ending
+    except Exception:  # the root of user code: the other agents still have to stop
+        _logger.exception("on_stop of agent %s failed", name)
+
+
+def _agent_info(spec: AgentSpec, methods: Sequence[Capability[..., Any]]) -> bytes:
+    return encode(
+        {
+            "name": spec.name,
+            "filters": list(spec.filters),
+            "group": spec.group,
+            "concurrency": spec.concurrency,
+            "description": spec.description,
+            "capabilities": [capability.name for capability in methods],
+        }
+    )
+
+
+def _capability_info(capability: Capability[..., Any], provider: str) -> bytes:
+    terms = capability.terms
+    return encode(
+        {
+            "name": terms.name,
+            "version": terms.version,
+            "effect": terms.effect,
+            "timeout": terms.timeout,
+            "cost": terms.cost,
+            "tags": list(terms.tags),
+            "description": capability.description,
+            "input": capability.input_schema(),
+            "output": capability.output_schema(),
+            "streams": capability.streams,
+            "needs_approval": terms.needs_approval,
+            "provider": provider,
+        }
+    )
+
+
+class _BusHandler(logging.Handler):
+    """Publishes an agent's log records on ``loom.log.<level>``."""
+
+    def __init__(self, link: Link, sender: int) -> None:
+        super().__init__(logging.INFO)
+        self._link = link
+        self._sender = sender
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Publish one record."""
+        payload = encode({"message": record.getMessage(), "logger": record.name})
+        try:
+            self._link.session.log(self._sender, 0, record.levelname.lower(), payload)
+        except self._link.refusal:
+            self.handleError(record)
+
+
+def _bus_logger(name: str, link: Link, sender: int) -> logging.Logger:
+    logger = logging.getLogger(name)
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, _BusHandler)]
+    logger.addHandler(_BusHandler(link, sender))
+    return logger
+
+
+def _factory(path: str) -> Callable[..., Any]:
+    """Return what ``module:name`` names.
+
+    Rooms above this one are plugged in by configuration, not imported.
+    """
+    module, _, name = path.partition(":")
+    return cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
+
+
+def _once(given: Model | None, make: Callable[[], Model]) -> Callable[[], Model]:
+    made: list[Model] = [] if given is None else [given]
+
+    def model() -> Model:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return model

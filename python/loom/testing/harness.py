@@ -1,0 +1,203 @@
+"""Runs an app in a test.
+
+Its events are recorded, its clock moves by hand, and leaks are found at the end.
+"""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from loom.app import App
+from loom.config import Config
+from loom.context import Context
+from loom.envelope import Event
+from loom.errors import InvalidParams, NotSupported
+from loom.link import VirtualClock
+from loom.protocols import Model
+from loom.runtime.running import Running, running
+from loom.runtime.stream import Subscription
+from loom.topics import check_filter, matches
+
+_PATIENCE = 20.0  # real seconds that idle() waits for what cannot be stepped: threads, sockets
+
+
+class Harness:
+    """``async with Harness(app, model=ScriptedModel([…]), clock="virtual", seed=0) as h``.
+
+    With the virtual clock, engine deadlines, ``ctx.now`` and ``ctx.sleep`` move only by
+    ``advance``. Leaving the block runs ``check`` unless the block raised.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        model: Model | None = None,
+        clock: Literal["virtual", "system"] = "virtual",
+        seed: int = 0,
+    ) -> None:
+        if clock not in ("virtual", "system"):
+            raise InvalidParams(
+                f"{clock!r} is not a clock", field="clock", hint='use "virtual" or "system"'
+            )
+        self._app = app
+        self._model = model
+        self._virtual = clock == "virtual"
+        self._seed = seed
+        self._stack = AsyncExitStack()
+        self._events: list[Event[Any]] = []
+        self._run: Running | None = None
+        self._tap: Subscription | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        config = Config(target="", model="auto", environment={}, origins={})
+        run = await self._stack.enter_async_context(
+            running(
+                self._app,
+                virtual_clock=self._virtual,
+                seed=self._seed,
+                model=self._model,
+                config=config,
+                before_start=self._listen,
+            )
+        )
+        self._run = run
+        return self
+
+    def _listen(self, run: Running) -> None:
+        self._tap = Subscription(run.link, [">"], qos="batched")
+        self._reader = asyncio.create_task(self._record(self._tap), name="loom harness tap")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                await self.idle()
+                self.check()
+        finally:
+            if self._tap is not None:
+                self._tap.close()
+            if self._reader is not None:
+                await self._reader
+            self._run = None
+            await self._stack.aclose()
+
+    # -- acting -----------------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> Context[Any]:
+        """The app's own context."""
+        return self._running.context
+
+    async def advance(self, seconds: float) -> None:
+        """Move the virtual clock by ``seconds``, in steps from one deadline or sleeper to the next.
+
+        Raises:
+            NotSupported: the clock is the system's.
+        """
+        clock = self._running.engine.clock
+        if not isinstance(clock, VirtualClock):
+            raise NotSupported("only a virtual clock can be advanced", field="clock")
+        link = self._running.link
+        end = clock.now() + seconds
+        while True:
+            await self.idle()
+            remaining = link.tick()
+            due = [] if remaining is None else [clock.now() + remaining]
+            if (wake := clock.next_wake()) is not None:
+                due.append(wake)
+            step = min([*due, end])
+            clock.advance_to(step)
+            link.tick()
+            await self.idle()
+            if step >= end:
+                return
+
+    async def idle(self) -> None:
+        """Return when nothing can go on by itself.
+
+        Every turn and call has ended, or waits for the clock or an answer.
+
+        Raises:
+            TimeoutError: something keeps running for ``_PATIENCE`` real seconds.
+        """
+        async with asyncio.timeout(_PATIENCE):
+            calm = 0
+            while calm < 3:
+                calm = calm + 1 if self._is_calm() else 0
+                busy = any(serving.busy_threads for serving in self._running.servings)
+                await asyncio.sleep(0.001 if busy else 0)
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def events(self, pattern: str = ">") -> list[Event[Any]]:
+        """Return the events published so far that match ``pattern``, in order."""
+        check_filter(pattern)
+        return [event for event in self._events if matches(pattern, event.topic)]
+
+    def calls(self, name: str) -> int:
+        """Return how many calls of the capability have been made."""
+        stats = cast("list[dict[str, Any]]", self.stats()["capabilities"])
+        return sum(int(entry["calls"]) for entry in stats if entry["name"] == name)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the engine's counters."""
+        return self._running.engine.stats()
+
+    def check(self) -> None:
+        """Check the conservation law with two books, and that nothing is left over.
+
+        The engine's book counts what its queues hold by walking them; the other is kept here: every
+        event recorded is matched by brute force with the filters of every agent that is alone in
+        its group.
+
+        Raises:
+            AssertionError: names the subscription whose books do not balance, or what has leaked.
+        """
+        topics = Counter(event.topic for event in self._events)
+        audit = self._running.engine.audit()
+        for entry in audit["subscriptions"]:
+            assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
+        assert audit["balanced"], audit
+        groups = Counter(spec.group for spec, _, _ in self._running.agents)
+        matched = {entry["name"]: entry["matched"] for entry in audit["subscriptions"]}
+        for spec, _, _ in self._running.agents:
+            if groups[spec.group] > 1:
+                continue
+            filters = [*spec.filters, f"spawn.{spec.name}"]
+            expected = sum(n for t, n in topics.items() if any(matches(f, t) for f in filters))
+            assert matched[spec.name] == expected, (
+                f"agent {spec.name!r} matched {matched[spec.name]} events of {expected} published"
+            )
+        threads = sum(serving.abandoned_threads for serving in self._running.servings)
+        assert not threads, f"{threads} threads of given-up calls still run"
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> Running:
+        if self._run is None:
+            raise NotSupported(
+                "the harness is not running", field="harness", hint="use it in `async with`"
+            )
+        return self._run
+
+    def _is_calm(self) -> bool:
+        run = self._running
+        if run.link.session.pending:
+            run.link.look()
+            return False
+        return not any(s.busy_threads for s in run.servings) and all(
+            pool.is_quiet or pool.blocked_workers() for pool in run.pools
+        )
+
+    async def _record(self, tap: Subscription) -> None:
+        async for event in tap:
+            self._events.append(event)
