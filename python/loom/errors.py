@@ -35,12 +35,12 @@ class LoomError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.code = self.CODE if code is None else code
+        self.code: str = self.CODE if code is None else code
         self.field = field
         self.limit = limit
         self.hint = hint
         self.who = who
-        self.retry = self.RETRY if retry is None else retry
+        self.retry: bool = self.RETRY if retry is None else retry
 
     def __str__(self) -> str:
         named = (("field", self.field), ("limit", self.limit), ("who", self.who))
