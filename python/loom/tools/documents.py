@@ -1,4 +1,4 @@
-"""The documents that are on this machine: Python's own reference, docstrings of its library, installed packages.
+"""The documents on this machine: Python's reference, its library's docstrings, packages.
 
 Sources are read as text and parsed; no module is imported for its documentation.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, cast
 
 from loom.tools.plain import paragraphs
 
@@ -62,7 +62,7 @@ def documents() -> Iterator[Document]:
 
 
 def fingerprint() -> str:
-    """Return what changes when the documents do: the version of Python and of every installed package."""
+    """Return what changes when the documents do: by versions of Python and installed packages."""
     installed = {f"{found.name}=={found.version}" for found in metadata.distributions()}
     told = "\n".join([sys.version, *sorted(installed)])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
@@ -70,7 +70,7 @@ def fingerprint() -> str:
 
 def _topics() -> Iterator[Document]:
     try:
-        from pydoc_data.topics import topics  # noqa: PLC0415  0.5 MB of text, read when it is indexed
+        from pydoc_data.topics import topics
     except ImportError:  # some distributions of Python leave it out
         return
     for name, text in topics.items():
@@ -80,7 +80,7 @@ def _topics() -> Iterator[Document]:
 
 
 def _compiled() -> Iterator[Document]:
-    """Yield what has no Python source: built-in types and functions, and a few modules loaded with any Python."""
+    """Yield what has no Python source: built-ins, and a few modules that every Python loads."""
     for module in _COMPILED:
         prefix = "" if module is builtins else f"{module.__name__}."
         for name in sorted(vars(module)):
@@ -88,10 +88,12 @@ def _compiled() -> Iterator[Document]:
             if name.startswith("_") or not callable(thing) or inspect.isfunction(thing):
                 continue
             yield _docstring(prefix + name, thing.__doc__)
-            if not prefix and isinstance(thing, type) and not issubclass(thing, BaseException):
-                for attribute in sorted(vars(thing)):
+            if not prefix and inspect.isclass(thing) and not issubclass(thing, BaseException):
+                for attribute, method in sorted(
+                    cast("dict[str, object]", dict(vars(thing))).items()
+                ):
                     if not attribute.startswith("_"):
-                        yield _docstring(f"{name}.{attribute}", getattr(thing, attribute).__doc__)
+                        yield _docstring(f"{name}.{attribute}", method.__doc__)
 
 
 def _library() -> Iterator[Document]:
@@ -118,7 +120,7 @@ def _library() -> Iterator[Document]:
 
 @dataclass(frozen=True, slots=True)
 class _Exports:
-    """What a package takes over from its own modules: all public names of ``everything``, and single ``names``."""
+    """What a package takes over from its modules: all of ``everything``, and single ``names``."""
 
     everything: frozenset[str]
     names: frozenset[str]
@@ -164,8 +166,7 @@ def _packages() -> Iterator[Document]:
         name = about["Name"]
         if not name:
             continue
-        described = about.get_payload()
-        body = str(described or about["Description"] or "")[:_DESCRIPTION_CHARACTERS]
+        body = str(about.json.get("description", ""))[:_DESCRIPTION_CHARACTERS]
         body = _HISTORY.split(body, maxsplit=1)[0]
         summary = (about["Summary"] or "").strip()
         prose = [summary] if summary else []
@@ -173,5 +174,5 @@ def _packages() -> Iterator[Document]:
             f"dist:{name} {found.version}",
             f"{name} {found.version}",
             PACKAGE_DOCS,
-            prose + [told for told in paragraphs(body) if told != summary],
+            prose + [told for told in paragraphs(body) if told.strip(".") != summary.strip(".")],
         )

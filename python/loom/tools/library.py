@@ -1,9 +1,10 @@
-"""Search over the documents on this machine: an SQLite full-text index, built when first asked and kept as a file.
+"""Search over the documents on this machine: an SQLite full-text index, kept as a file.
 
-One thread of its own does all of it, so that neither the loop nor anyone's pool waits for the index.
+It is built when first asked, by one thread of its own: neither the loop nor anyone's pool waits.
 """
 
 import asyncio
+import keyword
 import os
 import re
 import sqlite3
@@ -14,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+from loom.models.words import COMMON
 from loom.tools.documents import Document, documents, fingerprint
 from loom.tools.search import SearchResult, SearchResults
 
@@ -30,20 +32,17 @@ _CANDIDATES: Final = 80
 _TITLE_WEIGHT: Final = 6.0
 _REFERENCE_WEIGHT: Final = 1.4
 _PACKAGE_WEIGHT: Final = 0.5  # where it is not asked for by name
+_DEPTH_WEIGHT: Final = 0.85  # for each dot of a name beyond the first
 _VERSION: Final = re.compile(r" \d[\w.+!-]*$")
-_COMMON: Final = frozenset(
-    "a about all an and any are as at be been but by can could did do does explain for from give had has have how i if "
-    "in into is it its like may me mean means might more most my no not of on one or our python should so some such tell than "
-    "that the their them then there these they this those to up use used using was way we were what whats when where "
-    "which who why will with work works would you your".split()
-)
+_SYNTAX: Final = frozenset({"statement", "statements", "keyword", "clause", "expression"})
 
 
 class LocalLibrary:
     """A search provider over what is on this machine. Building the index takes a few seconds, once.
 
     Args:
-        cache: Tells the directory to keep the index in; None, or one that cannot be written, keeps it in memory.
+        cache: Tells the directory to keep the index in; None, or one that cannot be written, keeps
+            it in memory.
         corpus: What to index.
         version: Names the state of ``corpus``; another one makes another index.
     """
@@ -162,7 +161,7 @@ def _fill(index: sqlite3.Connection, corpus: Iterable[Document]) -> None:
 
 
 def _passages(document: Document) -> Iterator[str]:
-    """Yield the document in pieces of whole paragraphs, so that a long one is found by its parts."""
+    """Yield pieces of whole paragraphs, so that a long document is found by its parts."""
     held: list[str] = []
     size = 0
     for paragraph in document.paragraphs:
@@ -176,7 +175,7 @@ def _passages(document: Document) -> Iterator[str]:
 
 
 def _title_words(title: str) -> str:
-    """Return the title with the parts of its names apart: ``OrderedDict`` is found by "ordered dict", too."""
+    """Return the title and the parts of its names: "ordered dict" finds ``OrderedDict``."""
     apart = _apart(title)
     return title if apart == title else f"{title} {apart}"
 
@@ -185,21 +184,29 @@ def _apart(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name)
 
 
+def _words(text: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"\w+", text.casefold())))
+
+
 def _terms(query: str) -> list[str]:
-    words = list(dict.fromkeys(re.findall(r"\w+", query.casefold())))
-    return ([word for word in words if word not in _COMMON] or words)[:QUERY_WORDS]
+    words = _words(query)
+    syntax = (
+        keyword.kwlist if _SYNTAX.intersection(words) else ()
+    )  # "the with statement" is about "with"
+    telling = [word for word in words if word not in COMMON or word in syntax]
+    return (telling or words)[:QUERY_WORDS]
 
 
 def _ranked(index: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, int, float]]:
     """Return (document, best passage, score), best first.
 
-    BM25 finds candidates by any of the terms. Among them count how many of the terms a passage has, so that one rare
-    word does not win over all others together, and how much of the title was asked for: who asks for an asyncio queue
-    wants ``asyncio.Queue`` before its methods.
+    BM25 finds candidates by any of the terms. Among them count how many of the terms a passage has,
+    so that one rare word does not win over all others together, and how much of the title was asked
+    for: who asks for an asyncio queue wants ``asyncio.Queue`` before its methods.
     """
     rows = index.execute(
-        "SELECT document, rowid, -bm25(passages, ?, 1.0), body FROM passages WHERE passages MATCH ? "
-        "ORDER BY bm25(passages, ?, 1.0) LIMIT ?",
+        "SELECT document, rowid, -bm25(passages, ?, 1.0), body FROM passages "
+        "WHERE passages MATCH ? ORDER BY bm25(passages, ?, 1.0) LIMIT ?",
         (_TITLE_WEIGHT, " OR ".join(map(_quoted, terms)), _TITLE_WEIGHT, _CANDIDATES),
     ).fetchall()
     rowids = [row[1] for row in rows]
@@ -210,9 +217,10 @@ def _ranked(index: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, 
         title, ref = index.execute(
             "SELECT title, ref FROM documents WHERE id = ?", (document,)
         ).fetchone()
-        named = min(1.0, titled[rowid] / max(1, len(_terms(_apart(_VERSION.sub("", title))))))
+        words = {word.rstrip("es") for word in _words(_apart(_VERSION.sub("", title)))}
+        named = min(1.0, titled[rowid] / max(1, len(words)))
         share = having[rowid] / len(terms)
-        weight = _weight(ref, named=titled[rowid] > 0)
+        weight = _weight(ref, named)
         hits.append((weight * score * share**2 * (1 + named), document, rowid, body))
     hits.sort(key=lambda hit: (-hit[0], hit[2]))
     best: dict[int, tuple[int, int, float]] = {}
@@ -224,11 +232,13 @@ def _ranked(index: sqlite3.Connection, terms: Sequence[str]) -> list[tuple[int, 
     return list(best.values())
 
 
-def _weight(ref: str, *, named: bool) -> float:
-    """Return what a document of this kind is worth: the language reference explains, a package tells of itself."""
+def _weight(ref: str, named: float) -> float:
+    """Return what such a document is worth: the reference explains, a method tells details."""
     if ref.startswith("pydoc:"):
         return _REFERENCE_WEIGHT
-    return _PACKAGE_WEIGHT if ref.startswith("dist:") and not named else 1.0
+    if ref.startswith("dist:"):
+        return 1.0 if named else _PACKAGE_WEIGHT
+    return 1.0 if named == 1.0 else _DEPTH_WEIGHT ** max(0, ref.count(".") - 1)
 
 
 def _counts(
@@ -236,10 +246,13 @@ def _counts(
 ) -> dict[int, int]:
     """Return how many of the expressions each of these passages matches."""
     counts = dict.fromkeys(rowids, 0)
-    inside = ",".join(map(str, rowids))
-    matching = f"SELECT rowid FROM passages WHERE passages MATCH ? AND rowid IN ({inside})"  # noqa: S608  numbers
     for expression in expressions:
-        for (rowid,) in index.execute(matching, (expression,)):
+        found = index.execute(
+            "SELECT rowid FROM passages WHERE passages MATCH ? "
+            "AND rowid IN (SELECT value FROM json_each(?))",
+            (expression, str(list(rowids))),
+        )
+        for (rowid,) in found:
             counts[rowid] += 1
     return counts
 
@@ -251,17 +264,16 @@ def _result(
         "SELECT ref, title, source FROM documents WHERE id = ?", (document,)
     ).fetchone()
     (snippet,) = index.execute(
-        "SELECT snippet(passages, 1, '', '', '…', 24) FROM passages WHERE passages MATCH ? AND rowid = ?",
+        "SELECT snippet(passages, 1, '', '', '…', 24) FROM passages "
+        "WHERE passages MATCH ? AND rowid = ?",
         (" OR ".join(map(_quoted, terms)), passage),
     ).fetchone()
-    # rowids of one document are consecutive: what leads it, and then what was found in it
     (first,) = index.execute(
         "SELECT min(rowid) FROM passages WHERE document = ?", (document,)
     ).fetchone()
-    wanted = sorted({first, passage, passage + 1})
-    bodies = index.execute(
-        f"SELECT body FROM passages WHERE document = ? AND rowid IN ({','.join(map(str, wanted))}) ORDER BY rowid",  # noqa: S608
-        (document,),
+    bodies = index.execute(  # rowids are consecutive: what leads the document, and what was found
+        "SELECT body FROM passages WHERE document = ? AND rowid IN (?, ?, ?) ORDER BY rowid",
+        (document, first, passage, passage + 1),
     ).fetchall()
     text = "\n".join(body for (body,) in bodies)
     return SearchResult(

@@ -1,6 +1,7 @@
 """Markdown, reStructuredText and docstrings to paragraphs of plain prose.
 
-Not a renderer: code, tables, badges and signatures are left out, because what comes out is searched and quoted.
+Not a renderer: code, tables, badges and signatures are left out, because what comes out is searched
+and quoted.
 """
 
 import html
@@ -19,6 +20,7 @@ _INLINE: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])"), ""),  # image
     (re.compile(r"\[([^\[\]]*)\](?:\([^)]*\)|\[[^\]]*\])"), r"\1"),  # link
     (re.compile(r"\[\^?\d+\]_?"), ""),  # footnote
+    (re.compile(r"\[!\w+\]\s*>?"), ""),  # admonition
     (re.compile(r":[\w:+-]+:`~?([^`<]+?)(?:\s*<[^`>]*>)?`"), r"\1"),  # role
     (re.compile(r"`([^`<]+?)\s*<[^`>]+>`__?"), r"\1"),  # named link
     (re.compile(r"\|[^|\n]{1,60}\|_{0,2}"), ""),  # substitution, or what is left of a table
@@ -30,17 +32,19 @@ _INLINE: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 _BULLET: Final = re.compile(r"^\s*(?:[*+•-]|\d{1,2}[.)]|#\.)\s+")
 _UNDERLINE: Final = re.compile(r"^\s*([=*~^\"'+#.:_-])\1{2,}[=*~^\"'+#.:_\s-]*$")
 _CODE: Final = re.compile(
-    r"^(>>>|\.\.\. |\$ |%|#!|@|def |class \w+[:(]|from \w[\w.]* import |import [\w.]+$|return |pip install)"
+    r"^(>>>|\.\.\. |\$ |%|#!|@|def |class \w+[:(]|return |pip install)"
+    r"|^(from \w[\w.]* import |import [\w.]+$)"
     r"|^(if|for|while|with|try|async|elif|else)\b.*:( |$)(?!.*[.!?]$)"
-    r"|::=|>>> |[{};]$|^[\w.]+\(.*\)( ->.*)?:?$|^\w[\w.\[\]]* [-+*/]?= |==|<=|&&|=>"
-    r"|^\S+ = |\bby @\w+ in\b|^((?i:usage|ref|see also|note|availability|cpython)):?$"
+    r"|::=|>>> | -> |[{};]$|^[\w.]+\(.*\)( ->.*)?:?$|^\w[\w.\[\]]* [-+*/]?= |==|<=|&&|=>"
+    r"|^(Changed in|New in|Deprecated since) version|^PEP \d+ -"
+    r"|^\S+ = |^\(.*\) = |\bby @\w+ in\b|^((?i:usage|ref|see also|note|availability|cpython)):?$"
 )
 _LETTERS: Final = 0.6
 _INDENT: Final = re.compile(r"^\s*")
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the prose of ``text``: one string a paragraph or list item, without markup and code."""
+    """Return the prose of ``text``: a string for each paragraph or list item, without markup."""
     if "<" in text:
         text = _TAG.sub("", _DROPPED_ELEMENT.sub("", _COMMENT.sub("", text)))
     text = _DIRECTIVE.sub("\n", _FENCE.sub("\n", text.expandtabs()))
@@ -48,7 +52,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Yield paragraphs and list items, each joined to one line; skip what follows ``::`` more deeply indented."""
+    """Yield paragraphs and list items, each as one line; skip the indented block after ``::``."""
     literal_above: int | None = None
     for block in re.split(r"\n\s*\n", text):
         lines = [line for line in block.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What a search is: the results, and the interface of whoever searches, on this machine or online."""
+"""What a search is: its results, and the interface of whoever searches, here or online."""
 
 from typing import Protocol
 
@@ -9,7 +9,8 @@ class SearchResult(BaseModel):
     """One document that was found.
 
     Attributes:
-        ref: What to cite: a URL, or a name such as ``python:asyncio.Queue`` for a document on this machine.
+        ref: What to cite: a URL, or a name such as ``python:asyncio.Queue`` for a document on this
+            machine.
         snippet: The words around what was searched for.
         text: What the document says about it, as plain prose of whole paragraphs.
         score: Higher fits better; comparable within one search only.
@@ -25,7 +26,7 @@ class SearchResult(BaseModel):
 
 
 class SearchResults(BaseModel):
-    """What one search found, best first, and who searched among how many documents, where it is known."""
+    """What one search found, best first, and who searched among how many documents, if known."""
 
     query: str
     provider: str

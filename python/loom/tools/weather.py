@@ -1,7 +1,7 @@
 """``weather.get``: one day's weather at a place, with its source and its date.
 
-Open-Meteo answers when it can be reached; otherwise real observations that are kept in this package do. Where
-neither knows, it says so: no number here is made up.
+Open-Meteo answers when it can be reached; otherwise real observations that are kept in this package
+do. Where neither knows, it says so: no number here is made up.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ class WeatherProvider(Protocol):
 
 
 class KeptObservations:
-    """Daily observations that ship with this package; ``data/seattle-weather.txt`` has source and licence."""
+    """Daily observations in this package; ``data/seattle-weather.txt`` has source and licence."""
 
     async def get(self, place: str, day: dt.date | None) -> Weather:
         """Return the kept observation of ``day``, or of the last day kept."""
@@ -160,7 +160,8 @@ class OnlineOrKept:
 
     Args:
         online: Asked first, for at most ``GIVE_UP_SECONDS``.
-        kept: Answers when ``online`` cannot; ``online`` is then left alone for ``UNREACHABLE_SECONDS``.
+        kept: Answers when ``online`` cannot; ``online`` is then left alone for
+            ``UNREACHABLE_SECONDS``.
         clock: Seconds, monotonic.
     """
 
@@ -227,9 +228,9 @@ _SEATTLE: Final = frozenset(
 
 @functools.cache
 def _observations() -> Mapping[dt.date, Weather]:
-    kept = resources.files(__package__) / "data" / "seattle-weather.csv"
-    with kept.open(encoding="utf-8", newline="") as lines:
-        return {(seen := _observation(row)).date: seen for row in csv.DictReader(lines)}
+    kept = resources.files("loom.tools") / "data" / "seattle-weather.csv"
+    rows = csv.DictReader(kept.read_text(encoding="utf-8").splitlines())
+    return {(seen := _observation(row)).date: seen for row in rows}
 
 
 def _observation(row: Mapping[str, str]) -> Weather:
@@ -302,7 +303,7 @@ def _weather(spot: _Place, daily: _Daily, *, past: bool) -> Weather:
 
 
 async def _fetch(url: str, query: Mapping[str, str], shape: type[_Shape]) -> _Shape:
-    import httpx2  # noqa: PLC0415  only a lookup that goes online pays for it
+    import httpx2
 
     try:
         async with httpx2.AsyncClient(timeout=GIVE_UP_SECONDS) as client:

@@ -22,7 +22,7 @@ app = loom.App("web")
 
 
 def cache_directory(environment: Mapping[str, str]) -> Path | None:
-    """Return where this user's caches of Loom belong, or None where the environment does not tell."""
+    """Return where this user's caches of Loom belong; None where the environment does not tell."""
     if home := environment.get("LOOM_HOME"):
         return Path(home) / "cache"
     if base := environment.get("XDG_CACHE_HOME"):
