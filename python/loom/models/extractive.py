@@ -86,13 +86,13 @@ class ExtractiveModel:
     ) -> Answer[Any]:
         """Answer ``prompt`` with sentences of ``context``.
 
-        A structured answer is possible where all that is asked for is quoted text: ``str``,
-        ``list[str]``, or a model whose required fields are of these two types.
+        A structured answer is possible where all it asks for is quoted text: ``str``,
+        ``list[str]``, or a model whose fields are of these two types.
 
         Raises:
             NotSupported: ``returns`` asks for more than quoting.
         """
-        shape = None if returns is None else _quotable(returns)
+        shape = None if returns is None else _quotable(returns, context)
         paragraphs, cut = _within(_answer(prompt, context), max_tokens)
         text = "\n\n".join(" ".join(line.text for line in lines) for lines in paragraphs)
         value: Any = None
@@ -320,21 +320,19 @@ def _within(
 # -- structured answers ----------------------------------------------------------------------
 
 
-def _quotable(returns: type[Any]) -> Mapping[str, Any] | Any:
+def _quotable(returns: type[Any], context: Sequence[str]) -> Mapping[str, Any] | Any:
     """Return the fields to fill with quotes, or the type itself where it is text or texts."""
-    if _is_text(returns) or _is_texts(returns):
-        return returns
     fields = getattr(returns, "__pydantic_fields__", None)
-    if fields is not None:
-        hints: dict[str, Any] = {
-            name: info.annotation for name, info in fields.items() if info.is_required()
-        }
-        if hints and all(_is_text(hint) or _is_texts(hint) for hint in hints.values()):
+    if context and (_is_text(returns) or _is_texts(returns)):
+        return returns
+    if context and fields:
+        hints: dict[str, Any] = {name: info.annotation for name, info in fields.items()}
+        if all(_is_text(hint) or _is_texts(hint) for hint in hints.values()):
             return hints
     raise NotSupported(
-        f"quotes alone cannot answer as {getattr(returns, '__name__', returns)}",
-        field="returns",
-        hint="ask for str, list[str] or a model with such fields; or set OPENAI_API_KEY",
+        f"quotes of the context cannot answer as {getattr(returns, '__name__', returns)}",
+        field="returns" if context else "context",
+        hint="give context, and ask for text or a model of texts; or set OPENAI_API_KEY",
     )
 
 
