@@ -1,0 +1,94 @@
+//! Holds the books against the queues: what the counters say, and what walking finds.
+
+use serde::Serialize;
+
+use crate::arena::SubId;
+use crate::core::{Core, Holding};
+use crate::stats::Gauges;
+use crate::subscription::Subscription;
+
+/// One subscription's books and what was found.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct AuditedSubscription {
+    pub namespace: String,
+    pub name: String,
+    pub matched: u64,
+    pub delivered: u64,
+    pub leased: u32,
+    pub queued: usize,
+    pub expired: u64,
+    pub dropped: u64,
+    pub walked_queued: usize,
+    pub walked_bytes: usize,
+    pub walked_leased: usize,
+    /// matched = delivered + leased + queued + expired + dropped, with what walking found.
+    pub balanced: bool,
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct Audit {
+    pub balanced: bool,
+    pub subscriptions: Vec<AuditedSubscription>,
+    pub gauges: Gauges,
+}
+
+impl Core {
+    /// Walks all queues and leases and holds the books against them.
+    pub fn audit(&self) -> Audit {
+        let subscriptions: Vec<AuditedSubscription> = self
+            .subs
+            .iter()
+            .map(|(id, sub)| self.audit_one(id, sub))
+            .collect();
+        let balanced = subscriptions.iter().all(|sub| sub.balanced) && self.waits_balance();
+        Audit {
+            balanced,
+            subscriptions,
+            gauges: self.gauges(),
+        }
+    }
+
+    fn audit_one(&self, id: SubId, sub: &Subscription) -> AuditedSubscription {
+        let (items, bytes, lanes, leased_lanes) = sub.lanes.walk();
+        let held = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| matches!(lease.holding, Holding::Turn { sub, .. } if sub == id));
+        let held = held.count();
+        let books = &sub.books;
+        let sum =
+            books.delivered + held as u64 + items as u64 + books.expired + books.dropped.total();
+        let same = items == sub.lanes.items()
+            && bytes == sub.lanes.bytes()
+            && lanes == sub.lanes.len()
+            && held == leased_lanes
+            && held == sub.leased as usize;
+        AuditedSubscription {
+            namespace: sub.origin.namespace.to_string(),
+            name: sub.name.to_string(),
+            matched: books.matched,
+            delivered: books.delivered,
+            leased: sub.leased,
+            queued: sub.lanes.items(),
+            expired: books.expired,
+            dropped: books.dropped.total(),
+            walked_queued: items,
+            walked_bytes: bytes,
+            walked_leased: held,
+            balanced: same && books.matched == sum,
+        }
+    }
+
+    /// Each call and request that was started has ended once, or is open.
+    fn waits_balance(&self) -> bool {
+        let stats = self.stats();
+        [stats.calls, stats.requests].iter().all(|waits| {
+            let ended =
+                waits.ok + waits.error + waits.timeout + waits.cancelled + waits.indeterminate;
+            waits.started == ended + waits.pending
+        })
+    }
+}

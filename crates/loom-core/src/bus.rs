@@ -1,0 +1,728 @@
+//! The event bus: reading an offer, stamping it, finding whom it is for, and putting it into queues.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::arena::{CallId, GroupId, LeaseId, SessionId, SubId};
+use crate::books::Reason;
+use crate::core::{Core, Holding, Todo};
+use crate::envelope::{Envelope, Extra, Origin, Qos};
+use crate::error::{Code, Detail, Error, Result};
+use crate::ident::Ident;
+use crate::input::{Options, Publish};
+use crate::lane::Item;
+use crate::notice::{Notice, Offer, Receipt};
+use crate::report::EngineEvent;
+use crate::request::Failure;
+use crate::space::{Route, SpaceId, Target};
+use crate::time::{Moment, Nanos};
+use crate::timers::Timer;
+use crate::topic::{check_thread, check_topic};
+
+pub(crate) type Targets = SmallVec<[SubId; 4]>;
+
+/// What a turn hands on to what it sends.
+pub(crate) struct Stamp {
+    pub(crate) thread: Ident,
+    pub(crate) run: u128,
+    pub(crate) event: u128,
+    pub(crate) correlation: Option<u128>,
+    pub(crate) hop: u16,
+    pub(crate) deadline: Option<Nanos>,
+    /// The subscription whose queue this turn must drain.
+    pub(crate) sub: Option<SubId>,
+}
+
+/// Who sends, and from where.
+pub(crate) struct Source {
+    pub(crate) space: SpaceId,
+    pub(crate) session: SessionId,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) stamp: Option<Stamp>,
+}
+
+/// An envelope before it is stamped.
+pub(crate) struct Draft {
+    pub(crate) topic: Arc<str>,
+    pub(crate) payload: Box<[u8]>,
+    pub(crate) qos: Qos,
+    pub(crate) options: Option<Box<Options>>,
+    pub(crate) reply_to: Option<CallId>,
+    pub(crate) deadline: Option<Nanos>,
+}
+
+/// A publish that was read and matched: what is left is room.
+pub(crate) struct Plan {
+    pub(crate) env: Arc<Envelope>,
+    pub(crate) targets: Targets,
+    /// The subscription whose turn publishes.
+    pub(crate) own: Option<SubId>,
+    /// The request it is.
+    pub(crate) call: Option<CallId>,
+}
+
+/// Whether there is room for a plan.
+pub(crate) enum Verdict {
+    Room,
+    Park,
+}
+
+impl Core {
+    /// Publishes an event.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for what is not a topic, a class or an option; `DENIED` under `loom.>`; `FENCED` for a sender or
+    /// turn of another session; `EXHAUSTED` for hops, and where there is no room and the class does not wait.
+    pub fn offer(&mut self, session: SessionId, publish: Publish<'_>, at: Moment) -> Result<Offer> {
+        let source = self.source(session, publish.sender, publish.turn)?;
+        let route = self.read_topic(source.space, publish.topic)?;
+        if publish.durable && publish.qos == Qos::Realtime {
+            return Err(
+                Error::invalid("qos", "a realtime event cannot be durable").hint("use batched")
+            );
+        }
+        let draft = Draft {
+            topic: Arc::clone(&route.topic),
+            payload: publish.payload,
+            qos: publish.qos,
+            options: publish.options,
+            reply_to: None,
+            deadline: None,
+        };
+        let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
+        let env = Arc::new(self.compose(source, draft, at)?);
+        let targets = self.pick(&route, env.lane());
+        let plan = Plan {
+            env,
+            targets,
+            own,
+            call: None,
+        };
+        let offer = if publish.durable {
+            self.reserve(session, plan)?
+        } else {
+            match self.judge(&plan)? {
+                Verdict::Room => Offer::Done(self.apply(&plan, at)),
+                Verdict::Park => Offer::Parked(self.park(session, plan, at)?),
+            }
+        };
+        self.flush(at);
+        Ok(offer)
+    }
+
+    /// Who sends: the handle and the lease must both be of this session.
+    pub(crate) fn source(
+        &self,
+        session: SessionId,
+        sender: crate::arena::Handle,
+        turn: Option<LeaseId>,
+    ) -> Result<Source> {
+        let found = self.registration(session, sender)?;
+        let (space, origin) = (found.space, Arc::clone(&found.origin));
+        let stamp = match turn {
+            Some(lease) => Some(self.stamp(session, lease)?),
+            None => None,
+        };
+        Ok(Source {
+            space,
+            session,
+            origin,
+            stamp,
+        })
+    }
+
+    fn stamp(&self, session: SessionId, lease: LeaseId) -> Result<Stamp> {
+        let lease = self.lease(session, lease)?;
+        let env = &lease.env;
+        let hop = env.hop.saturating_add(1);
+        if usize::from(hop) > self.limits.hops {
+            let message = format!("this would be hop {hop} of at most {}", self.limits.hops);
+            return Err(Error::exhausted("hops", message).field("hop").hint(
+                "agents that answer each other need an end; a new thread starts from a root event",
+            ));
+        }
+        let sub = match lease.holding {
+            Holding::Turn { sub, .. } => Some(sub),
+            Holding::Work { .. } => None,
+        };
+        Ok(Stamp {
+            thread: env.thread.clone(),
+            run: env.run,
+            event: env.id,
+            correlation: env.correlation,
+            hop,
+            deadline: env.deadline,
+            sub,
+        })
+    }
+
+    /// The route of a topic that a user may publish to.
+    pub(crate) fn read_topic(&mut self, space: SpaceId, topic: &str) -> Result<Arc<Route>> {
+        let route = self.route(space, topic)?;
+        if topic.starts_with("loom.") || topic == "loom" {
+            let message = format!("{topic:?} is the engine's own; only it publishes under loom.>");
+            return Err(Error::new(Code::Denied, message).field("topic"));
+        }
+        Ok(route)
+    }
+
+    /// Whom a topic is for; a warm one costs one look-up.
+    pub(crate) fn route(&mut self, space: SpaceId, topic: &str) -> Result<Arc<Route>> {
+        let most = self.limits.topic_cache;
+        let Some(found) = self.spaces.get_mut(space.0 as usize) else {
+            return Err(Error::new(Code::Internal, "there is no such namespace"));
+        };
+        if let Some(route) = found.routes.find(topic, most) {
+            return Ok(route);
+        }
+        check_topic(topic, &self.limits)?;
+        let route = Arc::new(Route {
+            topic: topic.into(),
+            targets: self.find_targets(space, topic),
+        });
+        if let Some(found) = self.space_mut(space) {
+            found.routes.keep(Arc::clone(&route), most);
+        }
+        Ok(route)
+    }
+
+    /// Matches a topic: streams one by one, members of a group together.
+    pub(crate) fn find_targets(&self, space: SpaceId, topic: &str) -> Vec<Target> {
+        let Some(space) = self.space(space) else {
+            return Vec::new();
+        };
+        let mut targets: Vec<Target> = Vec::new();
+        for sub in space.trie.find(topic) {
+            let Some(group) = self.subs.get(sub).map(|sub| sub.group) else {
+                continue;
+            };
+            let Some(group) = group else {
+                targets.push(Target::One(sub));
+                continue;
+            };
+            let same = targets.iter_mut().find_map(|target| match target {
+                Target::Group(other, members) if *other == group => Some(members),
+                _ => None,
+            });
+            match same {
+                Some(members) => members.push(sub),
+                None => targets.push(Target::Group(group, vec![sub])),
+            }
+        }
+        targets
+    }
+
+    /// Chooses one member of each group.
+    pub(crate) fn pick(&mut self, route: &Route, lane: &Ident) -> Targets {
+        let mut picked = Targets::new();
+        for target in &route.targets {
+            match target {
+                Target::One(sub) => picked.push(*sub),
+                Target::Group(_, members) if members.len() == 1 => {
+                    picked.extend(members.first().copied());
+                }
+                Target::Group(group, members) => {
+                    picked.extend(self.pick_member(*group, members, lane))
+                }
+            }
+        }
+        picked
+    }
+
+    /// The member that has something of this lane, else the next one, those with room first.
+    fn pick_member(&mut self, group: GroupId, members: &[SubId], lane: &Ident) -> Option<SubId> {
+        let sticky = members
+            .iter()
+            .find(|member| self.holds_lane(**member, lane));
+        if let Some(member) = sticky {
+            return Some(*member);
+        }
+        let found = self.groups.get_mut(group)?;
+        let start = found.turn;
+        found.turn = found.turn.wrapping_add(1);
+        let limits = &self.limits;
+        let order =
+            (0..members.len()).filter_map(|step| members.get((start + step) % members.len()));
+        let roomy = order.clone().find(|member| {
+            let sub = self.subs.get(**member);
+            sub.is_some_and(|sub| !sub.lagging && sub.lanes.items() < limits.queue_items)
+        });
+        roomy
+            .or_else(|| members.get(start % members.len()))
+            .copied()
+    }
+
+    fn holds_lane(&self, member: SubId, lane: &Ident) -> bool {
+        let Some(sub) = self.subs.get(member) else {
+            return false;
+        };
+        sub.lanes.find(lane).is_some()
+            || sub.parked.iter().any(|(_, ticket)| {
+                let waiting = self.tickets.get(*ticket);
+                waiting
+                    .is_some_and(|w| w.plan.env.lane() == lane && w.plan.targets.contains(&member))
+            })
+    }
+
+    /// Stamps a draft.
+    pub(crate) fn compose(&mut self, source: Source, draft: Draft, at: Moment) -> Result<Envelope> {
+        self.check_payload(&draft.payload)?;
+        let id = self.ids.mint(at.wall_ms);
+        let mut env = Envelope {
+            id,
+            topic: draft.topic,
+            payload: draft.payload,
+            origin: source.origin,
+            thread: Ident::Uuid(id),
+            run: id,
+            correlation: None,
+            causation: None,
+            reply_to: draft.reply_to,
+            deadline: draft.deadline,
+            ttl_ms: None,
+            expires: None,
+            key: None,
+            time_ms: at.wall_ms,
+            hop: 0,
+            qos: draft.qos,
+            extra: None,
+            position: None,
+        };
+        if let Some(stamp) = source.stamp {
+            env.thread = stamp.thread;
+            env.run = stamp.run;
+            env.causation = Some(stamp.event);
+            env.correlation = stamp.correlation;
+            env.hop = stamp.hop;
+        }
+        if env.reply_to.is_some() && env.correlation.is_none() {
+            env.correlation = Some(id);
+        }
+        if let Some(options) = draft.options {
+            self.read_options(&mut env, source.session, *options, at)?;
+        }
+        Ok(env)
+    }
+
+    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<()> {
+        if payload.len() <= self.limits.payload_bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "the payload has {} bytes of at most {}",
+            payload.len(),
+            self.limits.payload_bytes
+        );
+        Err(Error::exhausted("payload_bytes", message)
+            .field("payload")
+            .hint("send a reference to where it lies, or several events"))
+    }
+
+    fn read_options(
+        &self,
+        env: &mut Envelope,
+        session: SessionId,
+        options: Options,
+        at: Moment,
+    ) -> Result<()> {
+        if let Some(key) = &options.key {
+            env.key = Some(self.read_key(key)?);
+        }
+        if let Some(thread) = &options.thread_id {
+            check_thread(thread, &self.limits)?;
+            env.thread = Ident::parse(thread);
+        }
+        if let Some(ttl) = options.ttl_ms {
+            if ttl == 0 || ttl > self.limits.ttl_ms_max {
+                let message = format!(
+                    "ttl is {ttl} ms, not one of 1 to {}",
+                    self.limits.ttl_ms_max
+                );
+                return Err(Error::invalid("ttl", message).limit("ttl_ms_max"));
+            }
+            env.ttl_ms = Some(ttl);
+            env.expires = Some(at.now.plus_millis(ttl));
+        }
+        env.extra = self.read_extra(session, options)?;
+        Ok(())
+    }
+
+    pub(crate) fn read_key(&self, key: &str) -> Result<Ident> {
+        if key.is_empty() {
+            return Err(Error::invalid("key", "a key must not be empty").hint("leave it out"));
+        }
+        if key.len() > self.limits.key_bytes {
+            let message = format!(
+                "the key has {} bytes of at most {}",
+                key.len(),
+                self.limits.key_bytes
+            );
+            return Err(Error::invalid("key", message).limit("key_bytes"));
+        }
+        Ok(Ident::parse(key))
+    }
+
+    fn read_extra(&self, session: SessionId, options: Options) -> Result<Option<Box<Extra>>> {
+        let plain = options.content_type.is_none()
+            && options.traceparent.is_none()
+            && options.headers.is_empty()
+            && options.labels.is_empty()
+            && options.causes.is_empty();
+        if plain {
+            return Ok(None);
+        }
+        self.check_headers(&options)?;
+        self.check_short("content_type", options.content_type.as_deref())?;
+        self.check_short("traceparent", options.traceparent.as_deref())?;
+        if options.labels.len() > self.limits.labels {
+            let message = format!(
+                "{} labels of at most {}",
+                options.labels.len(),
+                self.limits.labels
+            );
+            return Err(Error::invalid("labels", message).limit("labels"));
+        }
+        for label in &options.labels {
+            self.check_short("labels", Some(label))?;
+        }
+        let causes = self.read_causes(session, &options.causes)?;
+        let headers = options
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        Ok(Some(Box::new(Extra {
+            content_type: options.content_type.map(Into::into),
+            headers: headers.collect(),
+            labels: options.labels.into_iter().map(Into::into).collect(),
+            traceparent: options.traceparent.map(Into::into),
+            causes,
+        })))
+    }
+
+    fn check_headers(&self, options: &Options) -> Result<()> {
+        if options.headers.len() > self.limits.headers {
+            let message = format!(
+                "{} headers of at most {}",
+                options.headers.len(),
+                self.limits.headers
+            );
+            return Err(Error::invalid("headers", message).limit("headers"));
+        }
+        let bytes: usize = options
+            .headers
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if bytes > self.limits.header_bytes {
+            let message = format!(
+                "the headers have {bytes} bytes of at most {}",
+                self.limits.header_bytes
+            );
+            return Err(Error::invalid("headers", message).limit("header_bytes"));
+        }
+        Ok(())
+    }
+
+    fn check_short(&self, field: &str, text: Option<&str>) -> Result<()> {
+        let Some(text) = text else { return Ok(()) };
+        if !text.is_empty() && text.len() <= self.limits.name_bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "{field} has {} bytes, not 1 to {}",
+            text.len(),
+            self.limits.name_bytes
+        );
+        Err(Error::invalid(field, message).limit("name_bytes"))
+    }
+
+    /// Causes must be events that the session was given and still holds.
+    fn read_causes(&self, session: SessionId, texts: &[String]) -> Result<Vec<u128>> {
+        if texts.len() > self.limits.causes {
+            let message = format!("{} causes of at most {}", texts.len(), self.limits.causes);
+            return Err(Error::invalid("causes", message).limit("causes"));
+        }
+        let mut causes = Vec::with_capacity(texts.len());
+        for text in texts {
+            let id = crate::ident::parse_uuid(text);
+            let held = id.filter(|id| {
+                self.leases
+                    .iter()
+                    .any(|(_, lease)| lease.session == session && is_or_follows(&lease.env, *id))
+            });
+            let Some(id) = held else {
+                let message = format!("{text:?} is no event that this session holds now");
+                return Err(Error::invalid("causes", message));
+            };
+            causes.push(id);
+        }
+        Ok(causes)
+    }
+
+    /// Says whether a plan can go at once. Nothing has been enqueued when it is refused.
+    pub(crate) fn judge(&self, plan: &Plan) -> Result<Verdict> {
+        let mut verdict = Verdict::Room;
+        for target in &plan.targets {
+            let Some(sub) = self.subs.get(*target) else {
+                continue;
+            };
+            let class = sub.class(plan.env.qos);
+            if class == Qos::Realtime || (class == Qos::Batched && sub.lagging) {
+                continue;
+            }
+            let room = sub.has_room(&plan.env, &self.limits);
+            if room && sub.parked.is_empty() {
+                continue;
+            }
+            if !room && (class == Qos::Background || plan.own == Some(*target)) {
+                return Err(self.full(*target, plan));
+            }
+            verdict = Verdict::Park;
+        }
+        Ok(verdict)
+    }
+
+    fn full(&self, target: SubId, plan: &Plan) -> Error {
+        let name = self
+            .subs
+            .get(target)
+            .map(|sub| Arc::clone(&sub.name))
+            .unwrap_or_default();
+        let hint = if plan.own == Some(target) {
+            "this turn's own agent must drain that queue: emit less, raise its concurrency, or use realtime"
+        } else {
+            "send later, or use batched to wait for room"
+        };
+        Error::exhausted("queue_items", format!("the queue of {name:?} is full"))
+            .field("qos")
+            .hint(hint)
+    }
+
+    /// Puts an event into all its queues: the same code whether it was logged, had waited, or went at once.
+    pub(crate) fn apply(&mut self, plan: &Plan, at: Moment) -> Receipt {
+        self.totals.published += 1;
+        self.totals.count_qos(plan.env.qos);
+        for target in &plan.targets {
+            self.enqueue(*target, &plan.env, at);
+        }
+        Receipt {
+            id: plan.env.id,
+            matched: plan.targets.len(),
+            position: plan.env.position,
+        }
+    }
+
+    /// Puts an event into one queue, or counts why not.
+    pub(crate) fn enqueue(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) {
+        let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.closing) else {
+            self.decline_for(id, env, None);
+            return;
+        };
+        sub.books.matched += 1;
+        let realtime = sub.class(env.qos) == Qos::Realtime;
+        if !realtime && sub.lagging {
+            return self.lose(id, env, Reason::Lagging, at);
+        }
+        let mut room = sub.has_room(env, &self.limits);
+        if !room && realtime {
+            room = self.make_room(id, env, at);
+        }
+        if !room {
+            let reason = if realtime {
+                Reason::Overflow
+            } else {
+                Reason::Lagging
+            };
+            return self.lose(id, env, reason, at);
+        }
+        self.push(id, env, realtime, at);
+    }
+
+    /// Drops the oldest realtime events until there is room.
+    fn make_room(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) -> bool {
+        loop {
+            let Some(sub) = self.subs.get_mut(id) else {
+                return false;
+            };
+            if sub.has_room(env, &self.limits) {
+                return true;
+            }
+            let Some((lane, item)) = sub.lanes.remove_oldest_realtime() else {
+                return false;
+            };
+            self.untime(id, lane, &item);
+            self.lose(id, &item.env, Reason::Overflow, at);
+        }
+    }
+
+    fn push(&mut self, id: SubId, env: &Arc<Envelope>, realtime: bool, at: Moment) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        let single = Ident::Uuid(0);
+        let lane = if sub.is_stream() { &single } else { env.lane() };
+        let (lane, seq) = sub.lanes.push(lane, Arc::clone(env), at.now, realtime);
+        sub.books.high_water = sub.books.high_water.max(sub.lanes.items());
+        if let Some(expires) = env.expires {
+            self.timers.add(expires, Timer::Event(id, lane, seq));
+        }
+        self.poke(id);
+    }
+
+    /// Announces ready work to a subscription that asked for it.
+    pub(crate) fn poke(&mut self, id: SubId) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        if sub.armed && sub.can_start() {
+            sub.armed = false;
+            let (session, handle) = (sub.session, sub.handle);
+            self.notify(session, Notice::Ready(handle));
+        }
+    }
+
+    /// Takes back the timer of an event that leaves its queue.
+    pub(crate) fn untime(&mut self, sub: SubId, lane: u32, item: &Item) {
+        if let Some(expires) = item.env.expires {
+            self.timers
+                .remove(expires, Timer::Event(sub, lane, item.seq));
+        }
+    }
+
+    /// Counts a loss, says so at most once a second, and declines what was asked with the event.
+    pub(crate) fn lose(&mut self, id: SubId, env: &Arc<Envelope>, reason: Reason, at: Moment) {
+        self.totals.dropped.add(reason);
+        let mut told = None;
+        if let Some(sub) = self.subs.get_mut(id) {
+            let count = sub.books.dropped.add(reason);
+            let due = sub.books.told.get_mut(reason as usize);
+            if !env.is_of_engine()
+                && let Some(last) = due
+                && last.is_none_or(|last| at.now >= last.plus_millis(1_000))
+            {
+                *last = Some(at.now);
+                told = Some((sub.space, Arc::clone(&sub.origin), count));
+            }
+        }
+        if let Some((space, origin, count)) = told {
+            let topic = format!("loom.dropped.{}", reason.token());
+            let body = || {
+                crate::error::to_json(&serde_json::json!({
+                    "subscription": &*origin.sender,
+                    "reason": reason.token(),
+                    "dropped": count,
+                    "topic": &*env.topic,
+                    "event_id": crate::ident::show_uuid(env.id),
+                }))
+            };
+            self.say(space, topic, Some(env), at, body);
+        }
+        let message = format!("the event was dropped: {}", reason.token());
+        self.decline_for(id, env, Some((Code::Unavailable, Detail::message(message))));
+    }
+
+    /// Declines for a subscription that will not answer, if the event asked it.
+    pub(crate) fn decline_for(&mut self, id: SubId, env: &Envelope, why: Option<(Code, Detail)>) {
+        let Some(call) = env.reply_to else { return };
+        let sub = self.subs.get(id);
+        if sub.is_none_or(|sub| !sub.is_stream()) {
+            let who = sub
+                .map(|sub| Arc::clone(&sub.origin.sender))
+                .unwrap_or_default();
+            self.todo.push_back(Todo::Decline(
+                call,
+                Failure {
+                    who,
+                    why,
+                    told: false,
+                },
+            ));
+        }
+    }
+
+    /// A queued event has waited too long.
+    pub(crate) fn event_is_due(&mut self, id: SubId, lane: u32, seq: u64, at: Moment) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        if let Some(item) = sub.lanes.remove(lane, seq) {
+            self.expire(id, &item.env);
+            self.made_room(id);
+            self.flush(at);
+        }
+    }
+
+    /// Counts an event that was over before it was started.
+    pub(crate) fn expire(&mut self, id: SubId, env: &Arc<Envelope>) {
+        self.totals.expired += 1;
+        if let Some(sub) = self.subs.get_mut(id) {
+            sub.books.expired += 1;
+        }
+        self.decline_for(id, env, None);
+    }
+
+    /// A queue got shorter: it may have caught up, and offers may be waiting for it.
+    pub(crate) fn made_room(&mut self, id: SubId) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        if sub.lagging && sub.is_half_empty(&self.limits) {
+            sub.lagging = false;
+        }
+        if !sub.parked.is_empty() {
+            self.todo.push_back(Todo::Unpark(id));
+        }
+    }
+
+    /// Publishes what the engine has to say: realtime, so that it never waits.
+    pub(crate) fn publish_own(&mut self, event: EngineEvent, at: Moment) {
+        let Ok(route) = self.route(event.space, &event.topic) else {
+            return;
+        };
+        let id = self.ids.mint(at.wall_ms);
+        let cause = event.cause.as_deref();
+        let hop = cause.map_or(0, |cause| cause.hop.saturating_add(1));
+        if usize::from(hop) > self.limits.hops {
+            return;
+        }
+        let env = Arc::new(Envelope {
+            id,
+            topic: Arc::clone(&route.topic),
+            payload: event.payload.into(),
+            origin: event.origin,
+            thread: cause.map_or(Ident::Uuid(id), |cause| cause.thread.clone()),
+            run: cause.map_or(id, |cause| cause.run),
+            correlation: cause.and_then(|cause| cause.correlation),
+            causation: cause.map(|cause| cause.id),
+            reply_to: None,
+            deadline: None,
+            ttl_ms: None,
+            expires: None,
+            key: None,
+            time_ms: at.wall_ms,
+            hop,
+            qos: Qos::Realtime,
+            extra: None,
+            position: None,
+        });
+        let targets = self.pick(&route, env.lane());
+        self.apply(
+            &Plan {
+                env,
+                targets,
+                own: None,
+                call: None,
+            },
+            at,
+        );
+    }
+}
+
+fn is_or_follows(env: &Envelope, id: u128) -> bool {
+    env.id == id
+        || env
+            .extra
+            .as_ref()
+            .is_some_and(|extra| extra.causes.contains(&id))
+}

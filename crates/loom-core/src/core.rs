@@ -1,0 +1,246 @@
+//! The engine's state, and the small steps that all its parts share.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::arena::{Arena, CallId, GroupId, Handle, LeaseId, ProviderId, SessionId, SubId, Ticket};
+use crate::broker::{Provider, Served};
+use crate::envelope::{Envelope, Origin};
+use crate::error::{Error, Result};
+use crate::ident::Ids;
+use crate::limits::Limits;
+use crate::notice::Notice;
+use crate::report::EngineEvent;
+use crate::request::{Asked, Failure};
+use crate::session::Session;
+use crate::space::{Space, SpaceId};
+use crate::stats::Totals;
+use crate::subscription::{Group, Subscription};
+use crate::ticket::Waiting;
+use crate::time::{Moment, Nanos};
+use crate::timers::{Timer, Timers};
+
+/// What a handle stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Root,
+    Subscription(SubId),
+    Provider(ProviderId),
+}
+
+/// A handle of a session: it stamps the sender.
+pub(crate) struct Registration {
+    pub(crate) session: SessionId,
+    pub(crate) space: SpaceId,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) name: Arc<str>,
+    pub(crate) kind: Kind,
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holding {
+    Turn { sub: SubId, lane: u32 },
+    Work { provider: ProviderId, call: CallId },
+}
+
+/// One delivery from start to end.
+pub(crate) struct Lease {
+    pub(crate) session: SessionId,
+    pub(crate) holding: Holding,
+    pub(crate) env: Arc<Envelope>,
+    /// This receiver's answer is waited for.
+    pub(crate) asked: bool,
+    pub(crate) answered: bool,
+}
+
+/// What a waiting session waits for.
+pub(crate) enum Wanted {
+    Request(Asked),
+    Call(Served),
+}
+
+/// A call or a request without an outcome yet.
+pub(crate) struct Pending {
+    pub(crate) session: SessionId,
+    pub(crate) space: SpaceId,
+    /// The turn or invocation that waits.
+    pub(crate) parent: Option<LeaseId>,
+    pub(crate) env: Arc<Envelope>,
+    pub(crate) deadline: Nanos,
+    pub(crate) started: Nanos,
+    pub(crate) wanted: Wanted,
+}
+
+/// What follows from a step and is done before the call returns, one after the other.
+pub(crate) enum Todo {
+    /// One of those asked will not answer.
+    Decline(CallId, Failure),
+    /// The engine has something to say.
+    Publish(EngineEvent),
+    /// There may be room in this subscription.
+    Unpark(SubId),
+    /// This parked offer may be able to go.
+    Retry(Ticket),
+}
+
+/// Steps that one call does at most; the rest is due at once and done by the next.
+const STEPS: usize = 4_096;
+/// Deadlines that one tick handles at most.
+const TICKS: usize = 1_024;
+
+/// The engine: one of these behind one lock.
+pub struct Core {
+    pub(crate) limits: Limits,
+    pub(crate) ids: Ids,
+    pub(crate) spaces: Vec<Space>,
+    pub(crate) space_index: FxHashMap<Arc<str>, SpaceId>,
+    pub(crate) sessions: Arena<SessionId, Session>,
+    pub(crate) handles: Arena<Handle, Registration>,
+    pub(crate) subs: Arena<SubId, Subscription>,
+    pub(crate) groups: Arena<GroupId, Group>,
+    pub(crate) providers: Arena<ProviderId, Provider>,
+    pub(crate) leases: Arena<LeaseId, Lease>,
+    pub(crate) calls: Arena<CallId, Pending>,
+    pub(crate) tickets: Arena<Ticket, Waiting>,
+    /// Tickets that are with the log, in the order it must answer them.
+    pub(crate) log_order: VecDeque<Ticket>,
+    pub(crate) park_seq: u64,
+    pub(crate) timers: Timers,
+    pub(crate) todo: VecDeque<Todo>,
+    pub(crate) woken: Vec<SessionId>,
+    pub(crate) totals: Totals,
+}
+
+impl Core {
+    /// An engine with these limits. All ids follow from the seed and the moments it is given.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            ids: Ids::new(seed),
+            spaces: Vec::new(),
+            space_index: FxHashMap::default(),
+            sessions: Arena::new(),
+            handles: Arena::new(),
+            subs: Arena::new(),
+            groups: Arena::new(),
+            providers: Arena::new(),
+            leases: Arena::new(),
+            calls: Arena::new(),
+            tickets: Arena::new(),
+            log_order: VecDeque::new(),
+            park_seq: 0,
+            timers: Timers::default(),
+            todo: VecDeque::new(),
+            woken: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// The limits it runs with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a session's inbox got its first notice since [`Self::take_woken`] was asked last.
+    pub fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
+    }
+
+    /// The sessions that have to be woken: the shell makes their loops call [`Self::drain`].
+    pub fn take_woken(&mut self) -> Vec<SessionId> {
+        std::mem::take(&mut self.woken)
+    }
+
+    /// Ends what is due, at most some of it at once.
+    ///
+    /// Returns when there is more to end; a moment that is not later than `at.now` asks for another call at once.
+    pub fn tick(&mut self, at: Moment) -> Option<Nanos> {
+        self.flush(at);
+        for _ in 0..TICKS {
+            let Some(timer) = self.timers.pop(at.now) else {
+                break;
+            };
+            match timer {
+                Timer::Call(call) => self.call_is_due(call, at),
+                Timer::Park(ticket) => self.park_is_due(ticket, at),
+                Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
+            }
+            self.flush(at);
+        }
+        if self.todo.is_empty() {
+            self.timers.next()
+        } else {
+            Some(at.now)
+        }
+    }
+
+    fn call_is_due(&mut self, call: CallId, at: Moment) {
+        match self.calls.get(call).map(|pending| &pending.wanted) {
+            Some(Wanted::Request(_)) => self.request_is_due(call, at),
+            Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Timeout, at),
+            None => {}
+        }
+    }
+
+    /// Does what follows from the steps of this call.
+    pub(crate) fn flush(&mut self, at: Moment) {
+        if self.todo.is_empty() {
+            return;
+        }
+        for _ in 0..STEPS {
+            let Some(todo) = self.todo.pop_front() else {
+                return;
+            };
+            match todo {
+                Todo::Decline(call, failure) => self.decline(call, failure, at),
+                Todo::Publish(event) => self.publish_own(event, at),
+                Todo::Unpark(sub) => self.unpark(sub, at),
+                Todo::Retry(ticket) => {
+                    self.try_unpark(ticket, at);
+                }
+            }
+        }
+    }
+
+    /// Puts a notice into a session's inbox; one for a session that is gone is nobody's.
+    pub(crate) fn notify(&mut self, session: SessionId, notice: Notice) {
+        if let Some(found) = self.sessions.get_mut(session) {
+            if found.inbox.is_empty() {
+                self.woken.push(session);
+            }
+            found.inbox.push_back(notice);
+        }
+    }
+
+    /// The registration behind a handle, if it is one of this session.
+    pub(crate) fn registration(&self, session: SessionId, handle: Handle) -> Result<&Registration> {
+        match self.handles.get(handle) {
+            Some(found) if found.session == session => Ok(found),
+            _ => Err(Error::fenced(
+                "this handle is not, or no longer, one of this session",
+            )),
+        }
+    }
+
+    /// The lease, if it is open and one of this session.
+    pub(crate) fn lease(&self, session: SessionId, lease: LeaseId) -> Result<&Lease> {
+        match self.leases.get(lease) {
+            Some(found) if found.session == session => Ok(found),
+            _ => Err(
+                Error::fenced("this turn is over, or not one of this session")
+                    .hint("a context may be used only while its handler runs"),
+            ),
+        }
+    }
+
+    pub(crate) fn space(&self, id: SpaceId) -> Option<&Space> {
+        self.spaces.get(id.0 as usize)
+    }
+
+    pub(crate) fn space_mut(&mut self, id: SpaceId) -> Option<&mut Space> {
+        self.spaces.get_mut(id.0 as usize)
+    }
+}

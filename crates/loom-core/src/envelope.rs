@@ -1,0 +1,203 @@
+//! The immutable record that travels. Sender, namespace, run and causes are stamped by the engine.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::arena::CallId;
+use crate::error::{Error, Result};
+use crate::ident::Ident;
+use crate::time::Nanos;
+
+/// The delivery class of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Qos {
+    /// Bounded, newest wins, every drop counted.
+    Realtime,
+    /// The sender waits for room; the default.
+    Batched,
+    /// Bounded memory, then refused.
+    Background,
+}
+
+impl Qos {
+    /// Its number, as it crosses languages.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// Reads the number.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for any other than 0, 1, 2.
+    pub fn from_number(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Realtime),
+            1 => Ok(Self::Batched),
+            2 => Ok(Self::Background),
+            _ => Err(Error::invalid(
+                "qos",
+                format!("there is no delivery class {number}"),
+            )),
+        }
+    }
+}
+
+/// What a capability does to the world outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EffectClass {
+    /// Nothing.
+    Pure,
+    /// Doing it twice is doing it once.
+    Idempotent,
+    /// Whether it was done can be asked.
+    Probeable,
+    /// Anything.
+    Unsafe,
+}
+
+impl EffectClass {
+    /// Reads the number as it crosses languages.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for any other than 0 to 3.
+    pub fn from_number(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Pure),
+            1 => Ok(Self::Idempotent),
+            2 => Ok(Self::Probeable),
+            3 => Ok(Self::Unsafe),
+            _ => Err(Error::invalid(
+                "effect",
+                format!("there is no effect class {number}"),
+            )),
+        }
+    }
+}
+
+/// An opaque place in a log; only the log makes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Which log.
+    pub partition: u32,
+    /// Which life of it.
+    pub epoch: u32,
+    /// Where; rises, with gaps.
+    pub n: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}-{:x}", self.partition, self.epoch, self.n)
+    }
+}
+
+/// Who sends: both parts come from the registration, never from the sender's own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// `namespace/name`.
+    pub sender: Arc<str>,
+}
+
+impl Origin {
+    pub(crate) fn new(namespace: &Arc<str>, name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            namespace: Arc::clone(namespace),
+            sender: format!("{namespace}/{name}").into(),
+        })
+    }
+}
+
+/// The fields that few events have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// None: JSON.
+    pub content_type: Option<Arc<str>>,
+    /// Free pairs, in the order given.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    /// What policies match.
+    pub labels: Vec<Box<str>>,
+    /// W3C trace context.
+    pub traceparent: Option<Box<str>>,
+    /// The events this one follows from, where there is more than one.
+    pub causes: Vec<u128>,
+}
+
+/// The record.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// `UUIDv7`.
+    pub id: u128,
+    /// Where it was published; for an invocation, the capability's name.
+    pub topic: Arc<str>,
+    /// Opaque bytes.
+    pub payload: Box<[u8]>,
+    /// Who sent it, in which namespace.
+    pub origin: Arc<Origin>,
+    /// The conversation.
+    pub thread: Ident,
+    /// The root event of all that follows causally.
+    pub run: u128,
+    /// The request that this exchange belongs to.
+    pub correlation: Option<u128>,
+    /// The event whose turn sent this one.
+    pub causation: Option<u128>,
+    /// Who waits for an answer.
+    pub reply_to: Option<CallId>,
+    /// When nobody waits any more.
+    pub deadline: Option<Nanos>,
+    /// How long it may wait in a queue.
+    pub ttl_ms: Option<u64>,
+    /// The end of that.
+    pub expires: Option<Nanos>,
+    /// The lane.
+    pub key: Option<Ident>,
+    /// Milliseconds since the epoch.
+    pub time_ms: u64,
+    /// Turns between the root and this.
+    pub hop: u16,
+    /// The delivery class.
+    pub qos: Qos,
+    /// Few events have these.
+    pub extra: Option<Box<Extra>>,
+    /// Where the log put it.
+    pub position: Option<Position>,
+}
+
+impl Envelope {
+    /// The lane it falls into: its key, else its thread.
+    pub fn lane(&self) -> &Ident {
+        self.key.as_ref().unwrap_or(&self.thread)
+    }
+
+    /// What it takes of a queue's bytes.
+    pub fn size(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// Whether it must not be started any more.
+    pub(crate) fn is_over(&self, now: Nanos) -> bool {
+        self.expires.is_some_and(|at| at <= now) || self.deadline.is_some_and(|at| at <= now)
+    }
+
+    /// Whether it is one of the engine's own.
+    pub(crate) fn is_of_engine(&self) -> bool {
+        self.topic.starts_with("loom.")
+    }
+
+    /// The type of the payload.
+    pub fn content_type(&self) -> &str {
+        let given = self
+            .extra
+            .as_ref()
+            .and_then(|extra| extra.content_type.as_deref());
+        given.unwrap_or("application/json")
+    }
+
+    /// Whether the payload is JSON.
+    pub fn is_json(&self) -> bool {
+        let kind = self.content_type();
+        kind == "application/json" || kind.ends_with("+json")
+    }
+}

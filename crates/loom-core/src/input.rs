@@ -1,0 +1,106 @@
+//! What is asked of the engine.
+
+use crate::arena::{Handle, LeaseId};
+use crate::envelope::{EffectClass, Qos};
+
+/// An agent to register: one subscription with a set of filters.
+#[derive(Debug, Clone)]
+pub struct AgentSpec<'a> {
+    /// Its name; its identity is `namespace/name`.
+    pub name: &'a str,
+    /// What it hears, besides `spawn.{name}`.
+    pub filters: &'a [&'a str],
+    /// Whose members share the events; empty: its own name.
+    pub group: &'a str,
+    /// How many of its lanes may have a turn at once.
+    pub concurrency: u32,
+    /// What the directory shows of it: JSON.
+    pub info: &'a [u8],
+}
+
+/// A provider of a capability.
+#[derive(Debug, Clone)]
+pub struct ProviderSpec<'a> {
+    /// The capability's name.
+    pub name: &'a str,
+    /// The version it offers.
+    pub version: &'a str,
+    /// What it does to the world outside.
+    pub effect: EffectClass,
+    /// How many calls it serves at once.
+    pub concurrency: u32,
+    /// What the directory shows of it: JSON.
+    pub info: &'a [u8],
+}
+
+/// What few events have; nothing of it is trusted before it is checked.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The lane, where it is not the thread.
+    pub key: Option<String>,
+    /// The conversation, where it is not the turn's, or the event's own.
+    pub thread_id: Option<String>,
+    /// How long it may wait in a queue.
+    pub ttl_ms: Option<u64>,
+    /// None: JSON.
+    pub content_type: Option<String>,
+    /// Free pairs.
+    pub headers: Vec<(String, String)>,
+    /// What policies match.
+    pub labels: Vec<String>,
+    /// W3C trace context.
+    pub traceparent: Option<String>,
+    /// Ids of events this one follows from, each held by the sender's session now.
+    pub causes: Vec<String>,
+}
+
+/// An event to publish.
+#[derive(Debug)]
+pub struct Publish<'a> {
+    /// Who publishes: a handle of the session.
+    pub sender: Handle,
+    /// The turn or invocation it follows from.
+    pub turn: Option<LeaseId>,
+    /// Where.
+    pub topic: &'a str,
+    /// Opaque bytes.
+    pub payload: Box<[u8]>,
+    /// The delivery class.
+    pub qos: Qos,
+    /// What few events have.
+    pub options: Option<Box<Options>>,
+    /// Whether it must be in the log before anyone sees it.
+    pub durable: bool,
+}
+
+/// An event whose sender waits for answers.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The event; its class is [`Qos::Batched`], `durable` is not supported.
+    pub publish: Publish<'a>,
+    /// How long the sender waits.
+    pub timeout_ms: u64,
+    /// How many answers end it; 0: as many as there are.
+    pub first_k: u32,
+    /// Whether to wait for a subscriber where there is none.
+    pub wait: bool,
+}
+
+/// A call of a capability.
+#[derive(Debug)]
+pub struct Invoke<'a> {
+    /// Who calls: a handle of the session.
+    pub sender: Handle,
+    /// The turn or invocation it follows from.
+    pub turn: Option<LeaseId>,
+    /// The capability's name.
+    pub capability: &'a str,
+    /// The arguments.
+    pub payload: Box<[u8]>,
+    /// How long the caller waits.
+    pub timeout_ms: u64,
+    /// The idempotency key, carried to the provider.
+    pub key: Option<&'a str>,
+    /// 0: one result; else streamed, with so many chunks granted.
+    pub credit: u64,
+}

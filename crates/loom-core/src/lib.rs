@@ -1,0 +1,67 @@
+//! The engine of Loom as a state machine: an event bus, an action broker and a directory.
+//!
+//! It does no I/O, reads no clock, starts no thread and draws no random number: every call is told the
+//! [`Moment`], and the seed of the ids is given once. A shell puts one lock around a [`Core`] and drives it;
+//! a simulator drives the same code with a virtual clock.
+//!
+//! It is not a server and not a log: what needs a log leaves as a [`Offer::Logging`] under a ticket, and
+//! comes back through [`Core::logged`] or [`Core::refused`].
+#![warn(missing_docs)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        reason = "a test says what it expects by failing"
+    )
+)]
+
+mod arena;
+mod audit;
+mod books;
+mod broker;
+mod bus;
+mod core;
+mod directory;
+mod envelope;
+mod error;
+mod ident;
+mod input;
+mod lane;
+mod limits;
+mod notice;
+mod park;
+mod report;
+mod request;
+mod session;
+mod space;
+#[path = "gen/mod.rs"]
+pub mod spec;
+mod stats;
+mod stream;
+mod subscription;
+mod ticket;
+mod time;
+mod timers;
+mod topic;
+mod trie;
+mod turn;
+
+pub use crate::arena::{CallId, Handle, Key, LeaseId, SessionId, Ticket};
+pub use crate::audit::{Audit, AuditedSubscription};
+pub use crate::books::{Dropped, Reason, Summary};
+pub use crate::core::Core;
+pub use crate::directory::DirectoryKind;
+pub use crate::envelope::{EffectClass, Envelope, Extra, Origin, Position, Qos};
+pub use crate::error::{Code, Detail, Error, Result};
+pub use crate::ident::{Ident, Ids, parse_uuid, show_uuid};
+pub use crate::input::{AgentSpec, Invoke, Options, ProviderSpec, Publish, Request};
+pub use crate::limits::Limits;
+pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
+pub use crate::stats::{
+    CapabilityStats, EventCounts, Gauges, QosCounts, Stats, SubscriptionStats, Waits,
+};
+pub use crate::time::{Moment, Nanos};
+pub use crate::topic::{Filter, check_topic};

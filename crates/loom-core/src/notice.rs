@@ -1,0 +1,77 @@
+//! What the engine answers: receipts, deliveries, and the notices of a session's inbox.
+
+use std::sync::Arc;
+
+use crate::arena::{CallId, Handle, LeaseId, Ticket};
+use crate::envelope::{Envelope, Position};
+use crate::error::{Code, Error};
+
+/// What a publish was promised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The event's id.
+    pub id: u128,
+    /// How many subscriptions and groups it was for.
+    pub matched: usize,
+    /// Where the log put it, if it was logged.
+    pub position: Option<Position>,
+}
+
+/// How an offer stands.
+#[derive(Debug)]
+pub enum Offer {
+    /// Taken.
+    Done(Receipt),
+    /// Waits for room: [`Notice::Accepted`] or [`Notice::Refused`] will follow.
+    Parked(Ticket),
+    /// Must be logged: the shell appends the record and says [`crate::Core::logged`] or [`crate::Core::refused`].
+    Logging(Ticket, Arc<Envelope>),
+}
+
+/// What an invocation has beyond its envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// The caller reads chunks.
+    pub streamed: bool,
+    /// Chunks granted when it was taken.
+    pub credit: u64,
+    /// Names the change outside, for what is not pure. It follows from the call's id; it will be minted
+    /// through the log, so that it means the same in another life of the node.
+    pub effect: Option<u128>,
+}
+
+/// One event, one reply, or one invocation, as it is handed out.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Names the turn or invocation; none for a reply.
+    pub lease: Option<LeaseId>,
+    /// The record.
+    pub envelope: Arc<Envelope>,
+    /// Whether an answer of this receiver is waited for.
+    pub asked: bool,
+    /// 1 for the first.
+    pub attempt: u32,
+    /// Of an invocation.
+    pub work: Option<Work>,
+}
+
+/// What a session finds in its inbox.
+#[derive(Debug)]
+pub enum Notice {
+    /// `take` of this handle has work.
+    Ready(Handle),
+    /// One reply to an open request.
+    Answer(CallId, Delivery),
+    /// The one end of a call or request. Without a code it is ok. The bytes are a call's result, else a detail in JSON.
+    Outcome(CallId, Option<Code>, Box<[u8]>),
+    /// One chunk of a streamed call.
+    Chunk(CallId, Box<[u8]>),
+    /// The caller grants this many chunks in all.
+    Credit(LeaseId, u64),
+    /// Nobody waits for this invocation any more.
+    Cancel(LeaseId, Code),
+    /// A parked or logged offer was taken.
+    Accepted(Ticket, Receipt),
+    /// A parked or logged offer was refused.
+    Refused(Ticket, Error),
+}

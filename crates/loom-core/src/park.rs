@@ -1,0 +1,183 @@
+//! Offers that wait for room: as a whole, in the order they came, at most `batched_wait`.
+
+use smallvec::SmallVec;
+
+use crate::arena::{SessionId, SubId, Ticket};
+use crate::bus::{Plan, Targets};
+use crate::core::{Core, Todo, Wanted};
+use crate::envelope::Qos;
+use crate::error::{Error, Result};
+use crate::notice::Notice;
+use crate::ticket::{Stage, Waiting};
+use crate::time::Moment;
+use crate::timers::Timer;
+
+impl Core {
+    /// Lets an offer wait for room.
+    pub(crate) fn park(&mut self, session: SessionId, plan: Plan, at: Moment) -> Result<Ticket> {
+        let most = self.limits.parked_offers;
+        if self.session(session)?.parked >= most {
+            let message = format!("{most} offers of this session wait for room already");
+            return Err(
+                Error::exhausted("parked_offers", message).hint("await each emit before the next")
+            );
+        }
+        self.park_seq += 1;
+        let seq = self.park_seq;
+        let until = at.now.plus_millis(self.limits.batched_wait_ms);
+        let call = plan.call;
+        let stage = Stage::Parked {
+            seq,
+            until,
+            listed: Targets::new(),
+        };
+        let ticket = self.tickets.insert(Waiting {
+            session,
+            plan,
+            stage,
+        });
+        self.timers.add(until, Timer::Park(ticket));
+        if let Some(found) = self.sessions.get_mut(session) {
+            found.parked += 1;
+        }
+        if let Some(pending) = call.and_then(|call| self.calls.get_mut(call))
+            && let Wanted::Request(asked) = &mut pending.wanted
+        {
+            asked.ticket = Some(ticket);
+        }
+        self.list(ticket);
+        Ok(ticket)
+    }
+
+    /// Puts a parked offer into the lists of those it waits for; `false` if it waits for nobody.
+    fn list(&mut self, ticket: Ticket) -> bool {
+        let Some(waiting) = self.tickets.get(ticket) else {
+            return false;
+        };
+        let Stage::Parked { seq, listed, .. } = &waiting.stage else {
+            return false;
+        };
+        let seq = *seq;
+        let env = &waiting.plan.env;
+        let mut blocking: SmallVec<[SubId; 4]> = SmallVec::new();
+        for target in &waiting.plan.targets {
+            let Some(sub) = self.subs.get(*target) else {
+                continue;
+            };
+            if sub.closing || sub.lagging || sub.class(env.qos) == Qos::Realtime {
+                continue;
+            }
+            let behind = sub.parked.front().is_some_and(|(first, _)| *first < seq);
+            if behind || !sub.has_room(env, &self.limits) {
+                blocking.push(*target);
+            }
+        }
+        let new: Targets = blocking
+            .iter()
+            .copied()
+            .filter(|sub| !listed.contains(sub))
+            .collect();
+        for target in &new {
+            if let Some(sub) = self.subs.get_mut(*target) {
+                let place = sub.parked.partition_point(|(other, _)| *other < seq);
+                sub.parked.insert(place, (seq, ticket));
+            }
+        }
+        if let Some(waiting) = self.tickets.get_mut(ticket)
+            && let Stage::Parked { listed, .. } = &mut waiting.stage
+        {
+            listed.extend(new);
+        }
+        !blocking.is_empty()
+    }
+
+    /// Takes a parked offer out of the lists it stands in; those behind it may go now.
+    pub(crate) fn unlist(&mut self, ticket: Ticket) {
+        let Some(waiting) = self.tickets.get_mut(ticket) else {
+            return;
+        };
+        let Stage::Parked { listed, until, .. } = &mut waiting.stage else {
+            return;
+        };
+        let (listed, until) = (std::mem::take(listed), *until);
+        let session = waiting.session;
+        self.timers.remove(until, Timer::Park(ticket));
+        for target in listed {
+            let Some(sub) = self.subs.get_mut(target) else {
+                continue;
+            };
+            sub.parked.retain(|(_, other)| *other != ticket);
+            if !sub.parked.is_empty() {
+                self.todo.push_back(Todo::Unpark(target));
+            }
+        }
+        if let Some(found) = self.sessions.get_mut(session) {
+            found.parked -= 1;
+        }
+    }
+
+    /// Lets the offers at the front of a subscription's list go while there is room.
+    pub(crate) fn unpark(&mut self, id: SubId, at: Moment) {
+        for _ in 0..self.limits.queue_items {
+            let front = self
+                .subs
+                .get(id)
+                .and_then(|sub| sub.parked.front().copied());
+            let Some((_, ticket)) = front else { return };
+            if !self.try_unpark(ticket, at) {
+                return;
+            }
+        }
+    }
+
+    /// Lets a parked offer go if nothing stands in its way.
+    pub(crate) fn try_unpark(&mut self, ticket: Ticket, at: Moment) -> bool {
+        let parked = self
+            .tickets
+            .get(ticket)
+            .is_some_and(|w| matches!(w.stage, Stage::Parked { .. }));
+        if !parked || self.list(ticket) {
+            return false;
+        }
+        self.let_go(ticket, at);
+        true
+    }
+
+    fn let_go(&mut self, ticket: Ticket, at: Moment) {
+        self.unlist(ticket);
+        let Some(waiting) = self.tickets.remove(ticket) else {
+            return;
+        };
+        if let Some(call) = waiting.plan.call {
+            let Some(pending) = self.calls.get_mut(call) else {
+                return;
+            };
+            if let Wanted::Request(asked) = &mut pending.wanted {
+                asked.ticket = None;
+            }
+            self.apply(&waiting.plan, at);
+            return;
+        }
+        let receipt = self.apply(&waiting.plan, at);
+        self.notify(waiting.session, Notice::Accepted(ticket, receipt));
+    }
+
+    /// An offer has waited long enough: who is still full lags from now on, the others get it.
+    pub(crate) fn park_is_due(&mut self, ticket: Ticket, at: Moment) {
+        let Some(waiting) = self.tickets.get(ticket) else {
+            return;
+        };
+        let targets = waiting.plan.targets.clone();
+        let env = std::sync::Arc::clone(&waiting.plan.env);
+        for target in targets {
+            let Some(sub) = self.subs.get_mut(target) else {
+                continue;
+            };
+            if sub.class(env.qos) != Qos::Realtime && !sub.has_room(&env, &self.limits) {
+                sub.lagging = true;
+                self.todo.push_back(Todo::Unpark(target));
+            }
+        }
+        self.let_go(ticket, at);
+    }
+}

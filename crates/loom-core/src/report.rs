@@ -1,0 +1,236 @@
+//! What the engine says itself: errors, logs, losses, changes. Nothing is built that nobody hears.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::arena::{CallId, Handle, LeaseId, SessionId};
+use crate::core::{Core, Todo};
+use crate::envelope::{Envelope, Origin};
+use crate::error::{Code, Detail, Error, Result, to_json};
+use crate::ident::show_uuid;
+use crate::space::SpaceId;
+use crate::time::Moment;
+
+/// An event of the engine's own, on its way.
+pub(crate) struct EngineEvent {
+    pub(crate) space: SpaceId,
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) cause: Option<Arc<Envelope>>,
+}
+
+/// What an error is about.
+#[derive(Default)]
+pub(crate) struct Subject {
+    who: Arc<str>,
+    topic: Option<Arc<str>>,
+    capability: Option<Arc<str>>,
+    call: Option<CallId>,
+    cause: Option<Arc<Envelope>>,
+}
+
+impl Subject {
+    pub(crate) fn turn(who: Arc<str>, env: &Arc<Envelope>) -> Self {
+        let topic = Some(Arc::clone(&env.topic));
+        Self {
+            who,
+            topic,
+            cause: Some(Arc::clone(env)),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn request(who: Arc<str>, call: CallId, env: &Arc<Envelope>) -> Self {
+        Self {
+            call: Some(call),
+            ..Self::turn(who, env)
+        }
+    }
+
+    pub(crate) fn call(who: Arc<str>, call: CallId, env: &Arc<Envelope>) -> Self {
+        let capability = Some(Arc::clone(&env.topic));
+        Self {
+            who,
+            capability,
+            call: Some(call),
+            cause: Some(Arc::clone(env)),
+            topic: None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    code: &'static str,
+    message: &'a str,
+    who: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capability: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    call: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+}
+
+/// The levels of `loom.log.{level}`.
+const LEVELS: [&str; 5] = ["debug", "info", "warning", "error", "critical"];
+
+impl Core {
+    /// Publishes an event of the engine's own, if anyone hears it; the body is built only then.
+    pub(crate) fn say(
+        &mut self,
+        space: SpaceId,
+        topic: String,
+        cause: Option<&Arc<Envelope>>,
+        _at: Moment,
+        body: impl FnOnce() -> Vec<u8>,
+    ) {
+        if !self.is_heard(space, &topic) {
+            return;
+        }
+        let Some(origin) = self.space(space).map(|space| Arc::clone(&space.engine)) else {
+            return;
+        };
+        let cause = cause.map(Arc::clone);
+        self.todo.push_back(Todo::Publish(EngineEvent {
+            space,
+            topic,
+            payload: body(),
+            origin,
+            cause,
+        }));
+    }
+
+    fn is_heard(&mut self, space: SpaceId, topic: &str) -> bool {
+        let first = topic.split('.').next().unwrap_or(topic);
+        self.space(space)
+            .is_some_and(|space| space.trie.may_start(first))
+            && self
+                .route(space, topic)
+                .is_ok_and(|route| !route.targets.is_empty())
+    }
+
+    /// Counts a decided error and publishes it once. An error about an engine's event is counted only, so that who
+    /// fails on errors does not fail on its own for ever.
+    pub(crate) fn tell_error(
+        &mut self,
+        space: SpaceId,
+        code: Code,
+        detail: &Detail,
+        subject: &Subject,
+        at: Moment,
+    ) {
+        self.totals.count_error(code);
+        let cause = subject.cause.as_ref();
+        if cause.is_some_and(|cause| cause.is_of_engine()) {
+            return;
+        }
+        let who = detail.who.as_deref().unwrap_or(&subject.who);
+        let body = || {
+            to_json(&ErrorBody {
+                code: code.name(),
+                message: &detail.message,
+                who,
+                topic: subject.topic.as_deref(),
+                capability: subject.capability.as_deref(),
+                event_id: cause.map(|cause| show_uuid(cause.id)),
+                call: subject.call.map(|call| show_call(call)),
+                field: detail.field.as_deref(),
+                limit: detail.limit.as_deref(),
+                hint: detail.hint.as_deref(),
+            })
+        };
+        self.say(
+            space,
+            format!("loom.error.{}", code.token()),
+            cause,
+            at,
+            body,
+        );
+    }
+
+    /// Publishes an error that a client decided, on `loom.error.{code}`.
+    ///
+    /// # Errors
+    /// `FENCED` for a sender or a turn of another session.
+    pub fn report(
+        &mut self,
+        session: SessionId,
+        from: (Handle, Option<LeaseId>),
+        code: Code,
+        detail: &[u8],
+        at: Moment,
+    ) -> Result<()> {
+        let (sender, turn) = from;
+        let found = self.registration(session, sender)?;
+        let (space, who) = (found.space, Arc::clone(&found.origin.sender));
+        let subject = match turn {
+            Some(lease) => Subject::turn(who, &self.lease(session, lease)?.env),
+            None => Subject {
+                who,
+                ..Subject::default()
+            },
+        };
+        let detail = Detail::read(detail, self.limits.error_detail_bytes);
+        self.tell_error(space, code, &detail, &subject, at);
+        self.flush(at);
+        Ok(())
+    }
+
+    /// Publishes a line of log on `loom.log.{level}`, from its sender.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for a level that is none; `FENCED` for a sender or a turn of another session.
+    pub fn log(
+        &mut self,
+        session: SessionId,
+        from: (Handle, Option<LeaseId>),
+        level: &str,
+        payload: &[u8],
+        at: Moment,
+    ) -> Result<()> {
+        let (sender, turn) = from;
+        let found = self.registration(session, sender)?;
+        let (space, origin) = (found.space, Arc::clone(&found.origin));
+        let cause = match turn {
+            Some(lease) => Some(Arc::clone(&self.lease(session, lease)?.env)),
+            None => None,
+        };
+        if !LEVELS.contains(&level) {
+            let message = format!(
+                "there is no log level {level:?}; there are {}",
+                LEVELS.join(", ")
+            );
+            return Err(Error::invalid("level", message));
+        }
+        self.check_payload(payload)?;
+        let topic = format!("loom.log.{level}");
+        if self.is_heard(space, &topic) {
+            let payload = payload.to_vec();
+            self.todo.push_back(Todo::Publish(EngineEvent {
+                space,
+                topic,
+                payload,
+                origin,
+                cause,
+            }));
+        }
+        self.flush(at);
+        Ok(())
+    }
+}
+
+/// A call's id as text.
+pub(crate) fn show_call(call: CallId) -> String {
+    format!("{:x}", call.0)
+}

@@ -1,0 +1,91 @@
+//! Streamed calls: chunks under credit. Credit is an absolute total, so that one that comes twice does no harm.
+
+use crate::arena::{CallId, LeaseId, SessionId};
+use crate::core::{Core, Holding, Wanted};
+use crate::error::{Error, Result};
+use crate::notice::Notice;
+use crate::time::Moment;
+
+impl Core {
+    /// Sends one chunk to the caller. `false`: no credit; a [`Notice::Credit`] says when there is some.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` where the caller does not read chunks; `EXHAUSTED` over the limit of a payload; `FENCED`.
+    pub fn chunk(
+        &mut self,
+        session: SessionId,
+        lease: LeaseId,
+        payload: Box<[u8]>,
+    ) -> Result<bool> {
+        self.check_payload(&payload)?;
+        let Some(found) = self.own_lease(session, lease, false)? else {
+            return Ok(false);
+        };
+        let Holding::Work { call, .. } = found.holding else {
+            return Err(Error::invalid("lease", "a turn has no chunks"));
+        };
+        let Some(pending) = self.calls.get_mut(call) else {
+            self.totals.calls.late += 1;
+            return Ok(false);
+        };
+        let caller = pending.session;
+        let Wanted::Call(served) = &mut pending.wanted else {
+            return Ok(false);
+        };
+        if !served.streamed {
+            return Err(Error::invalid(
+                "lease",
+                "the caller of this does not read chunks",
+            ));
+        }
+        if served.sent >= served.granted {
+            served.starved = true;
+            return Ok(false);
+        }
+        served.sent += 1;
+        self.notify(caller, Notice::Chunk(call, payload));
+        Ok(true)
+    }
+
+    /// Grants `total` chunks in all to a streamed call; less than before changes nothing.
+    ///
+    /// # Errors
+    /// `FENCED` for a call of another session; `EXHAUSTED` for more ahead than the limit.
+    pub fn grant(
+        &mut self,
+        session: SessionId,
+        call: CallId,
+        total: u64,
+        at: Moment,
+    ) -> Result<()> {
+        let most = self.limits.stream_chunks_max as u64;
+        let Some(pending) = self.calls.get_mut(call) else {
+            return Ok(());
+        };
+        if pending.session != session {
+            return Err(Error::fenced("this call is of another session"));
+        }
+        let Wanted::Call(served) = &mut pending.wanted else {
+            return Err(Error::invalid("call", "a request has no chunks"));
+        };
+        if total.saturating_sub(served.sent) > most {
+            let message = format!("{} chunks ahead of at most {most}", total - served.sent);
+            return Err(Error::exhausted("stream_chunks", message));
+        }
+        if total <= served.granted {
+            return Ok(());
+        }
+        served.granted = total;
+        let waiting = std::mem::take(&mut served.starved);
+        let (provider, lease) = (served.provider, served.lease);
+        if waiting
+            && let Some(lease) = lease
+            && let Some(provider) = self.providers.get(provider)
+        {
+            let session = provider.session;
+            self.notify(session, Notice::Credit(lease, total));
+        }
+        self.flush(at);
+        Ok(())
+    }
+}

@@ -1,0 +1,73 @@
+//! One subscription, and the group whose members share a stream of events.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::arena::{GroupId, Handle, LeaseId, SessionId, SubId, Ticket};
+use crate::books::Books;
+use crate::envelope::{Envelope, Origin, Qos};
+use crate::lane::Lanes;
+use crate::limits::Limits;
+use crate::space::SpaceId;
+use crate::topic::Filter;
+
+/// An agent's subscription, or an ordered stream.
+pub(crate) struct Subscription {
+    pub(crate) name: Arc<str>,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) space: SpaceId,
+    pub(crate) session: SessionId,
+    pub(crate) handle: Handle,
+    /// None: a stream, which is alone.
+    pub(crate) group: Option<GroupId>,
+    pub(crate) filters: Vec<Filter>,
+    pub(crate) concurrency: u32,
+    /// It takes every event as realtime.
+    pub(crate) lossy: bool,
+    pub(crate) lanes: Lanes,
+    pub(crate) leased: u32,
+    /// Of a stream: what the next take ends.
+    pub(crate) current: Option<LeaseId>,
+    /// The next ready turn is announced.
+    pub(crate) armed: bool,
+    pub(crate) lagging: bool,
+    /// Removed; lives until its last turn ends.
+    pub(crate) closing: bool,
+    /// Offers that wait for room here, the oldest first.
+    pub(crate) parked: VecDeque<(u64, Ticket)>,
+    /// Room that belongs to tickets which are with the log: events, bytes.
+    pub(crate) reserved: (usize, usize),
+    pub(crate) books: Books,
+}
+
+impl Subscription {
+    pub(crate) fn is_stream(&self) -> bool {
+        self.group.is_none()
+    }
+
+    /// The class an event has here.
+    pub(crate) fn class(&self, qos: Qos) -> Qos {
+        if self.lossy { Qos::Realtime } else { qos }
+    }
+
+    pub(crate) fn has_room(&self, env: &Envelope, limits: &Limits) -> bool {
+        let items = self.lanes.items() + self.reserved.0;
+        let bytes = self.lanes.bytes() + self.reserved.1;
+        items < limits.queue_items && (bytes + env.size() <= limits.queue_bytes || items == 0)
+    }
+
+    pub(crate) fn is_half_empty(&self, limits: &Limits) -> bool {
+        self.lanes.items() <= limits.queue_items / 2 && self.lanes.bytes() <= limits.queue_bytes / 2
+    }
+
+    pub(crate) fn can_start(&self) -> bool {
+        self.leased < self.concurrency && self.lanes.is_ready()
+    }
+}
+
+/// Subscriptions of one name: of those that match, one gets the event.
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    pub(crate) members: Vec<SubId>,
+    pub(crate) turn: usize,
+}

@@ -1,0 +1,268 @@
+//! Turns: taking the next one, and ending one well or with an error.
+
+use std::sync::Arc;
+
+use crate::arena::{Handle, LeaseId, SessionId, SubId};
+use crate::broker::End;
+use crate::core::{Core, Holding, Kind, Lease};
+use crate::envelope::Envelope;
+use crate::error::{Code, Detail, Error, Result};
+use crate::lane::Item;
+use crate::notice::Delivery;
+use crate::report::Subject;
+use crate::time::Moment;
+
+impl Core {
+    /// Ends lease `done` well, if one is given, and gives the next work of a handle.
+    ///
+    /// Without work, the handle is armed: one [`crate::Notice::Ready`] comes when there is some. A lease that has ended
+    /// already is no mistake here.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle or a lease of another session; `INVALID_PARAMS` for a handle that delivers nothing.
+    pub fn take(
+        &mut self,
+        session: SessionId,
+        handle: Handle,
+        done: Option<LeaseId>,
+        at: Moment,
+    ) -> Result<Option<Delivery>> {
+        let kind = match self.registration(session, handle) {
+            Ok(found) => found.kind,
+            // The last turn of a removed agent ends with its handle; what is done is done.
+            Err(_) if done.is_some() && self.handles.is_past(handle) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if let Some(lease) = done {
+            self.finish(session, lease, kind, at)?;
+        }
+        let delivery = match kind {
+            Kind::Subscription(sub) => self.take_turn(sub, at),
+            Kind::Provider(provider) => self.take_work(provider, at),
+            Kind::Root => {
+                return Err(Error::invalid(
+                    "handle",
+                    "the root of a session delivers nothing",
+                ));
+            }
+        };
+        self.flush(at);
+        Ok(delivery)
+    }
+
+    /// Ends a lease well. The handle whose work is taken next needs no announcement of it.
+    fn finish(&mut self, session: SessionId, id: LeaseId, taker: Kind, at: Moment) -> Result<()> {
+        let Some(lease) = self.leases.get(id) else {
+            if self.leases.is_past(id) {
+                return Ok(());
+            }
+            self.totals.foreign(false);
+            return Err(Error::fenced("there is no such lease"));
+        };
+        if lease.session != session {
+            let request = matches!(lease.holding, Holding::Turn { .. });
+            self.totals.foreign(request);
+            return Err(Error::fenced("this lease is of another session"));
+        }
+        let Some(lease) = self.leases.remove(id) else {
+            return Ok(());
+        };
+        match lease.holding {
+            Holding::Turn { sub, lane } => {
+                self.end_turn(sub, lane, &lease, None);
+                if taker != Kind::Subscription(sub) {
+                    self.poke(sub);
+                }
+            }
+            Holding::Work { provider, call } => {
+                let detail = Detail::message("the work ended without a result");
+                self.end_call(call, End::Failed(Code::CapabilityError, detail), at);
+                self.free_work(provider);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_turn(&mut self, id: SubId, at: Moment) -> Option<Delivery> {
+        self.end_current(id);
+        let (lane, item) = self.next_item(id, at)?;
+        let sub = self.subs.get_mut(id)?;
+        sub.leased += 1;
+        sub.books.latency.record(at.now.micros_since(item.at));
+        let (session, stream) = (sub.session, sub.is_stream());
+        let asked = !stream && item.env.reply_to.is_some();
+        let lease = self.leases.insert(Lease {
+            session,
+            holding: Holding::Turn { sub: id, lane },
+            env: Arc::clone(&item.env),
+            asked,
+            answered: false,
+        });
+        if stream && let Some(sub) = self.subs.get_mut(id) {
+            sub.current = Some(lease);
+        }
+        Some(Delivery {
+            lease: Some(lease),
+            envelope: item.env,
+            asked,
+            attempt: 1,
+            work: None,
+        })
+    }
+
+    /// A stream's event is done when the next one is asked for.
+    fn end_current(&mut self, id: SubId) {
+        let current = self.subs.get_mut(id).and_then(|sub| sub.current.take());
+        if let Some(lease) = current.and_then(|current| self.leases.remove(current))
+            && let Holding::Turn { sub, lane } = lease.holding
+        {
+            self.end_turn(sub, lane, &lease, None);
+        }
+    }
+
+    /// The next event that is not over; `queue_items` bounds how many are skipped.
+    fn next_item(&mut self, id: SubId, at: Moment) -> Option<(u32, Item)> {
+        loop {
+            let sub = self.subs.get_mut(id)?;
+            let next = if sub.leased < sub.concurrency {
+                sub.lanes.pop()
+            } else {
+                None
+            };
+            let Some((lane, item)) = next else {
+                sub.armed = true;
+                return None;
+            };
+            if sub.lagging || !sub.parked.is_empty() {
+                self.made_room(id);
+            }
+            self.untime(id, lane, &item);
+            if !item.env.is_over(at.now) {
+                return Some((lane, item));
+            }
+            if let Some(sub) = self.subs.get_mut(id) {
+                sub.lanes.release(lane);
+            }
+            self.expire(id, &item.env);
+        }
+    }
+
+    /// Ends a turn: its lane goes on, and who waited for its answer learns that none comes.
+    pub(crate) fn end_turn(
+        &mut self,
+        id: SubId,
+        lane: u32,
+        lease: &Lease,
+        failed: Option<(Code, Detail)>,
+    ) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        sub.lanes.release(lane);
+        sub.leased -= 1;
+        let closing = sub.closing;
+        self.count_turn(id, failed.is_some());
+        if lease.asked && !lease.answered {
+            self.decline_told(id, &lease.env, failed);
+        }
+        if closing {
+            self.reclaim_subscription(id);
+        }
+    }
+
+    pub(crate) fn count_turn(&mut self, id: SubId, failed: bool) {
+        self.totals.delivered += 1;
+        if let Some(sub) = self.subs.get_mut(id) {
+            sub.books.delivered += 1;
+            sub.books.failed += u64::from(failed);
+        }
+    }
+
+    /// Ends a turn or an invocation with an error. `false`: nobody waited for it any more.
+    ///
+    /// # Errors
+    /// `FENCED` for a lease of another session.
+    pub fn fail(
+        &mut self,
+        session: SessionId,
+        id: LeaseId,
+        code: Code,
+        detail: &[u8],
+        at: Moment,
+    ) -> Result<bool> {
+        let Some(lease) = self.own_lease(session, id, false)? else {
+            return Ok(false);
+        };
+        let holding = lease.holding;
+        let detail = Detail::read(detail, self.limits.error_detail_bytes);
+        let heard = match holding {
+            Holding::Turn { sub, lane } => self.fail_turn(id, (sub, lane), (code, detail), at),
+            Holding::Work { .. } => self.end_work(id, End::Failed(code, detail), at),
+        };
+        self.flush(at);
+        Ok(heard)
+    }
+
+    fn fail_turn(
+        &mut self,
+        id: LeaseId,
+        turn: (SubId, u32),
+        why: (Code, Detail),
+        at: Moment,
+    ) -> bool {
+        let Some(lease) = self.leases.remove(id) else {
+            return false;
+        };
+        let (sub, lane) = turn;
+        if let Some(found) = self.subs.get_mut(sub)
+            && found.current == Some(id)
+        {
+            found.current = None;
+        }
+        let (code, detail) = why.clone();
+        self.tell_turn_failed(sub, &lease.env, code, &detail, at);
+        let waited = lease.asked && !lease.answered && self.waits_for(&lease.env);
+        self.end_turn(sub, lane, &lease, Some(why));
+        self.poke(sub);
+        waited
+    }
+
+    fn waits_for(&self, env: &Envelope) -> bool {
+        env.reply_to
+            .is_some_and(|call| self.calls.get(call).is_some())
+    }
+
+    fn tell_turn_failed(
+        &mut self,
+        id: SubId,
+        env: &Arc<Envelope>,
+        code: Code,
+        detail: &Detail,
+        at: Moment,
+    ) {
+        let Some(sub) = self.subs.get(id) else { return };
+        let (space, who) = (sub.space, Arc::clone(&sub.origin.sender));
+        self.tell_error(space, code, detail, &Subject::turn(who, env), at);
+    }
+
+    /// The open lease; none if it has ended, which is counted; an error if it is of another session.
+    pub(crate) fn own_lease(
+        &mut self,
+        session: SessionId,
+        id: LeaseId,
+        request: bool,
+    ) -> Result<Option<&Lease>> {
+        let known = self.leases.get(id).map(|lease| lease.session);
+        match known {
+            Some(owner) if owner == session => Ok(self.leases.get(id)),
+            None if self.leases.is_past(id) => {
+                self.totals.double(request);
+                Ok(None)
+            }
+            _ => {
+                self.totals.foreign(request);
+                Err(Error::fenced("this lease is not one of this session"))
+            }
+        }
+    }
+}

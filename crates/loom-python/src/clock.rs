@@ -1,0 +1,105 @@
+//! The two clocks: the machine's, or one that moves only when it is told to.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use loom_core::{Moment, Nanos};
+
+/// Where the wall of a virtual clock starts: 2026-01-01T00:00:00Z.
+const VIRTUAL_START_MS: u64 = 1_767_225_600_000;
+/// How long the distance between the two real clocks is trusted.
+const TRUSTED_NANOS: u64 = 1_000_000_000;
+
+pub(crate) enum Clock {
+    Real {
+        start: Instant,
+        checked: AtomicU64,
+        wall_start_ms: AtomicU64,
+    },
+    Virtual {
+        nanos: AtomicU64,
+    },
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the clock that the others are told of"
+)]
+impl Clock {
+    pub(crate) fn real() -> Self {
+        Self::Real {
+            start: Instant::now(),
+            checked: AtomicU64::new(0),
+            wall_start_ms: AtomicU64::new(wall_ms(SystemTime::now())),
+        }
+    }
+
+    pub(crate) fn manual() -> Self {
+        Self::Virtual {
+            nanos: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn moment(&self) -> Moment {
+        match self {
+            Self::Virtual { nanos } => {
+                let now = nanos.load(Ordering::Relaxed);
+                Moment {
+                    now: Nanos(now),
+                    wall_ms: VIRTUAL_START_MS + now / 1_000_000,
+                }
+            }
+            Self::Real {
+                start,
+                checked,
+                wall_start_ms,
+            } => {
+                let now = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                if now - checked.load(Ordering::Relaxed).min(now) > TRUSTED_NANOS {
+                    let wall = wall_ms(SystemTime::now());
+                    wall_start_ms.store(wall.saturating_sub(now / 1_000_000), Ordering::Relaxed);
+                    checked.store(now, Ordering::Relaxed);
+                }
+                let wall_ms = wall_start_ms.load(Ordering::Relaxed) + now / 1_000_000;
+                Moment {
+                    now: Nanos(now),
+                    wall_ms,
+                }
+            }
+        }
+    }
+
+    /// Moves a virtual clock; `false` for a real one.
+    pub(crate) fn advance(&self, nanos: u64) -> bool {
+        match self {
+            Self::Virtual { nanos: at } => {
+                at.fetch_add(nanos, Ordering::Relaxed);
+                true
+            }
+            Self::Real { .. } => false,
+        }
+    }
+}
+
+fn wall_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Seconds as Python shows them.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a float has microseconds for centuries"
+)]
+pub(crate) fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// Milliseconds as seconds.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a float has microseconds for centuries"
+)]
+pub(crate) fn seconds_of_millis(millis: u64) -> f64 {
+    millis as f64 / 1e3
+}

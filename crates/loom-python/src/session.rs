@@ -1,0 +1,343 @@
+//! One session: what a loop offers, takes and drains.
+
+use std::sync::Arc;
+
+use loom_core::{
+    AgentSpec, CallId, EffectClass, Handle, Invoke, LeaseId, Offer, ProviderSpec, Publish, Qos,
+    Request, SessionId,
+};
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+
+use crate::clock::seconds;
+use crate::convert::{lease, millis, show_notice, text};
+use crate::delivery::{Delivery, Receipt};
+use crate::engine::Shared;
+use crate::wake::Wake;
+
+/// One process instance attached to an engine: its registrations, its waiting calls, its inbox.
+#[pyclass(frozen, module = "loom._engine")]
+pub(crate) struct Session {
+    shared: Arc<Shared>,
+    id: SessionId,
+    root: Handle,
+    wake: Arc<Wake>,
+}
+
+impl Session {
+    pub(crate) fn attach(shared: &Arc<Shared>, namespace: &str, name: &str) -> PyResult<Self> {
+        let wake = Arc::new(Wake::new()?);
+        let mut state = shared.lock()?;
+        let id = state
+            .core
+            .attach(namespace, name)
+            .map_err(crate::convert::refuse)?;
+        let root = state.core.root(id).map_err(crate::convert::refuse)?;
+        state.wakes.insert(id, Arc::clone(&wake));
+        drop(state);
+        Ok(Self {
+            shared: Arc::clone(shared),
+            id,
+            root,
+            wake,
+        })
+    }
+
+    fn step<T>(
+        &self,
+        step: impl FnOnce(&mut loom_core::Core, loom_core::Moment) -> loom_core::Result<T>,
+    ) -> PyResult<T> {
+        self.shared.step(self.id, step)
+    }
+
+    fn end(&self) -> PyResult<()> {
+        self.step(|core, at| {
+            core.close(self.id, at);
+            Ok(())
+        })?;
+        self.shared.lock()?.wakes.remove(&self.id);
+        self.wake.set_pending(false);
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.shared.is_forked() {
+            // An engine that failed has nothing left to give back.
+            let _ = self.end();
+        }
+    }
+}
+
+fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
+    values.iter().map(|value| text(field, value)).collect()
+}
+
+#[pymethods]
+impl Session {
+    #[getter]
+    fn fd(&self) -> i32 {
+        self.wake.fd()
+    }
+
+    #[getter]
+    fn pending(&self) -> bool {
+        self.wake.is_pending()
+    }
+
+    #[getter]
+    fn root(&self) -> u64 {
+        self.root.0
+    }
+
+    #[pyo3(signature = (name, filters, group, concurrency, info, /))]
+    fn register(
+        &self,
+        name: &Bound<'_, PyString>,
+        filters: Vec<Bound<'_, PyString>>,
+        group: &Bound<'_, PyString>,
+        concurrency: u32,
+        info: &[u8],
+    ) -> PyResult<u64> {
+        let filters = text_of("filters", &filters)?;
+        let (name, group) = (text("name", name)?, text("group", group)?);
+        let spec = AgentSpec {
+            name,
+            filters: &filters,
+            group,
+            concurrency,
+            info,
+        };
+        self.step(|core, at| core.register(self.id, &spec, at))
+            .map(|handle| handle.0)
+    }
+
+    #[pyo3(signature = (name, version, effect, concurrency, info, /))]
+    fn provide(
+        &self,
+        name: &Bound<'_, PyString>,
+        version: &Bound<'_, PyString>,
+        effect: u8,
+        concurrency: u32,
+        info: &[u8],
+    ) -> PyResult<u64> {
+        let (name, version) = (text("name", name)?, text("version", version)?);
+        let effect = EffectClass::from_number(effect).map_err(crate::convert::refuse)?;
+        let spec = ProviderSpec {
+            name,
+            version,
+            effect,
+            concurrency,
+            info,
+        };
+        self.step(|core, at| core.provide(self.id, &spec, at))
+            .map(|handle| handle.0)
+    }
+
+    #[pyo3(signature = (filters, qos, /))]
+    fn subscribe(&self, filters: Vec<Bound<'_, PyString>>, qos: u8) -> PyResult<u64> {
+        let filters = text_of("filters", &filters)?;
+        let qos = Qos::from_number(qos).map_err(crate::convert::refuse)?;
+        self.step(|core, _| core.subscribe(self.id, &filters, qos))
+            .map(|handle| handle.0)
+    }
+
+    #[pyo3(signature = (handle, /))]
+    fn remove(&self, handle: u64) -> PyResult<()> {
+        self.step(|core, at| core.remove(self.id, Handle(handle), at))
+    }
+
+    #[pyo3(signature = (sender, turn, topic, payload, qos, options, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    fn offer<'py>(
+        &self,
+        py: Python<'py>,
+        sender: u64,
+        turn: u64,
+        topic: &Bound<'py, PyString>,
+        payload: &[u8],
+        qos: u8,
+        options: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let publish = Publish {
+            sender: Handle(sender),
+            turn: lease(turn),
+            topic: text("topic", topic)?,
+            payload: payload.into(),
+            qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
+            options: crate::convert::options(options)?,
+            durable: false,
+        };
+        match self.step(|core, at| core.offer(self.id, publish, at))? {
+            Offer::Done(receipt) => Ok(Bound::new(py, Receipt::new(receipt))?.into_any()),
+            Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
+                Ok(ticket.0.into_pyobject(py)?.into_any())
+            }
+        }
+    }
+
+    #[pyo3(signature = (sender, turn, topic, payload, timeout, first_k, wait, options, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    fn request(
+        &self,
+        sender: u64,
+        turn: u64,
+        topic: &Bound<'_, PyString>,
+        payload: &[u8],
+        timeout: f64,
+        first_k: u32,
+        wait: bool,
+        options: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<u64> {
+        let publish = Publish {
+            sender: Handle(sender),
+            turn: lease(turn),
+            topic: text("topic", topic)?,
+            payload: payload.into(),
+            qos: Qos::Batched,
+            options: crate::convert::options(options)?,
+            durable: false,
+        };
+        let request = Request {
+            publish,
+            timeout_ms: millis("timeout", timeout)?,
+            first_k,
+            wait,
+        };
+        self.step(|core, at| core.request(self.id, request, at))
+            .map(|call| call.0)
+    }
+
+    #[pyo3(signature = (sender, turn, capability, payload, timeout, key, credit, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    fn call(
+        &self,
+        sender: u64,
+        turn: u64,
+        capability: &Bound<'_, PyString>,
+        payload: &[u8],
+        timeout: f64,
+        key: Option<&Bound<'_, PyString>>,
+        credit: u64,
+    ) -> PyResult<u64> {
+        let key = key.map(|key| text("key", key)).transpose()?;
+        let invoke = Invoke {
+            sender: Handle(sender),
+            turn: lease(turn),
+            capability: text("capability", capability)?,
+            payload: payload.into(),
+            timeout_ms: millis("timeout", timeout)?,
+            key,
+            credit,
+        };
+        self.step(|core, at| core.call(self.id, invoke, at))
+            .map(|call| call.0)
+    }
+
+    #[pyo3(signature = (call, /))]
+    fn cancel(&self, call: u64) -> PyResult<()> {
+        self.step(|core, at| core.cancel(self.id, CallId(call), at))
+    }
+
+    #[pyo3(signature = (call, total, /))]
+    fn grant(&self, call: u64, total: u64) -> PyResult<()> {
+        self.step(|core, at| core.grant(self.id, CallId(call), total, at))
+    }
+
+    #[pyo3(signature = (handle, done, /))]
+    fn take(&self, handle: u64, done: u64) -> PyResult<Option<Delivery>> {
+        let taken = self.step(|core, at| core.take(self.id, Handle(handle), lease(done), at))?;
+        Ok(taken.map(Delivery::new))
+    }
+
+    #[pyo3(signature = (lease, payload, content_type, /))]
+    fn reply(
+        &self,
+        lease: u64,
+        payload: &[u8],
+        content_type: Option<&Bound<'_, PyString>>,
+    ) -> PyResult<bool> {
+        let kind = content_type
+            .map(|kind| text("content_type", kind))
+            .transpose()?;
+        self.step(|core, at| core.reply(self.id, LeaseId(lease), payload.into(), kind, at))
+    }
+
+    #[pyo3(signature = (lease, payload, /))]
+    fn result(&self, lease: u64, payload: &[u8]) -> PyResult<bool> {
+        self.step(|core, at| core.result(self.id, LeaseId(lease), payload.into(), at))
+    }
+
+    #[pyo3(signature = (lease, payload, /))]
+    fn chunk(&self, lease: u64, payload: &[u8]) -> PyResult<bool> {
+        self.step(|core, _| core.chunk(self.id, LeaseId(lease), payload.into()))
+    }
+
+    #[pyo3(signature = (lease, code, detail, /))]
+    fn fail(&self, lease: u64, code: u16, detail: &[u8]) -> PyResult<bool> {
+        let code = crate::convert::code(code)?;
+        self.step(|core, at| core.fail(self.id, LeaseId(lease), code, detail, at))
+    }
+
+    #[pyo3(signature = (sender, turn, level, payload, /))]
+    fn log(
+        &self,
+        sender: u64,
+        turn: u64,
+        level: &Bound<'_, PyString>,
+        payload: &[u8],
+    ) -> PyResult<()> {
+        let level = text("level", level)?;
+        let from = (Handle(sender), lease(turn));
+        self.step(|core, at| core.log(self.id, from, level, payload, at))
+    }
+
+    #[pyo3(signature = (sender, turn, code, detail, /))]
+    fn report(&self, sender: u64, turn: u64, code: u16, detail: &[u8]) -> PyResult<()> {
+        let code = crate::convert::code(code)?;
+        let from = (Handle(sender), lease(turn));
+        self.step(|core, at| core.report(self.id, from, code, detail, at))
+    }
+
+    #[pyo3(signature = (most, /))]
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        most: usize,
+    ) -> PyResult<Vec<crate::convert::Shown<'py>>> {
+        let notices = {
+            self.wake.read();
+            let mut state = self.shared.lock()?;
+            let notices = state
+                .core
+                .drain(self.id, most)
+                .map_err(crate::convert::refuse)?;
+            self.wake.set_pending(state.core.waiting(self.id) > 0);
+            notices
+        };
+        notices
+            .into_iter()
+            .map(|notice| show_notice(py, notice))
+            .collect()
+    }
+
+    fn tick(&self) -> PyResult<Option<f64>> {
+        let next =
+            self.step(|core, at| Ok(core.tick(at).map(|next| next.0.saturating_sub(at.now.0))))?;
+        Ok(next.map(seconds))
+    }
+
+    fn close(&self) -> PyResult<()> {
+        self.end()
+    }
+}

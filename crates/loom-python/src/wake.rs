@@ -1,0 +1,138 @@
+//! What wakes a loop, and what notices a fork: the only unsafe code of this crate.
+#![expect(
+    unsafe_code,
+    reason = "eventfd, pipe and pthread_atfork have no safe door in std"
+)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
+static WATCHED: Once = Once::new();
+static THREADS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    static THREAD: u64 = THREADS.fetch_add(1, Ordering::Relaxed);
+}
+
+extern "C" fn after_fork_in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts forks from here on, in the child.
+pub(crate) fn watch_forks() {
+    WATCHED.call_once(|| {
+        // SAFETY: the handler only adds to an atomic, which is safe after a fork, and it lives as long as the process.
+        unsafe {
+            libc::pthread_atfork(None, None, Some(after_fork_in_child));
+        }
+    });
+}
+
+/// How many forks lie between the process that first loaded this module and this one.
+pub(crate) fn generation() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// A number for this thread.
+pub(crate) fn this_thread() -> u64 {
+    THREAD.with(|thread| *thread)
+}
+
+/// Makes a loop look into its session's inbox.
+pub(crate) struct Wake {
+    reader: File,
+    /// None: the reader is an eventfd, which is written too.
+    writer: Option<File>,
+    /// The inbox has something.
+    pending: AtomicBool,
+    /// Something was written since the last read.
+    written: AtomicBool,
+    /// The thread that drains.
+    owner: AtomicU64,
+}
+
+impl Wake {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let (reader, writer) = open()?;
+        Ok(Self {
+            reader,
+            writer,
+            pending: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+            owner: AtomicU64::new(this_thread()),
+        })
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.reader.as_raw_fd()
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_pending(&self, pending: bool) {
+        self.pending.store(pending, Ordering::Release);
+    }
+
+    /// Whether the thread that asks is the one that drains.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.owner.load(Ordering::Relaxed) == this_thread()
+    }
+
+    /// Makes the descriptor readable. The flag is set after the write: a reader in between reads once too often, never
+    /// once too seldom.
+    pub(crate) fn write(&self) {
+        let mut file = self.writer.as_ref().unwrap_or(&self.reader);
+        // A full pipe is readable already.
+        let _ = file.write(&1u64.to_ne_bytes());
+        self.written.store(true, Ordering::Release);
+    }
+
+    /// Makes the descriptor not readable; the caller is the thread that drains from here on.
+    pub(crate) fn read(&self) {
+        self.owner.store(this_thread(), Ordering::Relaxed);
+        if self.written.swap(false, Ordering::AcqRel) {
+            let mut buffer = [0u8; 512];
+            let mut file = &self.reader;
+            // Nothing to read is what was wanted.
+            let _ = file.read(&mut buffer);
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+fn open() -> std::io::Result<(File, Option<File>)> {
+    // SAFETY: eventfd takes two numbers and gives a descriptor or -1.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((File::from(fd), None))
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+fn open() -> std::io::Result<(File, Option<File>)> {
+    let mut fds: [RawFd; 2] = [0; 2];
+    // SAFETY: pipe writes two descriptors into the array it is given.
+    if unsafe { libc::pipe(fds.as_mut_ptr()) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let [reader, writer] = fds;
+    for fd in [reader, writer] {
+        // SAFETY: both descriptors were just made.
+        unsafe {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK);
+        }
+    }
+    // SAFETY: the descriptors were just made and belong to nobody else.
+    let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(reader), OwnedFd::from_raw_fd(writer)) };
+    Ok((File::from(reader), Some(File::from(writer))))
+}
