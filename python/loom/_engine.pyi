@@ -8,6 +8,23 @@ Codes are the numbers of ``spec/errors.toml``; times are seconds as floats; ids 
 from collections.abc import Sequence
 from typing import Final, TypeAlias, final
 
+__all__ = [
+    "NOTICE_ACCEPTED",
+    "NOTICE_ANSWER",
+    "NOTICE_CANCEL",
+    "NOTICE_CHUNK",
+    "NOTICE_CREDIT",
+    "NOTICE_OUTCOME",
+    "NOTICE_READY",
+    "NOTICE_REFUSED",
+    "Delivery",
+    "Engine",
+    "EngineError",
+    "Receipt",
+    "Session",
+    "__version__",
+]
+
 __version__: Final[str]
 
 NOTICE_READY: Final[int]  # (READY, handle, 0, None): take(handle) has work and its last take() returned None
@@ -19,10 +36,10 @@ NOTICE_CANCEL: Final[int]  # (CANCEL, lease, code, None): nobody waits for this 
 NOTICE_ACCEPTED: Final[int]  # (ACCEPTED, ticket, 0, Receipt): a parked offer was taken
 NOTICE_REFUSED: Final[int]  # (REFUSED, ticket, code, bytes): a parked offer was refused; bytes are its detail
 
-Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
+_Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
 
 # (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes); None where not given
-Options: TypeAlias = tuple[
+_Options: TypeAlias = tuple[
     str | None,
     str | None,
     int | None,
@@ -146,7 +163,7 @@ class Session:
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...  # one ordered stream: watch, join_thread
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
     def offer(
-        self, sender: int, turn: int, topic: str, payload: bytes, qos: int, options: Options | None, /
+        self, sender: int, turn: int, topic: str, payload: bytes, qos: int, options: _Options | None, /
     ) -> Receipt | int: ...  # an int is a ticket: wait for ACCEPTED or REFUSED
     def request(
         self,
@@ -157,7 +174,7 @@ class Session:
         timeout: float,
         first_k: int,  # 0: as many as there are
         wait: bool,
-        options: Options | None,
+        options: _Options | None,
         /,
     ) -> int: ...  # the call
     def call(
@@ -180,6 +197,6 @@ class Session:
     def fail(self, lease: int, code: int, detail: bytes, /) -> bool: ...  # ends a turn or an invocation with an error
     def log(self, sender: int, turn: int, level: str, payload: bytes, /) -> None: ...  # loom.log.{level}
     def report(self, sender: int, turn: int, code: int, detail: bytes, /) -> None: ...  # loom.error.{code}
-    def drain(self, most: int, /) -> list[Notice]: ...
+    def drain(self, most: int, /) -> list[_Notice]: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
