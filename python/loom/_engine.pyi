@@ -27,14 +27,19 @@ __all__ = [
 
 __version__: Final[str]
 
-NOTICE_READY: Final[int]  # (READY, handle, 0, None): take(handle) has work and its last take() returned None
+# (READY, handle, 0, None): take(handle) has work and its last take() returned None
+NOTICE_READY: Final[int]
 NOTICE_ANSWER: Final[int]  # (ANSWER, call, 0, Delivery): one reply to a request that is still open
-NOTICE_OUTCOME: Final[int]  # (OUTCOME, call, code, bytes): the one end of a call or request; code 0 is ok
+# (OUTCOME, call, code, bytes): the one end of a call or request; code 0 is ok
+NOTICE_OUTCOME: Final[int]
 NOTICE_CHUNK: Final[int]  # (CHUNK, call, 0, bytes): one chunk of a streamed call
-NOTICE_CREDIT: Final[int]  # (CREDIT, lease, total, None): the caller grants `total` chunks in all to this lease
-NOTICE_CANCEL: Final[int]  # (CANCEL, lease, code, None): nobody waits for this call any more; stop its work
+# (CREDIT, lease, total, None): the caller grants `total` chunks in all to this lease
+NOTICE_CREDIT: Final[int]
+# (CANCEL, lease, code, None): nobody waits for this call any more; stop its work
+NOTICE_CANCEL: Final[int]
 NOTICE_ACCEPTED: Final[int]  # (ACCEPTED, ticket, 0, Receipt): a parked offer was taken
-NOTICE_REFUSED: Final[int]  # (REFUSED, ticket, code, bytes): a parked offer was refused; bytes are its detail
+# (REFUSED, ticket, code, bytes): a parked offer was refused; bytes are its detail
+NOTICE_REFUSED: Final[int]
 
 _Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
 
@@ -141,8 +146,10 @@ class Engine:
     def wall(self) -> float: ...  # seconds since the epoch
     def advance(self, seconds: float) -> None: ...  # virtual clock only; call tick() afterwards
     def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
-    def audit(self) -> bytes: ...  # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
-    def directory(self, namespace: str, kind: str) -> list[bytes]: ...  # kind "agent" | "capability"; the registered info
+    # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
+    def audit(self) -> bytes: ...
+    # kind "agent" | "capability"; the registered info
+    def directory(self, namespace: str, kind: str) -> list[bytes]: ...
 
 @final
 class Session:
@@ -151,7 +158,8 @@ class Session:
     @property
     def fd(self) -> int: ...  # readable when another session or thread put something into the inbox
     @property
-    def pending(self) -> bool: ...  # drain() has something; this session's own calls do not write fd
+    # drain() has something; this session's own calls do not write fd
+    def pending(self) -> bool: ...
     @property
     def root(self) -> int: ...  # the sender handle of the session itself (its name at attach)
     def register(
@@ -160,10 +168,18 @@ class Session:
     def provide(
         self, name: str, version: str, effect: int, concurrency: int, info: bytes, /
     ) -> int: ...
-    def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...  # one ordered stream: watch, join_thread
+    # one ordered stream: watch, join_thread
+    def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
     def offer(
-        self, sender: int, turn: int, topic: str, payload: bytes, qos: int, options: _Options | None, /
+        self,
+        sender: int,
+        turn: int,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        options: _Options | None,
+        /,
     ) -> Receipt | int: ...  # an int is a ticket: wait for ACCEPTED or REFUSED
     def request(
         self,
@@ -189,14 +205,21 @@ class Session:
         /,
     ) -> int: ...  # the call
     def cancel(self, call: int, /) -> None: ...
-    def grant(self, call: int, total: int, /) -> None: ...  # absolute number of chunks granted so far
-    def take(self, handle: int, done: int, /) -> Delivery | None: ...  # ends lease `done` well (0: none), gives the next
-    def reply(self, lease: int, payload: bytes, content_type: str | None, /) -> bool: ...  # False: nobody waits any more
+    # absolute number of chunks granted so far
+    def grant(self, call: int, total: int, /) -> None: ...
+    # ends lease `done` well (0: none), gives the next
+    def take(self, handle: int, done: int, /) -> Delivery | None: ...
+    # False: nobody waits any more
+    def reply(self, lease: int, payload: bytes, content_type: str | None, /) -> bool: ...
     def result(self, lease: int, payload: bytes, /) -> bool: ...  # ends an invocation well
-    def chunk(self, lease: int, payload: bytes, /) -> bool: ...  # False: no credit, wait for CREDIT and offer again
-    def fail(self, lease: int, code: int, detail: bytes, /) -> bool: ...  # ends a turn or an invocation with an error
-    def log(self, sender: int, turn: int, level: str, payload: bytes, /) -> None: ...  # loom.log.{level}
-    def report(self, sender: int, turn: int, code: int, detail: bytes, /) -> None: ...  # loom.error.{code}
+    # False: no credit, wait for CREDIT and offer again
+    def chunk(self, lease: int, payload: bytes, /) -> bool: ...
+    # ends a turn or an invocation with an error
+    def fail(self, lease: int, code: int, detail: bytes, /) -> bool: ...
+    # loom.log.{level}
+    def log(self, sender: int, turn: int, level: str, payload: bytes, /) -> None: ...
+    # loom.error.{code}
+    def report(self, sender: int, turn: int, code: int, detail: bytes, /) -> None: ...
     def drain(self, most: int, /) -> list[_Notice]: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
