@@ -1,0 +1,1 @@
+"""What Loom is compared with: the same work, done without it."""

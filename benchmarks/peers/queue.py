@@ -1,0 +1,70 @@
+"""``asyncio.Queue(1024)``: what handing events from one task to another costs at the least.
+
+No topic, no ids, no bytes: the receiver gets the sender's own object.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from benchmarks.model import Sample
+from benchmarks.workload import EVENT, Reading, Tally, decode, encode, measure_rate
+
+ROOM: Final = 1024
+
+
+def hand_off(count: int) -> Sample:
+    """Hand the object over and read it in the receiving task's loop."""
+    return asyncio.run(_hand_off(count))
+
+
+def hand_off_json(count: int) -> Sample:
+    """Hand over JSON, decode it, and await a handler: the work of an event, without the engine."""
+    return asyncio.run(_hand_off_json(count))
+
+
+async def _hand_off(count: int) -> Sample:
+    queue: asyncio.Queue[Reading] = asyncio.Queue(ROOM)
+    tally = Tally(0)
+
+    async def receive() -> None:
+        while True:
+            event = await queue.get()
+            tally.value = event["sequence"]
+            tally.seen += 1
+            if tally.seen == tally.total:
+                tally.done.set()
+
+    async def send(number: int) -> None:
+        for _ in range(number):
+            await queue.put(EVENT)
+
+    receiver = asyncio.create_task(receive())
+    try:
+        return await measure_rate(count, tally, send)
+    finally:
+        receiver.cancel()
+
+
+async def _hand_off_json(count: int) -> Sample:
+    queue: asyncio.Queue[bytes] = asyncio.Queue(ROOM)
+    tally = Tally(0)
+
+    async def handle(event: dict[str, Any]) -> None:
+        tally.value = event["sequence"]
+        tally.seen += 1
+        if tally.seen == tally.total:
+            tally.done.set()
+
+    async def receive() -> None:
+        while True:
+            await handle(decode(await queue.get()))
+
+    async def send(number: int) -> None:
+        for _ in range(number):
+            await queue.put(encode(EVENT))
+
+    receiver = asyncio.create_task(receive())
+    try:
+        return await measure_rate(count, tally, send)
+    finally:
+        receiver.cancel()

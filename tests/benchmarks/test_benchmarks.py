@@ -1,0 +1,81 @@
+"""The benchmarks run, lose nothing, and say what they found. No test asserts a time."""
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import measure, report
+from benchmarks.model import Case, NotInstalledError, Side, Target
+from benchmarks.registry import CASES, load
+
+ALONE = "AutoGen core"  # installed for `make bench` only
+SIDES = [(name, side.name) for name in CASES for side in load(name).sides if side.name != ALONE]
+
+
+def case_of(own: dict[str, float], other: dict[str, float] | None) -> measure.Results:
+    case = Case(
+        name="made-up",
+        title="a made-up case",
+        sides=(
+            Side(name="Loom", run=lambda _: {"rate": 1.0}, count=1),
+            Side(name="peer", run=lambda _: {"rate": 1.0}, count=1),
+        ),
+        targets=(
+            Target(
+                name="made-up-peer",
+                promise="as fast",
+                metric="rate",
+                of="Loom",
+                against="peer",
+                at_least=1,
+            ),
+        ),
+    )
+    samples: dict[str, dict[str, float] | None] = {"Loom": own, "peer": other}
+    return measure.Results(case=case, rounds=[samples])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("case", "name"), SIDES)
+def test_each_side_does_all_of_its_work(case: str, name: str) -> None:
+    side = next(side for side in load(case).sides if side.name == name)
+    figures = side.run(1 if case in {"start", "help"} else 300)
+    assert figures
+    assert all(value > 0 for value in figures.values())
+
+
+def test_every_target_compares_sides_of_its_own_case() -> None:
+    for name in CASES:
+        case = load(name)
+        sides = {side.name for side in case.sides}
+        for target in case.targets:
+            assert {target.of, target.against or target.of} <= sides
+            assert (target.at_least is None) != (target.at_most is None)
+
+
+def test_a_run_prints_every_sample_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["--quick", "--json", "--case", "suspending"])
+    told = json.loads(capsys.readouterr().out)
+    assert [case["case"] for case in told["cases"]] == ["suspending"]
+    assert told["cases"][0]["targets"][0]["median"] > 0
+
+
+def test_a_ratio_is_made_of_the_samples_of_one_round() -> None:
+    results = case_of({"rate": 30.0}, {"rate": 20.0})
+    outcome = results.outcome(results.case.targets[0])
+    assert outcome is not None
+    assert outcome.median == 1.5
+
+
+def test_a_missed_promise_is_named_until_somebody_says_why() -> None:
+    results = case_of({"rate": 10.0}, {"rate": 20.0})
+    assert report.without_reason([results]) == ["made-up-peer"]
+    page = report.as_page([results], {"system": "a machine"}, 1)
+    assert "- **as fast**: not looked into yet." in page
+
+
+def test_a_peer_that_is_not_installed_is_left_out() -> None:
+    results = case_of({"rate": 10.0}, None)
+    assert report.without_reason([results]) == []
+    assert "not measured" in report.as_table([results])
+    assert issubclass(NotInstalledError, Exception)
