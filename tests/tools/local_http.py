@@ -39,6 +39,7 @@ def as_json(value: object, status: int = 200) -> Response:
 class Server:
     url: str
     requests: list[Request] = field(default_factory=list[Request])
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     closed_early: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -54,6 +55,7 @@ async def serving(answer: Callable[[Request], Response]) -> AsyncGenerator[Serve
         try:
             request = await _read(reader)
             server.requests.append(request)
+            server.arrived.set()
             response = answer(request)
             length = "" if response.hold else f"Content-Length: {len(response.body)}\r\n"
             writer.write(

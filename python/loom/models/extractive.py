@@ -122,8 +122,8 @@ class ExtractiveModel:
         answer = await self.generate(prompt, context=context, max_tokens=max_tokens)
 
         async def pieces() -> AsyncIterator[str]:
-            for piece in re.split(r"(?<=\])\s(?=\S)", answer.text):
-                yield piece if piece == answer.text else f"{piece} "
+            for piece in re.split(r"(?<=\])(?=\s)", answer.text):
+                yield piece
 
         yield pieces()
 
@@ -191,13 +191,15 @@ def _split(paragraph: str) -> list[str]:
 def _chosen(question: str, candidates: Sequence[_Sentence]) -> list[_Sentence]:
     """Return the sentences that answer ``question`` best, in the order of their documents."""
     asked = frozenset(stems(question))
+    if not asked:
+        return []
     weights = _weights(candidates)
-    total = sum(weights.get(word, _unseen(candidates)) for word in asked)
+    total = math.fsum(weights.get(word, _unseen(candidates)) for word in asked)
     relevance: dict[int, float] = {}
     for index, one in enumerate(candidates):
-        alone = sum(weights[word] for word in asked & one.words) / total
-        titled = sum(weights[word] for word in asked & one.title) / total
-        together = sum(weights[word] for word in asked & (one.words | one.title)) / total
+        alone = math.fsum(weights[word] for word in asked & one.words) / total
+        titled = math.fsum(weights[word] for word in asked & one.title) / total
+        together = math.fsum(weights[word] for word in asked & (one.words | one.title)) / total
         exact = len(asked & one.title) / max(1, len(one.title))
         meant = exact == 1.0 or _names(question, one.name)
         if (together >= _RELEVANT and alone >= _GROUNDED) or (
@@ -275,7 +277,7 @@ def _unseen(candidates: Sequence[_Sentence]) -> float:
 
 
 def _vector(one: _Sentence, weights: Mapping[str, float]) -> dict[str, float]:
-    return {word: weights[word] for word in one.words}
+    return {word: weights[word] for word in sorted(one.words)}
 
 
 def _cosine(left: Mapping[str, float], right: Mapping[str, float]) -> float:
@@ -317,7 +319,7 @@ def _within(
     return kept, False
 
 
-# -- structured answers ----------------------------------------------------------------------
+# -- structured answers ----------------------------------------------------------------------------
 
 
 def _quotable(returns: type[Any], context: Sequence[str]) -> Mapping[str, Any] | Any:

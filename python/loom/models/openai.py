@@ -5,8 +5,10 @@ is first asked. It does not retry: the broker does, which also counts.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
 from pydantic import TypeAdapter, ValidationError
@@ -112,10 +114,11 @@ class OpenAIModel:
         options = self._options(max_tokens, temperature)
         if shape is not None:
             options["response_format"] = shape.response_format
+        client = await self._connected()
         with _errors(self.name):
             completion = cast(
                 "ChatCompletion",
-                await self._connected().chat.completions.create(
+                await client.chat.completions.create(
                     model=self.name, messages=_messages(prompt, system, context), **options
                 ),
             )
@@ -145,8 +148,9 @@ class OpenAIModel:
     ) -> AsyncGenerator[AsyncIterator[str], None]:
         """Answer in pieces as the provider sends them; leaving the block closes the connection."""
         options = self._options(max_tokens, temperature)
+        client = await self._connected()
         with _errors(self.name):
-            stream = await self._connected().chat.completions.create(
+            stream = await client.chat.completions.create(
                 model=self.name,
                 messages=_messages(prompt, system, context),
                 stream=True,
@@ -170,8 +174,10 @@ class OpenAIModel:
                     if choice.delta.content:
                         yield choice.delta.content
 
-    def _connected(self) -> "AsyncOpenAI":
+    async def _connected(self) -> "AsyncOpenAI":
         """Return the client of the running loop; connections cannot move to another one."""
+        if "openai" not in sys.modules:  # takes a second, which the loop does not have
+            await asyncio.to_thread(import_module, "openai")
         from openai import AsyncOpenAI
 
         loop = asyncio.get_running_loop()
