@@ -76,12 +76,19 @@ class Planner(loom.Agent):
     async def on_event(self, ctx: loom.Context, event: loom.Event[Question]) -> None:
         question = event.data.text
         plan = await make_plan(ctx, question)
-        wanted = [ctx.request("research.search", item, returns=Notes) for item in plan.searches]
-        wanted += [ctx.request("research.weather", item, returns=Notes) for item in plan.weather]
-        replies = [reply.data for reply in await ctx.gather(*wanted)]
+
+        async def research(topic: str, item: Search | Outside) -> Notes:
+            # a key of its own is a lane of its own: the researcher looks all up at once
+            reply = await ctx.request(topic, item, returns=Notes, key=str(ctx.uuid()))
+            return reply.data
+
+        found = await ctx.gather(
+            *(research("research.search", search) for search in plan.searches),
+            *(research("research.weather", outside) for outside in plan.weather),
+        )
         notes = Notes(
-            found=[note for reply in replies for note in reply.found],
-            missing=[gap for reply in replies for gap in reply.missing],
+            found=[note for part in found for note in part.found],
+            missing=[gap for part in found for gap in part.missing],
         )
         draft = Draft(question=question, notes=notes)
         answer = await ctx.request("draft.wanted", draft, returns=Answer, timeout=60)

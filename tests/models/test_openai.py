@@ -23,26 +23,10 @@ from loom.errors import (
 )
 from loom.models.openai import OpenAIModel
 from loom.protocols import Model
-from tests.tools.local_http import Request, Response, Server, as_json, serving
+from tests.tools.local_http import Request, Response, Server, as_json, completion, serving
 
 SECRET = "sk-a-secret-key"
 DOCUMENTS = ["Queues\nA queue holds things.", "Lists\nA list is sorted."]
-
-
-def completion(
-    content: str | None, *, reason: str = "stop", refusal: str | None = None
-) -> Response:
-    message = {"role": "assistant", "content": content, "refusal": refusal}
-    return as_json(
-        {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1_700_000_000,
-            "model": "small-2026-01-01",
-            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
-            "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19},
-        }
-    )
 
 
 def events(pieces: Sequence[str], *, done: bool = True) -> bytes:

@@ -35,6 +35,23 @@ def as_json(value: object, status: int = 200) -> Response:
     return Response(json.dumps(value).encode(), status)
 
 
+def completion(
+    content: str | None, *, reason: str = "stop", refusal: str | None = None
+) -> Response:
+    """What OpenAI and those like it answer."""
+    message = {"role": "assistant", "content": content, "refusal": refusal}
+    return as_json(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1_700_000_000,
+            "model": "small-2026-01-01",
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {"prompt_tokens": 12, "completion_tokens": 7, "total_tokens": 19},
+        }
+    )
+
+
 @dataclass(slots=True)
 class Server:
     url: str

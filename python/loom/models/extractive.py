@@ -209,11 +209,15 @@ def _chosen(question: str, candidates: Sequence[_Sentence]) -> list[_Sentence]:
                 0.5 * alone
                 + 0.4 * titled * exact
                 + 0.3 * (0.3 + 0.7 * titled) / (1 + one.position)
-                + 0.3 / (1 + one.document)
                 + (0.3 if meant else 0.0)
                 + (0.5 if meant and one.position == 0 else 0.0)
                 - (0.4 if _DANGLING.match(one.text) else 0.0)
             )
+    ranks = {
+        one: rank for rank, one in enumerate(sorted({candidates[i].document for i in relevance}))
+    }
+    for index in relevance:  # documents come best first
+        relevance[index] += 0.3 / (1 + ranks[candidates[index].document])
     if not relevance:
         return []
     picked = _diverse(relevance, candidates, weights)
