@@ -72,15 +72,9 @@ pub(crate) struct Arena<K, T> {
     key: PhantomData<fn(K) -> K>,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
 fn split(raw: u64) -> (u32, usize) {
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
-    let index = raw as u32;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the high half is the generation"
-    )]
-    let generation = (raw >> 32) as u32;
-    (generation, index as usize)
+    ((raw >> 32) as u32, raw as u32 as usize)
 }
 
 impl<K: Key, T> Arena<K, T> {

@@ -136,7 +136,6 @@ impl Core {
             space,
             DirectoryKind::Capability,
             (spec.name, handle, spec.info),
-            at,
         );
         self.flush(at);
         Ok(handle)
@@ -180,7 +179,7 @@ impl Core {
         for call in served {
             self.end_call(call, End::Gone, at);
         }
-        self.leave(space, DirectoryKind::Capability, (&name, handle), at);
+        self.leave(space, DirectoryKind::Capability, (&name, handle));
         self.reclaim_provider(id);
     }
 
@@ -293,7 +292,7 @@ impl Core {
         self.totals.calls.error += 1;
         let mut detail = error.detail();
         detail.who = Some(name.to_owned());
-        self.tell_error(source.space, error.code, &detail, &Subject::default(), at);
+        self.tell_error(source.space, error.code, &detail, &Subject::default());
         self.flush(at);
     }
 
@@ -482,7 +481,7 @@ impl Core {
         let end = judge_end(end, served, &pending.env);
         let code = match &end {
             Ok(_) => None,
-            Err((code, _)) => Some(*code),
+            Err(error) => Some(error.0),
         };
         if !answered {
             self.withdraw(call, served, code.unwrap_or(Code::Cancelled));
@@ -490,11 +489,12 @@ impl Core {
         self.count_call(&pending, served.provider, code, at);
         let body = match end {
             Ok(payload) => payload,
-            Err((code, mut detail)) => {
+            Err(error) => {
+                let (code, mut detail) = *error;
                 let name = who.unwrap_or_else(|| Arc::clone(&pending.env.topic));
                 detail.who.get_or_insert_with(|| name.to_string());
                 let subject = Subject::call(name, call, &pending.env);
-                self.tell_error(pending.space, code, &detail, &subject, at);
+                self.tell_error(pending.space, code, &detail, &subject);
                 detail.json().into()
             }
         };
@@ -558,36 +558,29 @@ impl crate::space::Space {
     }
 }
 
-type Ended = std::result::Result<Box<[u8]>, (Code, Detail)>;
+type Ended = std::result::Result<Box<[u8]>, Box<(Code, Detail)>>;
 
 /// Says what an end means to the caller: what was dispatched, is not pure, and has no answer, is indeterminate.
 fn judge_end(end: End, served: &Served, env: &Envelope) -> Ended {
     let (code, why) = match end {
         End::Done(payload) => return Ok(payload),
-        End::Failed(code, detail) => return Err((code, detail)),
+        End::Failed(code, detail) => return Err(Box::new((code, detail))),
         End::Timeout => (Code::Timeout, "its time was up"),
         End::Cancelled => (Code::Cancelled, "its caller cancelled it"),
         End::Gone => (Code::ProviderUnavailable, "its provider went"),
     };
     let name = &env.topic;
     if served.lease.is_none() || served.effect == EffectClass::Pure {
-        return Err((
-            code,
-            Detail::message(format!(
-                "the call of {name:?} ended without a result: {why}"
-            )),
-        ));
+        let message = format!("the call of {name:?} ended without a result: {why}");
+        return Err(Box::new((code, Detail::message(message))));
     }
     let message = format!(
         "the call of {name:?} was under way when {why}; whether it took effect is not known"
     );
-    let hint =
-        "look at the outside world before you try again, or declare the effect pure where it is";
-    Err((
-        Code::Indeterminate,
-        Detail {
-            hint: Some(hint.to_owned()),
-            ..Detail::message(message)
-        },
-    ))
+    let hint = "look at the outside world before you try again, or declare the effect pure";
+    let detail = Detail {
+        hint: Some(hint.to_owned()),
+        ..Detail::message(message)
+    };
+    Err(Box::new((Code::Indeterminate, detail)))
 }

@@ -223,7 +223,7 @@ impl Core {
                     picked.extend(members.first().copied());
                 }
                 Target::Group(group, members) => {
-                    picked.extend(self.pick_member(*group, members, lane))
+                    picked.extend(self.pick_member(*group, members, lane));
                 }
             }
         }
@@ -424,7 +424,7 @@ impl Core {
         Ok(())
     }
 
-    fn check_short(&self, field: &str, text: Option<&str>) -> Result<()> {
+    pub(crate) fn check_short(&self, field: &str, text: Option<&str>) -> Result<()> {
         let Some(text) = text else { return Ok(()) };
         if !text.is_empty() && text.len() <= self.limits.name_bytes {
             return Ok(());
@@ -616,7 +616,7 @@ impl Core {
                     "event_id": crate::ident::show_uuid(env.id),
                 }))
             };
-            self.say(space, topic, Some(env), at, body);
+            self.say(space, topic, Some(env), body);
         }
         let message = format!("the event was dropped: {}", reason.token());
         self.decline_for(id, env, Some((Code::Unavailable, Detail::message(message))));

@@ -179,7 +179,7 @@ impl Core {
 
     fn call_is_due(&mut self, call: CallId, at: Moment) {
         match self.calls.get(call).map(|pending| &pending.wanted) {
-            Some(Wanted::Request(_)) => self.request_is_due(call, at),
+            Some(Wanted::Request(_)) => self.request_is_due(call),
             Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Timeout, at),
             None => {}
         }
@@ -195,7 +195,7 @@ impl Core {
                 return;
             };
             match todo {
-                Todo::Decline(call, failure) => self.decline(call, failure, at),
+                Todo::Decline(call, failure) => self.decline(call, failure),
                 Todo::Publish(event) => self.publish_own(event, at),
                 Todo::Unpark(sub) => self.unpark(sub, at),
                 Todo::Retry(ticket) => {

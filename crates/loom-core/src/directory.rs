@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crate::arena::Handle;
 use crate::core::Core;
 use crate::space::SpaceId;
-use crate::time::Moment;
 
 /// The two halves of the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,10 +38,13 @@ impl Change {
     }
 }
 
+/// What each that offers the same name said of itself.
+type Infos = BTreeMap<Handle, Box<[u8]>>;
+
 /// The directory of one namespace, in the order of the names.
 #[derive(Default)]
 pub(crate) struct Directory {
-    entries: BTreeMap<(DirectoryKind, Arc<str>), BTreeMap<Handle, Box<[u8]>>>,
+    entries: BTreeMap<(DirectoryKind, Arc<str>), Infos>,
 }
 
 impl Core {
@@ -71,7 +73,6 @@ impl Core {
         space: SpaceId,
         kind: DirectoryKind,
         entry: (&str, Handle, &[u8]),
-        at: Moment,
     ) {
         let (name, handle, info) = entry;
         let Some(found) = self.space_mut(space) else {
@@ -95,7 +96,6 @@ impl Core {
                 what,
                 info: info.to_vec(),
             },
-            at,
         );
     }
 
@@ -104,7 +104,6 @@ impl Core {
         space: SpaceId,
         kind: DirectoryKind,
         entry: (&Arc<str>, Handle),
-        at: Moment,
     ) {
         let (name, handle) = entry;
         let Some(found) = self.space_mut(space) else {
@@ -128,7 +127,6 @@ impl Core {
                 what,
                 info: info.into(),
             },
-            at,
         );
     }
 }

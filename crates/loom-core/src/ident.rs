@@ -1,4 +1,4 @@
-//! Ids: UUIDs as numbers, names as text, and the minting of UUIDv7 from a seed and a counter.
+//! Ids: UUIDs as numbers, names as text, and the minting of `UUIDv7` from a seed and a counter.
 
 use std::fmt;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use crate::arena::{Handle, LeaseId};
 use crate::envelope::{EffectClass, Qos};
+use crate::error::Code;
 
 /// An agent to register: one subscription with a set of filters.
 #[derive(Debug, Clone)]
@@ -103,4 +104,52 @@ pub struct Invoke<'a> {
     pub key: Option<&'a str>,
     /// 0: one result; else streamed, with so many chunks granted.
     pub credit: u64,
+}
+
+/// An answer to the request that a turn was given with.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    /// The turn.
+    pub lease: LeaseId,
+    /// Opaque bytes.
+    pub payload: Box<[u8]>,
+    /// None: JSON.
+    pub content_type: Option<&'a str>,
+}
+
+/// An error that ends a turn or an invocation.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault<'a> {
+    /// The turn or invocation.
+    pub lease: LeaseId,
+    /// What kind.
+    pub code: Code,
+    /// A [`crate::Detail`] as JSON.
+    pub detail: &'a [u8],
+}
+
+/// An error that a client decided outside the engine.
+#[derive(Debug, Clone, Copy)]
+pub struct Report<'a> {
+    /// Who reports: a handle of the session.
+    pub sender: Handle,
+    /// The turn or invocation it arose in.
+    pub turn: Option<LeaseId>,
+    /// What kind.
+    pub code: Code,
+    /// A [`crate::Detail`] as JSON.
+    pub detail: &'a [u8],
+}
+
+/// A line of log.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLine<'a> {
+    /// Who writes it: a handle of the session.
+    pub sender: Handle,
+    /// The turn or invocation it was written in.
+    pub turn: Option<LeaseId>,
+    /// `debug`, `info`, `warning`, `error` or `critical`.
+    pub level: &'a str,
+    /// JSON.
+    pub payload: &'a [u8],
 }

@@ -57,7 +57,9 @@ pub use crate::directory::DirectoryKind;
 pub use crate::envelope::{EffectClass, Envelope, Extra, Origin, Position, Qos};
 pub use crate::error::{Code, Detail, Error, Result};
 pub use crate::ident::{Ident, Ids, parse_uuid, show_uuid};
-pub use crate::input::{AgentSpec, Invoke, Options, ProviderSpec, Publish, Request};
+pub use crate::input::{
+    AgentSpec, Fault, Invoke, LogLine, Options, ProviderSpec, Publish, Reply, Report, Request,
+};
 pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 pub use crate::stats::{

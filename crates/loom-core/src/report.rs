@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::arena::{CallId, Handle, LeaseId, SessionId};
+use crate::arena::{CallId, SessionId};
 use crate::core::{Core, Todo};
 use crate::envelope::{Envelope, Origin};
 use crate::error::{Code, Detail, Error, Result, to_json};
 use crate::ident::show_uuid;
+use crate::input::{LogLine, Report};
 use crate::space::SpaceId;
 use crate::time::Moment;
 
@@ -92,7 +93,6 @@ impl Core {
         space: SpaceId,
         topic: String,
         cause: Option<&Arc<Envelope>>,
-        _at: Moment,
         body: impl FnOnce() -> Vec<u8>,
     ) {
         if !self.is_heard(space, &topic) {
@@ -128,7 +128,6 @@ impl Core {
         code: Code,
         detail: &Detail,
         subject: &Subject,
-        at: Moment,
     ) {
         self.totals.count_error(code);
         let cause = subject.cause.as_ref();
@@ -144,45 +143,31 @@ impl Core {
                 topic: subject.topic.as_deref(),
                 capability: subject.capability.as_deref(),
                 event_id: cause.map(|cause| show_uuid(cause.id)),
-                call: subject.call.map(|call| show_call(call)),
+                call: subject.call.map(show_call),
                 field: detail.field.as_deref(),
                 limit: detail.limit.as_deref(),
                 hint: detail.hint.as_deref(),
             })
         };
-        self.say(
-            space,
-            format!("loom.error.{}", code.token()),
-            cause,
-            at,
-            body,
-        );
+        self.say(space, format!("loom.error.{}", code.token()), cause, body);
     }
 
     /// Publishes an error that a client decided, on `loom.error.{code}`.
     ///
     /// # Errors
     /// `FENCED` for a sender or a turn of another session.
-    pub fn report(
-        &mut self,
-        session: SessionId,
-        from: (Handle, Option<LeaseId>),
-        code: Code,
-        detail: &[u8],
-        at: Moment,
-    ) -> Result<()> {
-        let (sender, turn) = from;
-        let found = self.registration(session, sender)?;
+    pub fn report(&mut self, session: SessionId, report: &Report<'_>, at: Moment) -> Result<()> {
+        let found = self.registration(session, report.sender)?;
         let (space, who) = (found.space, Arc::clone(&found.origin.sender));
-        let subject = match turn {
+        let subject = match report.turn {
             Some(lease) => Subject::turn(who, &self.lease(session, lease)?.env),
             None => Subject {
                 who,
                 ..Subject::default()
             },
         };
-        let detail = Detail::read(detail, self.limits.error_detail_bytes);
-        self.tell_error(space, code, &detail, &subject, at);
+        let detail = Detail::read(report.detail, self.limits.error_detail_bytes);
+        self.tell_error(space, report.code, &detail, &subject);
         self.flush(at);
         Ok(())
     }
@@ -191,39 +176,30 @@ impl Core {
     ///
     /// # Errors
     /// `INVALID_PARAMS` for a level that is none; `FENCED` for a sender or a turn of another session.
-    pub fn log(
-        &mut self,
-        session: SessionId,
-        from: (Handle, Option<LeaseId>),
-        level: &str,
-        payload: &[u8],
-        at: Moment,
-    ) -> Result<()> {
-        let (sender, turn) = from;
-        let found = self.registration(session, sender)?;
+    pub fn log(&mut self, session: SessionId, line: &LogLine<'_>, at: Moment) -> Result<()> {
+        let found = self.registration(session, line.sender)?;
         let (space, origin) = (found.space, Arc::clone(&found.origin));
-        let cause = match turn {
+        let cause = match line.turn {
             Some(lease) => Some(Arc::clone(&self.lease(session, lease)?.env)),
             None => None,
         };
-        if !LEVELS.contains(&level) {
-            let message = format!(
-                "there is no log level {level:?}; there are {}",
-                LEVELS.join(", ")
-            );
+        if !LEVELS.contains(&line.level) {
+            let all = LEVELS.join(", ");
+            let message = format!("there is no log level {:?}; there are {all}", line.level);
             return Err(Error::invalid("level", message));
         }
-        self.check_payload(payload)?;
-        let topic = format!("loom.log.{level}");
+        self.check_payload(line.payload)?;
+        let topic = format!("loom.log.{}", line.level);
         if self.is_heard(space, &topic) {
-            let payload = payload.to_vec();
-            self.todo.push_back(Todo::Publish(EngineEvent {
+            let payload = line.payload.to_vec();
+            let event = EngineEvent {
                 space,
                 topic,
                 payload,
                 origin,
                 cause,
-            }));
+            };
+            self.todo.push_back(Todo::Publish(event));
         }
         self.flush(at);
         Ok(())

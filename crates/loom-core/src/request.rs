@@ -9,7 +9,7 @@ use crate::bus::{Draft, Plan, Targets, Verdict};
 use crate::core::{Core, Holding, Pending, Todo, Wanted};
 use crate::envelope::{Envelope, Extra, Qos};
 use crate::error::{Code, Detail, Error, Result, to_json};
-use crate::input::{Publish, Request};
+use crate::input::{Publish, Reply, Request};
 use crate::notice::{Delivery, Notice};
 use crate::report::Subject;
 use crate::space::SpaceId;
@@ -131,7 +131,7 @@ impl Core {
             self.ask(session, parent, plan, at)
         };
         if let Err(error) = sent {
-            self.drop_request(call, &error, at);
+            self.drop_request(call, &error);
             self.flush(at);
             return Err(error);
         }
@@ -271,14 +271,14 @@ impl Core {
     }
 
     /// A request that was refused at once: it has no outcome besides the error.
-    fn drop_request(&mut self, call: CallId, error: &Error, at: Moment) {
+    fn drop_request(&mut self, call: CallId, error: &Error) {
         let Some(pending) = self.close_pending(call) else {
             return;
         };
         self.totals.requests.error += 1;
         let who = Arc::clone(&pending.env.origin.sender);
         let subject = Subject::request(who, call, &pending.env);
-        self.tell_error(pending.space, error.code, &error.detail(), &subject, at);
+        self.tell_error(pending.space, error.code, &error.detail(), &subject);
     }
 
     /// A subscription came: requests that wait for one may find it.
@@ -328,7 +328,7 @@ impl Core {
             call: Some(call),
         };
         if let Err(error) = self.ask(session, parent, plan, at) {
-            self.end_request(call, Some((error.code, error.detail())), true, at);
+            self.end_request(call, Some((error.code, error.detail())), true);
         }
         true
     }
@@ -337,15 +337,10 @@ impl Core {
     ///
     /// # Errors
     /// `INVALID_PARAMS` where nothing was asked; `FENCED` for a lease of another session.
-    pub fn reply(
-        &mut self,
-        session: SessionId,
-        lease: LeaseId,
-        payload: Box<[u8]>,
-        content_type: Option<&str>,
-        at: Moment,
-    ) -> Result<bool> {
-        self.check_payload(&payload)?;
+    pub fn reply(&mut self, session: SessionId, reply: Reply<'_>, at: Moment) -> Result<bool> {
+        let lease = reply.lease;
+        self.check_payload(&reply.payload)?;
+        self.check_short("content_type", reply.content_type)?;
         let Some(found) = self.own_lease(session, lease, true)? else {
             return Ok(false);
         };
@@ -367,29 +362,25 @@ impl Core {
         if let Some(found) = self.leases.get_mut(lease) {
             found.answered = true;
         }
-        let answer = self.compose_reply((&env, sub), payload, content_type, at)?;
+        let answer = self.compose_reply(&env, sub, reply, at)?;
         self.copy_reply(sub, &answer, at);
-        let heard = self.deliver_reply(call, answer, at);
+        let heard = self.deliver_reply(call, answer);
         self.flush(at);
         Ok(heard)
     }
 
     fn compose_reply(
         &mut self,
-        asked: (&Arc<Envelope>, SubId),
-        payload: Box<[u8]>,
-        content_type: Option<&str>,
+        env: &Envelope,
+        sub: SubId,
+        reply: Reply<'_>,
         at: Moment,
     ) -> Result<Arc<Envelope>> {
-        let (env, sub) = asked;
         let Some(found) = self.subs.get(sub) else {
             return Err(Error::fenced("the agent of this turn is gone"));
         };
         let origin = Arc::clone(&found.origin);
-        if content_type.is_some_and(|kind| kind.is_empty() || kind.len() > self.limits.name_bytes) {
-            return Err(Error::invalid("content_type", "not a content type").limit("name_bytes"));
-        }
-        let extra = content_type.map(|kind| {
+        let extra = reply.content_type.map(|kind| {
             Box::new(Extra {
                 content_type: Some(kind.into()),
                 ..Extra::default()
@@ -399,7 +390,7 @@ impl Core {
         Ok(Arc::new(Envelope {
             id,
             topic: format!("thread.{}.reply", env.thread).into(),
-            payload,
+            payload: reply.payload,
             origin,
             thread: env.thread.clone(),
             run: env.run,
@@ -447,7 +438,7 @@ impl Core {
         );
     }
 
-    fn deliver_reply(&mut self, call: CallId, answer: Arc<Envelope>, at: Moment) -> bool {
+    fn deliver_reply(&mut self, call: CallId, answer: Arc<Envelope>) -> bool {
         let Some(pending) = self.calls.get_mut(call) else {
             self.totals.requests.late += 1;
             return false;
@@ -468,7 +459,7 @@ impl Core {
         };
         self.notify(session, Notice::Answer(call, delivery));
         if ended {
-            self.end_request(call, None, false, at);
+            self.end_request(call, None, false);
         }
         true
     }
@@ -492,7 +483,7 @@ impl Core {
     }
 
     /// One of those asked will not answer; when all have answered or declined, the request ends.
-    pub(crate) fn decline(&mut self, call: CallId, failure: Failure, at: Moment) {
+    pub(crate) fn decline(&mut self, call: CallId, failure: Failure) {
         let Some(pending) = self.calls.get_mut(call) else {
             return;
         };
@@ -507,27 +498,25 @@ impl Core {
             return;
         }
         if asked.replied > 0 {
-            return self.end_request(call, None, false, at);
+            return self.end_request(call, None, false);
         }
         let first = asked.failures.first().cloned();
-        let (error, told) = match first {
-            Some(Failure {
-                who,
-                why: Some((code, mut detail)),
-                told,
-            }) => {
-                detail.who.get_or_insert_with(|| who.to_string());
-                ((code, detail), told)
-            }
-            _ => {
-                let message = format!("all {} who heard the request declined", asked.matched);
-                ((Code::Unavailable, Detail::message(message)), false)
-            }
+        let (error, told) = if let Some(Failure {
+            who,
+            why: Some((code, mut detail)),
+            told,
+        }) = first
+        {
+            detail.who.get_or_insert_with(|| who.to_string());
+            ((code, detail), told)
+        } else {
+            let message = format!("all {} who heard the request declined", asked.matched);
+            ((Code::Unavailable, Detail::message(message)), false)
         };
-        self.end_request(call, Some(error), !told, at);
+        self.end_request(call, Some(error), !told);
     }
 
-    pub(crate) fn request_is_due(&mut self, call: CallId, at: Moment) {
+    pub(crate) fn request_is_due(&mut self, call: CallId) {
         let Some(pending) = self.calls.get(call) else {
             return;
         };
@@ -538,22 +527,11 @@ impl Core {
             "{} of {} who heard {:?} had answered when the time was up",
             asked.replied, asked.matched, pending.env.topic
         );
-        self.end_request(
-            call,
-            Some((Code::Timeout, Detail::message(message))),
-            true,
-            at,
-        );
+        self.end_request(call, Some((Code::Timeout, Detail::message(message))), true);
     }
 
     /// The one end of a request.
-    pub(crate) fn end_request(
-        &mut self,
-        call: CallId,
-        error: Option<(Code, Detail)>,
-        tell: bool,
-        at: Moment,
-    ) {
+    pub(crate) fn end_request(&mut self, call: CallId, error: Option<(Code, Detail)>, tell: bool) {
         let Some(pending) = self.close_pending(call) else {
             return;
         };
@@ -581,7 +559,7 @@ impl Core {
         if tell {
             let who = Arc::clone(&pending.env.origin.sender);
             let subject = Subject::request(who, call, &pending.env);
-            self.tell_error(pending.space, code, &detail, &subject, at);
+            self.tell_error(pending.space, code, &detail, &subject);
         }
     }
 
@@ -604,7 +582,7 @@ impl Core {
         match self.calls.get(call).map(|pending| &pending.wanted) {
             Some(Wanted::Request(_)) => {
                 let detail = Detail::message("the request was cancelled by its sender");
-                self.end_request(call, Some((Code::Cancelled, detail)), true, at);
+                self.end_request(call, Some((Code::Cancelled, detail)), true);
             }
             Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Cancelled, at),
             None => {}

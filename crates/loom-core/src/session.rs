@@ -144,12 +144,7 @@ impl Core {
             lossy: false,
         };
         let handle = self.add_subscription(session, spec.name, sub)?;
-        self.enter(
-            space,
-            DirectoryKind::Agent,
-            (spec.name, handle, spec.info),
-            at,
-        );
+        self.enter(space, DirectoryKind::Agent, (spec.name, handle, spec.info));
         self.wake_waiting(space, at);
         self.flush(at);
         Ok(handle)
@@ -347,7 +342,7 @@ impl Core {
         self.todo
             .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
         if is_agent {
-            self.leave(space, DirectoryKind::Agent, (&name, handle), at);
+            self.leave(space, DirectoryKind::Agent, (&name, handle));
         }
         self.reclaim_subscription(id);
     }
@@ -417,7 +412,7 @@ impl Core {
         for handle in &handles {
             match self.handles.get(*handle).map(|found| found.kind) {
                 Some(Kind::Subscription(sub)) => {
-                    self.remove_subscription(sub, Reason::SessionGone, at)
+                    self.remove_subscription(sub, Reason::SessionGone, at);
                 }
                 Some(Kind::Provider(provider)) => self.remove_provider(provider, at),
                 _ => {}
@@ -486,9 +481,9 @@ impl Core {
     }
 
     /// Publishes that an entry of the directory changed.
-    pub(crate) fn tell_change(&mut self, space: SpaceId, change: Change, at: Moment) {
+    pub(crate) fn tell_change(&mut self, space: SpaceId, change: Change) {
         let topic = change.topic();
-        self.say(space, topic, None, at, || change.info);
+        self.say(space, topic, None, || change.info);
     }
 }
 

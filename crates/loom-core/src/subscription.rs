@@ -12,6 +12,10 @@ use crate::space::SpaceId;
 use crate::topic::Filter;
 
 /// An agent's subscription, or an ordered stream.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own and changes alone"
+)]
 pub(crate) struct Subscription {
     pub(crate) name: Arc<str>,
     pub(crate) origin: Arc<Origin>,

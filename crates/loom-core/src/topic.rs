@@ -101,7 +101,6 @@ impl Filter {
         let mut tokens = topic.split('.');
         for wanted in self.tokens() {
             match (wanted, tokens.next()) {
-                (_, None) => return false,
                 (">", Some(_)) => return true,
                 ("*", Some(_)) => {}
                 (wanted, Some(token)) if wanted == token => {}

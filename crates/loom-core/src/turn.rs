@@ -7,6 +7,7 @@ use crate::broker::End;
 use crate::core::{Core, Holding, Kind, Lease};
 use crate::envelope::Envelope;
 use crate::error::{Code, Detail, Error, Result};
+use crate::input::Fault;
 use crate::lane::Item;
 use crate::notice::Delivery;
 use crate::report::Subject;
@@ -182,34 +183,22 @@ impl Core {
     ///
     /// # Errors
     /// `FENCED` for a lease of another session.
-    pub fn fail(
-        &mut self,
-        session: SessionId,
-        id: LeaseId,
-        code: Code,
-        detail: &[u8],
-        at: Moment,
-    ) -> Result<bool> {
+    pub fn fail(&mut self, session: SessionId, fault: Fault<'_>, at: Moment) -> Result<bool> {
+        let id = fault.lease;
         let Some(lease) = self.own_lease(session, id, false)? else {
             return Ok(false);
         };
         let holding = lease.holding;
-        let detail = Detail::read(detail, self.limits.error_detail_bytes);
+        let detail = Detail::read(fault.detail, self.limits.error_detail_bytes);
         let heard = match holding {
-            Holding::Turn { sub, lane } => self.fail_turn(id, (sub, lane), (code, detail), at),
-            Holding::Work { .. } => self.end_work(id, End::Failed(code, detail), at),
+            Holding::Turn { sub, lane } => self.fail_turn(id, (sub, lane), (fault.code, detail)),
+            Holding::Work { .. } => self.end_work(id, End::Failed(fault.code, detail), at),
         };
         self.flush(at);
         Ok(heard)
     }
 
-    fn fail_turn(
-        &mut self,
-        id: LeaseId,
-        turn: (SubId, u32),
-        why: (Code, Detail),
-        at: Moment,
-    ) -> bool {
+    fn fail_turn(&mut self, id: LeaseId, turn: (SubId, u32), why: (Code, Detail)) -> bool {
         let Some(lease) = self.leases.remove(id) else {
             return false;
         };
@@ -220,7 +209,7 @@ impl Core {
             found.current = None;
         }
         let (code, detail) = why.clone();
-        self.tell_turn_failed(sub, &lease.env, code, &detail, at);
+        self.tell_turn_failed(sub, &lease.env, code, &detail);
         let waited = lease.asked && !lease.answered && self.waits_for(&lease.env);
         self.end_turn(sub, lane, &lease, Some(why));
         self.poke(sub);
@@ -232,17 +221,10 @@ impl Core {
             .is_some_and(|call| self.calls.get(call).is_some())
     }
 
-    fn tell_turn_failed(
-        &mut self,
-        id: SubId,
-        env: &Arc<Envelope>,
-        code: Code,
-        detail: &Detail,
-        at: Moment,
-    ) {
+    fn tell_turn_failed(&mut self, id: SubId, env: &Arc<Envelope>, code: Code, detail: &Detail) {
         let Some(sub) = self.subs.get(id) else { return };
         let (space, who) = (sub.space, Arc::clone(&sub.origin.sender));
-        self.tell_error(space, code, detail, &Subject::turn(who, env), at);
+        self.tell_error(space, code, detail, &Subject::turn(who, env));
     }
 
     /// The open lease; none if it has ended, which is counted; an error if it is of another session.

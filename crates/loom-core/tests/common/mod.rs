@@ -1,0 +1,219 @@
+//! A small world around a core: a clock that tests move, short ways to say things, and the law at the end.
+#![expect(dead_code, reason = "each test file uses its part")]
+
+use loom_core::{
+    AgentSpec, CallId, Code, Core, Delivery, EffectClass, Fault, Handle, Invoke, LeaseId, Limits,
+    Moment, Nanos, Notice, Offer, Options, ProviderSpec, Publish, Qos, Receipt, Reply, Request,
+    Result, SessionId, Ticket,
+};
+
+pub(crate) struct World {
+    pub(crate) core: Core,
+    pub(crate) at: Moment,
+}
+
+/// What a session found in its inbox, told apart.
+#[derive(Default, Debug)]
+pub(crate) struct Seen {
+    pub(crate) ready: Vec<Handle>,
+    pub(crate) answers: Vec<(CallId, Delivery)>,
+    pub(crate) outcomes: Vec<(CallId, Option<Code>, Box<[u8]>)>,
+    pub(crate) chunks: Vec<(CallId, Box<[u8]>)>,
+    pub(crate) credits: Vec<(LeaseId, u64)>,
+    pub(crate) cancels: Vec<(LeaseId, Code)>,
+    pub(crate) accepted: Vec<(Ticket, Receipt)>,
+    pub(crate) refused: Vec<(Ticket, loom_core::Error)>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    pub(crate) fn with(limits: Limits) -> Self {
+        let at = Moment { now: Nanos(1_000_000_000), wall_ms: 1_700_000_000_000 };
+        Self { core: Core::new(limits, 7), at }
+    }
+
+    pub(crate) fn session(&mut self) -> SessionId {
+        self.core.attach("default", "app").unwrap()
+    }
+
+    pub(crate) fn root(&self, session: SessionId) -> Handle {
+        self.core.root(session).unwrap()
+    }
+
+    pub(crate) fn agent(&mut self, session: SessionId, name: &str, filters: &[&str]) -> Handle {
+        self.agent_of(session, name, filters, 64)
+    }
+
+    pub(crate) fn agent_of(&mut self, s: SessionId, name: &str, filters: &[&str], concurrency: u32) -> Handle {
+        let spec = AgentSpec { name, filters, group: "", concurrency, info: b"{}" };
+        self.core.register(s, &spec, self.at).unwrap()
+    }
+
+    pub(crate) fn provider(&mut self, session: SessionId, name: &str, effect: EffectClass) -> Handle {
+        let spec = ProviderSpec { name, version: "1", effect, concurrency: 4, info: b"{}" };
+        self.core.provide(session, &spec, self.at).unwrap()
+    }
+
+    pub(crate) fn publish<'a>(&self, session: SessionId, topic: &'a str) -> Publish<'a> {
+        Publish {
+            sender: self.root(session),
+            turn: None,
+            topic,
+            payload: Box::from(*b"{}"),
+            qos: Qos::Batched,
+            options: None,
+            durable: false,
+        }
+    }
+
+    pub(crate) fn offer(&mut self, session: SessionId, publish: Publish<'_>) -> Result<Offer> {
+        self.core.offer(session, publish, self.at)
+    }
+
+    /// Publishes to a topic and must be taken at once.
+    pub(crate) fn emit(&mut self, session: SessionId, topic: &str) -> Receipt {
+        let publish = self.publish(session, topic);
+        done(self.offer(session, publish).unwrap())
+    }
+
+    pub(crate) fn emit_key(&mut self, session: SessionId, topic: &str, key: &str, qos: Qos) -> Result<Offer> {
+        let options = Options { key: Some(key.to_owned()), ..Options::default() };
+        let publish = Publish { qos, options: Some(Box::new(options)), ..self.publish(session, topic) };
+        self.offer(session, publish)
+    }
+
+    pub(crate) fn take(&mut self, session: SessionId, handle: Handle) -> Option<Delivery> {
+        self.core.take(session, handle, None, self.at).unwrap()
+    }
+
+    pub(crate) fn end(&mut self, session: SessionId, handle: Handle, done: &Delivery) -> Option<Delivery> {
+        self.core.take(session, handle, done.lease, self.at).unwrap()
+    }
+
+    /// Takes and ends turns until there are none; says their topics.
+    pub(crate) fn run(&mut self, session: SessionId, handle: Handle) -> Vec<String> {
+        let mut topics = Vec::new();
+        let mut next = self.take(session, handle);
+        while let Some(delivery) = next {
+            topics.push(delivery.envelope.topic.to_string());
+            next = self.end(session, handle, &delivery);
+        }
+        topics
+    }
+
+    pub(crate) fn request(&mut self, session: SessionId, topic: &str) -> Result<CallId> {
+        let publish = self.publish(session, topic);
+        self.ask(session, Request { publish, timeout_ms: 1_000, first_k: 1, wait: false })
+    }
+
+    pub(crate) fn ask(&mut self, session: SessionId, request: Request<'_>) -> Result<CallId> {
+        self.core.request(session, request, self.at)
+    }
+
+    pub(crate) fn reply(&mut self, session: SessionId, delivery: &Delivery, text: &str) -> Result<bool> {
+        let lease = delivery.lease.unwrap();
+        let reply = Reply { lease, payload: text.as_bytes().into(), content_type: None };
+        self.core.reply(session, reply, self.at)
+    }
+
+    pub(crate) fn fail(&mut self, session: SessionId, delivery: &Delivery, code: Code) -> Result<bool> {
+        let lease = delivery.lease.unwrap();
+        let fault = Fault { lease, code, detail: br#"{"message":"it broke"}"# };
+        self.core.fail(session, fault, self.at)
+    }
+
+    pub(crate) fn invoke<'a>(&self, session: SessionId, capability: &'a str) -> Invoke<'a> {
+        Invoke {
+            sender: self.root(session),
+            turn: None,
+            capability,
+            payload: Box::from(*b"{}"),
+            timeout_ms: 1_000,
+            key: None,
+            credit: 0,
+        }
+    }
+
+    pub(crate) fn call(&mut self, session: SessionId, capability: &str) -> Result<CallId> {
+        let invoke = self.invoke(session, capability);
+        self.core.call(session, invoke, self.at)
+    }
+
+    pub(crate) fn result(&mut self, session: SessionId, delivery: &Delivery, text: &str) -> Result<bool> {
+        self.core.result(session, delivery.lease.unwrap(), text.as_bytes().into(), self.at)
+    }
+
+    pub(crate) fn pass(&mut self, millis: u64) -> Option<Nanos> {
+        self.at.now = self.at.now.plus_millis(millis);
+        self.at.wall_ms += millis;
+        self.core.tick(self.at)
+    }
+
+    pub(crate) fn seen(&mut self, session: SessionId) -> Seen {
+        let mut seen = Seen::default();
+        for notice in self.core.drain(session, usize::MAX).unwrap() {
+            match notice {
+                Notice::Ready(handle) => seen.ready.push(handle),
+                Notice::Answer(call, delivery) => seen.answers.push((call, delivery)),
+                Notice::Outcome(call, code, body) => seen.outcomes.push((call, code, body)),
+                Notice::Chunk(call, body) => seen.chunks.push((call, body)),
+                Notice::Credit(lease, total) => seen.credits.push((lease, total)),
+                Notice::Cancel(lease, code) => seen.cancels.push((lease, code)),
+                Notice::Accepted(ticket, receipt) => seen.accepted.push((ticket, receipt)),
+                Notice::Refused(ticket, error) => seen.refused.push((ticket, error)),
+            }
+        }
+        seen
+    }
+
+    /// The one outcome that must be there.
+    pub(crate) fn outcome(&mut self, session: SessionId) -> (Option<Code>, serde_json::Value) {
+        let seen = self.seen(session);
+        assert_eq!(seen.outcomes.len(), 1, "{seen:?}");
+        let (_, code, body) = &seen.outcomes[0];
+        (*code, serde_json::from_slice(body).unwrap_or_default())
+    }
+
+    /// The law holds now.
+    pub(crate) fn check(&self) {
+        let audit = self.core.audit();
+        assert!(audit.balanced, "{audit:#?}");
+    }
+}
+
+impl Drop for World {
+    /// The law holds at the end of every test, and when all sessions are closed nothing is left.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        self.check();
+        let open: Vec<SessionId> = (0..64)
+            .flat_map(|at| (1..64).map(move |generation: u64| SessionId(generation << 32 | at)))
+            .collect();
+        for session in open {
+            self.core.close(session, self.at);
+        }
+        self.core.tick(self.at);
+        self.check();
+        let left = loom_core::Gauges::default();
+        assert_eq!(self.core.gauges(), left);
+    }
+}
+
+pub(crate) fn done(offer: Offer) -> Receipt {
+    match offer {
+        Offer::Done(receipt) => receipt,
+        other => panic!("not taken at once: {other:?}"),
+    }
+}
+
+pub(crate) fn parked(offer: Offer) -> Ticket {
+    match offer {
+        Offer::Parked(ticket) => ticket,
+        other => panic!("not parked: {other:?}"),
+    }
+}
