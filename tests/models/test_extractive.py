@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from loom.errors import NotSupported
 from loom.models import ExtractiveModel
 from loom.models.base import cited, title_and_body
-from loom.models.extractive import NOTHING_FOUND, SENTENCES_PER_QUESTION
+from loom.models.extractive import NOTHING_FOUND
+from loom.models.ranking import SENTENCES_PER_QUESTION, SENTENCES_READ, sentences
 from loom.models.words import stems
 from loom.protocols import Model
 
@@ -154,3 +155,14 @@ def test_forms_of_a_word_share_a_stem() -> None:
     assert stems("queues queue") == ["queu", "queu"]
     assert set(stems("sorting sorted sorts")) == {"sort"}
     assert stems("What is it, and how does it work?") == []
+
+
+async def test_a_quote_keeps_its_closing_quotation_mark() -> None:
+    context = 'Queues\nA queue is "first in, first out." A queue is also a line of people.'
+    assert 'A queue is "first in, first out." [1]' in await text_of("What is a queue?", context)
+
+
+async def test_a_context_without_end_is_read_in_part() -> None:
+    context = "Queues\n" + "A queue of things is here. " * (2 * SENTENCES_READ)
+    assert "[1]" in await text_of("What is a queue?", context)
+    assert len(sentences([context])) == SENTENCES_READ
