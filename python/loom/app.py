@@ -177,8 +177,10 @@ class App:
 
         The first lets it finish, a second one ends it at once.
         """
-        with asyncio.Runner() as runner:
-            runner.run(self._until_signalled())
+        try:
+            asyncio.run(self._until_signalled())
+        except asyncio.CancelledError:
+            raise SystemExit(128 + signal.SIGINT) from None
 
     async def _until_signalled(self) -> None:
         loop = asyncio.get_running_loop()

@@ -28,6 +28,7 @@ from loom.envelope import (
     Replies,
 )
 from loom.errors import (
+    CODES,
     CapabilityError,
     InvalidParams,
     LoomError,
@@ -222,10 +223,10 @@ class Context(Generic[S]):
         done = await self._host.link.many_answers(call, timeout)
         summary = done.summary
         failures = [
-            error_from_code(f["number"], f["message"], who=f.get("who"))
+            error_from_code(CODES[f["code"]], f["message"], who=f.get("who"))
             for f in cast("list[dict[str, Any]]", summary.get("failures", []))
         ]
-        items = [Event[Any](envelope) for envelope in done.answers]
+        items: list[Event[Any]] = [Event(envelope) for envelope in done.answers]
         missing = int(summary.get("matched", len(items))) - len(items) - len(failures)
         return Replies(items=items, failures=failures, missing=max(0, missing))
 
@@ -584,6 +585,10 @@ class Context(Generic[S]):
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
             return terms.name, encode(call.arguments, field="args"), _seconds(limit)
+        if not isinstance(call, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
+            raise InvalidParams(
+                f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"
+            )
         limit = timeout
         if limit is None:
             limit = self._host.services.timeouts.get(call, _DEFAULT_TIMEOUT)
@@ -757,5 +762,5 @@ def invalid(error: Any, field: str, what: str) -> InvalidParams:
 def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     first = errors.exceptions[0]
     if isinstance(first, BaseExceptionGroup):
-        _raise_first(first)
+        _raise_first(cast("BaseExceptionGroup[BaseException]", first))
     raise first from None

@@ -63,24 +63,17 @@ class Link:
         self._parked: dict[int, asyncio.Future[Receipt]] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
-        self._notices = (  # by the numbers that the engine gives the kinds of notices
-            self._on_ready,
-            self._on_answer,
-            self._on_outcome,
-            self._on_chunk,
-            self._on_credit,
-            self._on_cancel,
-            self._on_accepted,
-            self._on_refused,
-        )
+        self._notices = self._by_kind()
         self._loop.add_reader(session.fd, self.drain)
 
     # -- offering ---------------------------------------------------------------------------------
 
-    def translate(self, error: Exception, *, field: str | None = None) -> LoomError:
-        """Return the LoomError of what the engine refused."""
-        code, message, where, limit, hint = error.args
-        return error_from_code(code, message, field=where or field, limit=limit, hint=hint)
+    def translate(self, error: Exception, *, payload: str = "data") -> LoomError:
+        """Return what the engine refused; ``payload`` is the caller's word for that field."""
+        code, message, field, limit, hint = error.args
+        if field == "payload":
+            field = payload
+        return error_from_code(code, message, field=field, limit=limit, hint=hint)
 
     async def parked(self, ticket: int) -> Receipt:
         """Wait until an offer that found no room is taken.
@@ -202,6 +195,20 @@ class Link:
                 notices[kind](ident, code, body)
             if not session.pending:
                 return
+
+    def _by_kind(self) -> dict[int, Callable[[int, int, Any], None]]:
+        from loom import _engine as engine
+
+        return {
+            engine.NOTICE_READY: self._on_ready,
+            engine.NOTICE_ANSWER: self._on_answer,
+            engine.NOTICE_OUTCOME: self._on_outcome,
+            engine.NOTICE_CHUNK: self._on_chunk,
+            engine.NOTICE_CREDIT: self._on_credit,
+            engine.NOTICE_CANCEL: self._on_cancel,
+            engine.NOTICE_ACCEPTED: self._on_accepted,
+            engine.NOTICE_REFUSED: self._on_refused,
+        }
 
     def _on_ready(self, handle: int, _: int, __: Any) -> None:
         wake = self._ready.get(handle)

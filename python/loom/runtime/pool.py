@@ -14,12 +14,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import cast
 
 from loom.envelope import Envelope
 from loom.limits import TURN_BATCH
 from loom.link import Link
 
+_LAST_MOMENT = 1.0  # seconds that cancelled user code has to end
 _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
 
 
@@ -27,8 +27,8 @@ class Pool:
     """Worker tasks for one handle.
 
     ``run(item)`` runs the user's code for one lease and returns the lease if it ended well and the
-    engine has not been told, else 0. It raises nothing but CancelledError when the worker was
-    cancelled, and has told the engine then.
+    engine has not been told, else 0. It raises nothing but CancelledError, when the worker was
+    cancelled, and has told the engine then: that worker ends, and others take its place.
     """
 
     def __init__(
@@ -89,15 +89,13 @@ class Pool:
             self._quiet.clear()
             await self._quiet.wait()
 
-    async def stop(self) -> int:
-        """Cancel what still runs and end the workers; return how many leases were cut off."""
+    async def stop(self) -> None:
+        """Cancel what still runs, and wait a moment for it to end."""
         self._stopping = True
-        cut = self.busy
         for worker in self._workers:
             worker.cancel()
         if self._workers:
-            await asyncio.wait(list(self._workers))
-        return cut
+            await asyncio.wait(list(self._workers), timeout=_LAST_MOMENT)
 
     # -- waking -----------------------------------------------------------------------------------
 
@@ -132,10 +130,19 @@ class Pool:
     def _ended(self, worker: "asyncio.Task[None]") -> None:
         self._workers.discard(worker)
         self._quiet.set()
-        if not worker.cancelled() and (error := worker.exception()) is not None:
+        if worker.cancelled():
+            self._look_again()  # user code was cancelled, and its worker with it: others go on
+            return
+        error = worker.exception()
+        if error is not None:
             self._loop.call_exception_handler(
                 {"message": f"a worker of {self._name} broke", "exception": error, "task": worker}
             )
+
+    def _look_again(self) -> None:
+        if not self._checking and not self._stopping:
+            self._checking = True
+            self._loop.call_soon(self._check)
 
     def _check(self) -> None:
         """Runs in the loop while every worker is suspended: more may be needed."""
@@ -149,11 +156,10 @@ class Pool:
 
     # -- working ----------------------------------------------------------------------------------
 
-    async def _work(self, done: int) -> None:  # noqa: C901  the hot path: a call less for each event
+    async def _work(self, done: int) -> None:
         take, handle, run = self._take, self.handle, self._run
         link, call_soon = self._link, self._loop.call_soon
         session, variables = link.session, self._variables
-        me = cast("asyncio.Task[None]", asyncio.current_task())
         self._about_to_take -= 1
         left = TURN_BATCH
         while True:
@@ -170,13 +176,7 @@ class Pool:
             if not self._checking:
                 self._checking = True
                 call_soon(self._check)
-            try:
-                done = await run(item)
-            except asyncio.CancelledError:
-                if self._stopping:
-                    raise
-            if me.cancelling():
-                await self._outlive(me)
+            done = await run(item)
             if copy_context() != variables:
                 if not self._stopping:
                     self._start_worker(
@@ -189,18 +189,6 @@ class Pool:
                 self._about_to_take += 1
                 await asyncio.sleep(0)
                 self._about_to_take -= 1
-
-    async def _outlive(self, me: "asyncio.Task[None]") -> None:
-        """Take a cancellation that was meant for the user's code off the worker, which lives on."""
-        try:
-            await asyncio.sleep(
-                0
-            )  # one that came too late to be raised in the user's code is raised here
-        except asyncio.CancelledError:
-            if self._stopping:
-                raise
-        while me.uncancel():
-            pass
 
     async def _park(self) -> bool:
         """Wait for work; False: this worker is one too many and ends."""

@@ -178,23 +178,31 @@ def _provide(run: Running, capability: Capability[..., Any], provider: str) -> N
 
 
 async def _stop(run: Running) -> None:
-    """Finish what was published, cancel what does not end in time, tell the agents, detach."""
+    """Finish what was published, cancel what does not end in time, tell the agents, detach.
+
+    A cancellation on the way (a second Ctrl-C) skips the waiting.
+    """
     started = all(pool.has_started for pool in run.pools)
-    if started:
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await run.quiet()
-        except TimeoutError:
-            busy = sum(pool.busy for pool in run.pools)
-            _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
-    for pool in run.pools:
-        await pool.stop()
-    for _, agent, host in run.agents:
-        if started and hasattr(agent, "on_stop"):
-            await _finish(agent.on_stop(Context(host)), host.name)
-    for serving in run.servings:
-        serving.close()
-    run.link.close()
+    try:
+        if started:
+            await _let_finish(run)
+    finally:
+        await asyncio.gather(*(pool.stop() for pool in run.pools))
+        for _, agent, host in run.agents:
+            if started and hasattr(agent, "on_stop"):
+                await _finish(agent.on_stop(Context(host)), host.name)
+        for serving in run.servings:
+            serving.close()
+        run.link.close()
+
+
+async def _let_finish(run: Running) -> None:
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await run.quiet()
+    except TimeoutError:
+        busy = sum(pool.busy for pool in run.pools)
+        _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
 
 
 async def _finish(ending: Coroutine[Any, Any, None], name: str) -> None:

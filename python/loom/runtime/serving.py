@@ -58,14 +58,26 @@ class Serving:
         """
         lease = item.lease
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._link.on_cancel(lease, task.cancel)
+        given_up = False
+
+        def give_up() -> None:
+            nonlocal given_up
+            given_up = task.cancel()
+
+        self._link.on_cancel(lease, give_up)
         try:
             await self._invoke(item, lease)
+            if given_up:
+                await asyncio.sleep(0)  # it came too late for the function, and is raised here
         except asyncio.CancelledError as error:
-            if task.cancelling():
+            if task.cancelling() > given_up:
                 self._tell(lease, _CANCELLED, b"")
                 raise
-            self._failed(lease, error)
+            if given_up:
+                task.uncancel()
+                self._tell(lease, _CANCELLED, b"")
+            else:
+                self._failed(lease, error)
         except BaseException as error:  # noqa: BLE001  the root of user code: whatever it raises ends this call only
             self._failed(lease, error)
         finally:
@@ -87,7 +99,7 @@ class Serving:
         try:
             self._link.session.result(lease, payload)
         except self._link.refusal as error:
-            raise self._link.translate(error, field="result") from None
+            raise self._link.translate(error, payload="result") from None
         self._link.look()
 
     def _checked(self, item: Envelope) -> dict[str, Any]:
@@ -127,7 +139,7 @@ class Serving:
             while not session.chunk(lease, payload):
                 await self._link.room_for_chunk(lease)
         except self._link.refusal as error:
-            raise self._link.translate(error, field="chunk") from None
+            raise self._link.translate(error, payload="chunk") from None
         self._link.look()
 
     def _failed(self, lease: int, error: BaseException) -> None:

@@ -56,9 +56,9 @@ class Turns:
                     hint="add on_event, or a method with @loom.on",
                 )
             if target.validate is None:
-                event = Event[Any](item)
+                event: Event[Any] = Event(item)
             else:
-                event = Event[Any](item, target.validate(item.payload))
+                event = Event(item, target.validate(item.payload))
             result = await target.handle(Context(host, item, lease), event)
             if result is not None:
                 self._reply(item, lease, result)
@@ -86,22 +86,23 @@ class Turns:
         try:
             link.session.reply(lease, encode(result, field="return"), content_type)
         except link.refusal as error:
-            raise link.translate(error, field="return") from None
+            raise link.translate(error, payload="return") from None
 
     def _failed(self, lease: int, item: Envelope, error: BaseException) -> None:
         """Tell the engine that the turn failed.
 
         Text and stack of a foreign error stay in this process's log.
         """
-        who = self._host.name
+        name = self._host.name
+        who = f"{self._host.services.namespace}/{name}"
         if isinstance(error, LoomError):
             told, number = error, error_number(error)
         else:
             kind = type(error).__name__
-            told = HandlerError(f"agent {who!r} raised {kind}", who=who)
+            told = HandlerError(f"agent {name!r} raised {kind}", who=who)
             number = error_number(told)
         _logger.error(
-            "agent %s failed on %s (%s): %s", who, item.topic, item.id, told, exc_info=error
+            "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=error
         )
         self._fail(lease, number, error_detail(told, who=who))
 

@@ -61,7 +61,7 @@ class ScriptedModel:
         if isinstance(answer, BaseException):
             raise answer
         text = answer if isinstance(answer, str) else repr(answer)
-        return Answer[Any](
+        return Answer(
             text=text,
             data=None if returns is None else answer,
             model=self.name,

@@ -1,0 +1,164 @@
+"""The command line, run as a person runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+APP = '''
+import loom
+
+app = loom.App("shop")
+
+
+@app.capability("prices.get", effect="pure", timeout=5)
+async def price(item: str) -> float:
+    """Look up a price."""
+    return 1.5
+
+
+@app.agent("clerk", topics=["order.*"])
+async def clerk(ctx: loom.Context, event: loom.Event) -> object:
+    """Takes orders."""
+    asked = await ctx.tool(price.bind(item="a"))
+    await ctx.emit("sold", {"text": "evil \\x1b[31mred\\x07", "price": asked})
+    return "sold"
+'''
+MAIN = """
+
+async def main(ctx: loom.Context, args: list[str]) -> object:
+    answer = await ctx.request("order.new", args)
+    return answer.data
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    (tmp_path / "shop.py").write_text(APP + MAIN, encoding="utf-8")
+    (tmp_path / "server.py").write_text(APP, encoding="utf-8")
+    return tmp_path
+
+
+def loom(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loom", *args],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-RUN")
+def test_run_shows_events_on_stderr_and_prints_the_result(shop: Path) -> None:
+    done = loom("run", "shop.py", "--", "milk", cwd=shop)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "sold\n"
+    assert "order.new" in done.stderr
+    assert "shop" in done.stderr
+    assert "prices.get" in done.stderr
+    assert "P99" in done.stderr
+    assert "\x1b" not in done.stderr.replace("\\x1b", "")
+    assert "\x07" not in done.stderr
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-RUN")
+def test_run_as_json_prints_one_object_a_line(shop: Path) -> None:
+    done = loom("run", "shop.py", "--json", "--", "milk", cwd=shop)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    events = [entry for entry in told if entry["type"] == "event"]
+    topics = [e["topic"] for e in events if not e["topic"].startswith(("loom.", "thread."))]
+    assert topics == ["order.new", "sold"]
+    assert [entry["result"] for entry in told if entry["type"] == "result"] == ["sold"]
+    (figures,) = [entry for entry in told if entry["type"] == "figures"]
+    assert figures["calls"] == 1
+    assert figures["errors"] == figures["dropped"] == 0
+    assert {agent["name"] for agent in figures["agents"]} == {"clerk"}
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-RUN")
+def test_run_quietly_prints_only_the_result(shop: Path) -> None:
+    done = loom("run", "-q", "shop:app", "--", "milk", cwd=shop)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sold\n", "")
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-RUN")
+def test_an_app_without_main_runs_until_ctrl_c(shop: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loom", "run", "server.py"],
+        cwd=shop,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "Ctrl-C" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-LIST")
+def test_list_names_agents_topics_and_capabilities(shop: Path) -> None:
+    agents = loom("list", "agents", "shop.py", cwd=shop)
+    assert agents.returncode == 0, agents.stderr
+    assert "clerk" in agents.stdout
+    assert "Takes orders." in agents.stdout
+    topics = loom("list", "topics", "shop.py", "--json", cwd=shop)
+    assert json.loads(topics.stdout) == {"topic": "order.*", "agents": ["clerk"]}
+    capabilities = loom("list", "capabilities", "shop:app", "--json", cwd=shop)
+    assert json.loads(capabilities.stdout) == {
+        "name": "prices.get",
+        "version": "1",
+        "effect": "pure",
+        "timeout": 5,
+        "provider": "shop",
+        "description": "Look up a price.",
+    }
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["run"], 2, "no app was named"),
+        (["run", "missing.py"], 4, "no file"),
+        (["run", "missing:app"], 4, "no module"),
+        (["run", "shop:nothing"], 2, "no App"),
+        (["run", "server.py", "--", "more"], 2, "no arguments"),
+        (["list", "agents", "missing.py"], 4, "no file"),
+        (["list", "everything", "shop.py"], 2, "everything"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_wrong_use_says_what_is_wrong(shop: Path, args: list[str], code: int, told: str) -> None:
+    done = loom(*args, cwd=shop)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(70)
+def test_a_target_can_stand_in_loom_toml(shop: Path) -> None:
+    (shop / "loom.toml").write_text('[app]\ntarget = "shop:app"\n', encoding="utf-8")
+    assert loom("run", "-q", cwd=shop).stdout == "sold\n"
+    (shop / "loom.toml").write_text('[app]\ntraget = "shop:app"\n', encoding="utf-8")
+    wrong = loom("run", "-q", cwd=shop)
+    assert (wrong.returncode, "app.traget" in wrong.stderr) == (2, True)
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert loom("--version", cwd=tmp_path).stdout == "loom 0.1.0a1\n"

@@ -1,0 +1,245 @@
+"""What is wrong in a declaration is said where it is written."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+import loom
+
+
+class Counted(BaseModel):
+    n: int = 0
+
+
+def refused(code: str, field: str) -> Any:
+    class _Refused:
+        def __enter__(self) -> None:
+            self._raises = pytest.raises(loom.LoomError)
+            self._caught = self._raises.__enter__()
+
+        def __exit__(self, *args: object) -> bool:
+            caught = bool(self._raises.__exit__(*args))
+            assert (self._caught.value.code, self._caught.value.field) == (code, field)
+            assert self._caught.value.hint or self._caught.value.limit
+            return caught
+
+    return _Refused()
+
+
+@pytest.mark.requirement("APP-NO-IO")
+@pytest.mark.parametrize("name", ["", "Shop", "a b", "a..b", "ä", "x" * 129])
+def test_a_wrong_name_of_an_app_is_refused(name: str) -> None:
+    with refused("INVALID_PARAMS", "name"):
+        loom.App(name)
+
+
+@pytest.mark.requirement("DUPLICATE-AGENT")
+def test_two_agents_of_one_name_are_refused() -> None:
+    app = loom.App("twice")
+
+    @app.agent("same", topics=["a"])
+    async def first(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    with refused("CONFLICT", "name"):
+
+        @app.agent("same", topics=["b"])
+        async def second(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    other = loom.App("other")
+
+    @other.agent("same", topics=["a"])
+    async def third(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    with refused("CONFLICT", "name"):
+        app.include(other)
+
+
+def test_two_capabilities_of_one_name_and_version_are_refused() -> None:
+    app = loom.App("twice")
+
+    @app.capability("same")
+    async def first() -> None: ...
+
+    @app.capability("same", version="2")
+    async def newer() -> None: ...
+
+    with refused("CONFLICT", "name"):
+
+        @app.capability("same")
+        async def second() -> None: ...
+
+
+@pytest.mark.parametrize("pattern", ["", "a..b", "a.>.b", "a*", "> ", ".".join("a" * 17)])
+def test_a_wrong_filter_is_refused(pattern: str) -> None:
+    app = loom.App("filters")
+
+    async def handler(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    with refused("INVALID_PARAMS", "topics"):
+        app.agent("wrong", topics=[pattern])(handler)
+    with refused("INVALID_PARAMS", "filter"):
+        loom.on(pattern)
+
+
+def test_a_class_without_a_handler_for_a_topic_is_refused() -> None:
+    app = loom.App("handlers")
+
+    with refused("INVALID_PARAMS", "topics"):
+
+        @app.agent("deaf", topics=["a.b"])
+        class Deaf(loom.Agent):
+            @loom.on("other")
+            async def other(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+    with refused("INVALID_PARAMS", "topics"):
+
+        @app.agent("nothing")
+        class Nothing(loom.Agent): ...
+
+
+def test_handlers_of_the_wrong_shape_are_refused() -> None:
+    app: Any = loom.App("shapes")
+
+    def plain(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async def one_argument(ctx: loom.Context) -> None: ...
+
+    class NoAgent: ...
+
+    with refused("INVALID_PARAMS", "handler"):
+        app.agent("plain", topics=["a"])(plain)
+    with refused("INVALID_PARAMS", "handler"):
+        app.agent("one", topics=["a"])(one_argument)
+    with refused("INVALID_PARAMS", "agent"):
+        app.agent("none", topics=["a"])(NoAgent)
+    with refused("INVALID_PARAMS", "topics"):
+        app.agent("text", topics="a")(one_argument)
+    with refused("INVALID_PARAMS", "concurrency"):
+        app.agent("many", topics=["a"], concurrency=0)(one_argument)
+
+
+def test_capabilities_of_the_wrong_shape_are_refused() -> None:
+    app: Any = loom.App("shapes")
+
+    with refused("INVALID_PARAMS", "name"):
+        app.capability("Not A Name")
+    with refused("INVALID_PARAMS", "effect"):
+        app.capability("a", effect="harmless")
+    with refused("INVALID_PARAMS", "timeout"):
+        app.capability("a", timeout=0)
+    with refused("NOT_SUPPORTED", "isolation"):
+        app.capability("a", isolation="process")
+    with refused("NOT_SUPPORTED", "needs_approval"):
+        app.capability("a", needs_approval=True)
+
+    @app.capability("a", effect="pure")
+    async def a(*values: int) -> None: ...
+
+    with refused("INVALID_PARAMS", "values"):
+        a.bind(1)
+    with refused("INVALID_PARAMS", "effect"):
+
+        @a.probe
+        async def probe(effect_id: str) -> bool:
+            return True
+
+
+async def test_the_first_matching_handler_in_source_order_wins() -> None:
+    app = loom.App("order")
+    seen: list[str] = []
+
+    @app.agent("ordered", topics=["a.>"])
+    class Ordered(loom.Agent[Counted]):
+        @loom.on("a.b")
+        async def exact(self, ctx: loom.Context, event: loom.Event) -> None:
+            seen.append("exact")
+
+        @loom.on("a.*")
+        @loom.on("z.z")
+        async def one(self, ctx: loom.Context, event: loom.Event) -> None:
+            seen.append("one")
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+            seen.append("rest")
+
+    async with app.running() as ctx:
+        for topic in ("a.b", "a.c", "a.b.c", "z.z"):
+            await ctx.emit(topic, key="one")
+        (agent,) = await ctx.agents(topic="z.z")
+
+    assert seen == ["exact", "one", "rest", "one"]
+    assert agent.filters == ["a.>", "a.b", "z.z", "a.*"]
+
+
+@pytest.mark.requirement("MEMORY-BOUNDED")
+async def test_state_is_kept_per_key_and_declared_by_type() -> None:
+    app = loom.App("state")
+
+    @app.agent("counter", topics=["count"])
+    class Counter(loom.Agent[Counted]):
+        async def on_event(self, ctx: loom.Context[Counted], event: loom.Event) -> int:
+            ctx.state.n += 1
+            return ctx.state.n
+
+    @app.agent("stateless", topics=["other"])
+    async def stateless(ctx: loom.Context, event: loom.Event) -> None:
+        assert ctx.state
+
+    async with app.running() as ctx:
+        counts = [(await ctx.request("count", key=key)).data for key in "aabab"]
+        with pytest.raises(loom.LoomError) as caught:
+            await ctx.request("other")
+
+    assert counts == [1, 2, 1, 3, 2]
+    assert (caught.value.code, caught.value.field) == ("NOT_SUPPORTED", "state")
+
+
+async def test_on_start_and_on_stop_run_once_around_the_events() -> None:
+    app = loom.App("life")
+    seen: list[str] = []
+
+    @app.agent("lives", topics=["tell"])
+    class Lives(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            seen.append("start")
+            await ctx.emit("tell", "from on_start")
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+            seen.append(event.data)
+
+        async def on_stop(self, ctx: loom.Context) -> None:
+            seen.append("stop")
+
+    async with app.running() as ctx:
+        await ctx.emit("tell", "from outside")
+
+    assert seen == ["start", "from on_start", "from outside", "stop"]
+
+
+async def test_an_error_in_on_start_stops_the_app_from_starting() -> None:
+    app = loom.App("broken")
+
+    @app.agent("broken", topics=["tell"])
+    class Broken(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            raise RuntimeError("no database")
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+    with pytest.raises(RuntimeError, match="no database"):
+        async with app.running():
+            pytest.fail("it runs")
+
+
+async def test_an_app_that_runs_cannot_be_run_again_at_the_same_time() -> None:
+    app = loom.App("once")
+    with pytest.raises(loom.LoomError) as idle:
+        app.stats()
+    async with app.running():
+        assert app.stats()["events"]["published"] >= 0
+        with pytest.raises(loom.LoomError) as caught:
+            async with app.running():
+                pytest.fail("it runs twice")
+
+    assert idle.value.code == caught.value.code == "NOT_SUPPORTED"

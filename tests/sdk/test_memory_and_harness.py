@@ -1,0 +1,155 @@
+"""Memory in process, the virtual clock, seeds, scripted models, leaks."""
+
+import asyncio
+
+import pytest
+from pydantic import BaseModel
+
+import loom
+from loom.testing import Harness, ScriptedModel
+
+
+@pytest.mark.requirement("MEMORY-BOUNDED", "HARNESS-CLOCK")
+async def test_memory_keeps_scans_expires_and_is_bounded() -> None:
+    async with Harness(loom.App("memory")) as h:
+        memory = h.ctx.memory
+        await memory.put("b", [1, 2])
+        await memory.put("a", {"x": 1}, ttl=10)
+        await memory.put("a2", None)
+        assert await memory.get("a") == {"x": 1}
+        assert await memory.get("zzz", "default") == "default"
+        assert [key async for key, _ in memory.scan("a")] == ["a", "a2"]
+        await h.advance(11)
+        assert await memory.get("a") is None
+        assert [key async for key, _ in memory.scan()] == ["a2", "b"]
+        assert await memory.delete("b")
+        assert not await memory.delete("b")
+        for n in range(66):
+            await memory.put(str(n), "x" * 1_000_000)
+        with pytest.raises(loom.LoomError) as caught:
+            await memory.put("more", "x" * 2_000_000)
+        assert (caught.value.code, caught.value.limit) == ("EXHAUSTED", "memory_bytes")
+        with pytest.raises(loom.LoomError):
+            await memory.put("nan", float("nan"))
+
+
+@pytest.mark.requirement("HARNESS-CLOCK")
+async def test_sleeps_and_now_move_only_when_advanced() -> None:
+    app = loom.App("sleeps")
+    woke: list[tuple[str, float]] = []
+
+    @app.agent("sleeper", topics=["sleep"])
+    async def sleeper(ctx: loom.Context, event: loom.Event[float]) -> None:
+        before = ctx.now()
+        await ctx.sleep(event.data)
+        woke.append((event.topic, round(ctx.now() - before, 6)))
+
+    async with Harness(app) as h:
+        for seconds in (30.0, 10.0, 20.0):
+            await h.ctx.emit("sleep", seconds)
+        await h.idle()
+        assert woke == []
+        await h.advance(10)
+        assert [seconds for _, seconds in woke] == [10.0]
+        await h.advance(60)
+
+    assert [seconds for _, seconds in woke] == [10.0, 20.0, 30.0]
+
+
+async def test_the_same_seed_gives_the_same_ids_and_random_numbers() -> None:
+    async def draw(seed: int) -> tuple[str, str, float]:
+        async with Harness(loom.App("seeds"), seed=seed) as h:
+            receipt = await h.ctx.emit("a")
+            return receipt.id, str(h.ctx.uuid()), h.ctx.random.random()
+
+    assert await draw(1) == await draw(1)
+    assert await draw(1) != await draw(2)
+
+
+class Verdict(BaseModel):
+    good: bool
+
+
+async def test_a_scripted_model_gives_its_answers_in_order_and_keeps_the_prompts() -> None:
+    app = loom.App("scripted")
+
+    @app.agent("writer", topics=["write"])
+    async def writer(ctx: loom.Context, event: loom.Event[str]) -> str:
+        answer = await ctx.model.generate(event.data, context=["one"])
+        verdict = await ctx.model.generate("good?", returns=Verdict)
+        async with ctx.model.stream("again") as words:
+            streamed = "".join([word async for word in words])
+        return f"{answer.text} {verdict.data.good} {streamed.strip()}"
+
+    model = ScriptedModel(["first", Verdict(good=True), "third answer"])
+    async with Harness(app, model=model) as h:
+        answer = await h.ctx.request("write", "please")
+        with pytest.raises(loom.LoomError) as caught:
+            await h.ctx.request("write", "more")
+
+    assert answer.data == "first True third answer"
+    assert [prompt.prompt for prompt in model.prompts][:3] == ["please", "good?", "again"]
+    assert model.prompts[0].context == ("one",)
+    assert caught.value.code == "EXHAUSTED"
+
+
+async def test_race_gather_and_step_end_what_they_started() -> None:
+    cancelled: list[str] = []
+
+    async def forever(name: str) -> str:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            cancelled.append(name)
+        return name
+
+    async def quick(name: str) -> str:
+        return name
+
+    async def broken(name: str) -> str:
+        raise RuntimeError(name)
+
+    async with Harness(loom.App("tasks")) as h:
+        assert await h.ctx.race(forever("a"), quick("b"), forever("c")) == "b"
+        assert await h.ctx.gather(quick("a"), quick("b")) == ["a", "b"]
+        with pytest.raises(RuntimeError, match="d"):
+            await h.ctx.gather(forever("e"), broken("d"))
+        assert await h.ctx.step(quick, "f") == "f"
+
+    assert sorted(cancelled) == ["a", "c", "e"]
+
+
+@pytest.mark.requirement("CONSERVATION")
+async def test_the_harness_finds_books_that_do_not_balance(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = loom.App("books")
+
+    @app.agent("worker", topics=["job"])
+    async def worker(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async with Harness(app) as h:
+        await h.ctx.emit("job")
+        await h.idle()
+        h.check()
+        monkeypatch.setattr("loom.testing.harness.matches", lambda *_: False)
+        with pytest.raises(AssertionError, match="worker"):
+            h.check()
+        monkeypatch.undo()
+
+
+async def test_events_of_a_harness_can_be_filtered_and_calls_counted() -> None:
+    app = loom.App("counts")
+
+    @app.capability("double", effect="pure")
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @app.agent("worker", topics=["job"])
+    async def worker(ctx: loom.Context, event: loom.Event[int]) -> None:
+        await ctx.emit("done", await ctx.tool(double.bind(n=event.data)))
+
+    async with Harness(app) as h:
+        for n in range(3):
+            await h.ctx.emit("job", n)
+        await h.idle()
+        assert [event.data for event in h.events("done")] == [0, 2, 4]
+        assert h.calls("double") == 3
