@@ -166,3 +166,10 @@ async def test_a_context_without_end_is_read_in_part() -> None:
     context = "Queues\n" + "A queue of things is here. " * (2 * SENTENCES_READ)
     assert "[1]" in await text_of("What is a queue?", context)
     assert len(sentences([context])) == SENTENCES_READ
+
+
+async def test_a_name_is_recognised_when_its_parts_are_asked_for() -> None:
+    context = "typing.NamedTuple\nTyped version of what is in collections."
+    assert await text_of("What is a named tuple?", context) == (
+        "typing.NamedTuple: Typed version of what is in collections. [1]"
+    )

@@ -28,6 +28,7 @@ _REDUNDANCY: Final = 0.6
 _GAIN: Final = 0.1
 _CENTRALITY: Final = 0.15
 _WORDS: Final = range(3, 60)
+_JOINED_CHARACTERS: Final = 8
 
 _ENDS: Final = (".", "!", "?", ")", '"', "”")
 _BOUNDARY: Final = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][)\"”']))\s+(?=[A-Z\"“'(`])")
@@ -141,7 +142,10 @@ class _Weights:
 
 
 def _score(question: str, asked: frozenset[str], one: Sentence, weights: _Weights) -> float:
-    """Return how well a sentence answers, 0 where it does not."""
+    """Return how well a sentence answers, 0 where it does not.
+
+    A document that the question names is meant: its first sentence answers whatever words it has.
+    """
     total = weights.sum(asked)
     if not total:
         return 0.0
@@ -149,7 +153,7 @@ def _score(question: str, asked: frozenset[str], one: Sentence, weights: _Weight
     titled = weights.sum(asked & one.title) / total
     together = weights.sum(asked & (one.words | one.title)) / total
     exact = len(asked & one.title) / max(1, len(one.title))
-    meant = exact == 1.0 or _names(question, one.name)  # the question is about this document
+    meant = exact == 1.0 or _names(question, one.name)
     leads = one.position == 0
     relevant = together >= _RELEVANT and alone >= _GROUNDED
     if not relevant and not (meant and (alone > 0 or leads)):
@@ -163,7 +167,15 @@ def _score(question: str, asked: frozenset[str], one: Sentence, weights: _Weight
 
 
 def _names(question: str, name: str) -> bool:
-    return bool(name) and re.search(rf"\b{re.escape(name)}\b", question.casefold()) is not None
+    """Tell whether the question has the name, or the end of it in parts: "named tuple"."""
+    if not name:
+        return False
+    asked = question.casefold()
+    last = name.rpartition(".")[2]
+    apart = len(last) >= _JOINED_CHARACTERS and last not in asked
+    return (apart and last in re.sub(r"\s", "", asked)) or re.search(
+        rf"\b{re.escape(name)}\b", asked
+    ) is not None
 
 
 def _diverse(scored: Mapping[Sentence, float], weights: _Weights) -> list[Sentence]:

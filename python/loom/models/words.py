@@ -6,9 +6,9 @@ from typing import Final
 _COMMON: Final = """
 a about all an and any are as at be been between but by can compare could describe did difference
 do does explain for from give had has have how i if in into is it its like may me mean means might
-more most my no not of on one or our please python should so some such tell than that the their
-them then there these they this those to two up use used uses using was way we were what whats when
-where which who why will with work works would you your
+more most my no not of on one or our please purpose python should so some such tell than that the
+their them then there these they this those to two up use used uses using was way we were what
+whats when where which who why will with work works would you your
 """
 COMMON: Final = frozenset(_COMMON.split())
 """Words that questions are made of, rather than what they ask for."""

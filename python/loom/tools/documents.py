@@ -157,7 +157,11 @@ def _definitions(body: Sequence[ast.stmt], module: str, above: _Exports) -> Iter
 
 def _docstring(name: str, text: object) -> Document:
     told = inspect.cleandoc(text) if isinstance(text, str) else ""
-    return Document(f"python:{name}", name, PYTHON_DOCS, paragraphs(_SIGNATURE.sub("", told)))
+    if signature := _SIGNATURE.match(told):
+        told = told[signature.end() :]
+        returned, _, rest = told.partition("\n\n")
+        told = told if returned.endswith(".") else rest  # only the type it returns
+    return Document(f"python:{name}", name, PYTHON_DOCS, paragraphs(told))
 
 
 def _packages() -> Iterator[Document]:
