@@ -314,8 +314,8 @@ impl Core {
             payload.len(),
             self.limits.payload_bytes
         );
-        Err(Error::exhausted("payload_bytes", message)
-            .field("payload")
+        Err(Error::invalid("payload", message)
+            .limit("payload_bytes")
             .hint("send a reference to where it lies, or several events"))
     }
 
@@ -468,10 +468,11 @@ impl Core {
                 continue;
             };
             let class = sub.class(plan.env.qos);
-            if class == Qos::Realtime || (class == Qos::Batched && sub.lagging) {
+            if class == Qos::Realtime {
                 continue;
             }
-            let room = sub.has_room(&plan.env, &self.limits);
+            let lags = class == Qos::Batched && sub.lagging;
+            let room = lags || sub.has_room(&plan.env, &self.limits);
             if room && sub.parked.is_empty() {
                 continue;
             }

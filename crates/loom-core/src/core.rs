@@ -165,7 +165,7 @@ impl Core {
             };
             match timer {
                 Timer::Call(call) => self.call_is_due(call, at),
-                Timer::Park(ticket) => self.park_is_due(ticket, at),
+                Timer::Park(_, ticket) => self.park_is_due(ticket, at),
                 Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
             }
             self.flush(at);

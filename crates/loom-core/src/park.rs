@@ -36,7 +36,7 @@ impl Core {
             plan,
             stage,
         });
-        self.timers.add(until, Timer::Park(ticket));
+        self.timers.add(until, Timer::Park(seq, ticket));
         if let Some(found) = self.sessions.get_mut(session) {
             found.parked += 1;
         }
@@ -64,11 +64,13 @@ impl Core {
             let Some(sub) = self.subs.get(*target) else {
                 continue;
             };
-            if sub.closing || sub.lagging || sub.class(env.qos) == Qos::Realtime {
+            if sub.closing || sub.class(env.qos) == Qos::Realtime {
                 continue;
             }
             let behind = sub.parked.front().is_some_and(|(first, _)| *first < seq);
-            if behind || !sub.has_room(env, &self.limits) {
+            // Who lags needs no room, but keeps the order of those that wait.
+            let room = sub.lagging || sub.has_room(env, &self.limits);
+            if behind || !room {
                 blocking.push(*target);
             }
         }
@@ -96,12 +98,12 @@ impl Core {
         let Some(waiting) = self.tickets.get_mut(ticket) else {
             return;
         };
-        let Stage::Parked { listed, until, .. } = &mut waiting.stage else {
+        let Stage::Parked { seq, until, listed } = &mut waiting.stage else {
             return;
         };
-        let (listed, until) = (std::mem::take(listed), *until);
+        let (seq, until, listed) = (*seq, *until, std::mem::take(listed));
         let session = waiting.session;
-        self.timers.remove(until, Timer::Park(ticket));
+        self.timers.remove(until, Timer::Park(seq, ticket));
         for target in listed {
             let Some(sub) = self.subs.get_mut(target) else {
                 continue;

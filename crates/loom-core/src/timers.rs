@@ -10,8 +10,8 @@ use crate::time::Nanos;
 pub(crate) enum Timer {
     /// A call or a request ends.
     Call(CallId),
-    /// A parked offer has waited long enough.
-    Park(Ticket),
+    /// A parked offer has waited long enough; those due together go in the order they came.
+    Park(u64, Ticket),
     /// A queued event is over: subscription, lane, number.
     Event(SubId, u32, u64),
 }

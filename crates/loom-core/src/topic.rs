@@ -14,10 +14,10 @@ fn is_token(token: &str) -> bool {
 
 fn check_size(field: &str, text: &str, limits: &Limits) -> Result<()> {
     if text.is_empty() {
-        return Err(Error::invalid(
-            field,
-            format!("a {field} must not be empty"),
-        ));
+        return Err(
+            Error::invalid(field, format!("a {field} must not be empty"))
+                .hint("give dotted tokens, such as order.created"),
+        );
     }
     if text.len() > limits.topic_bytes {
         let message = format!(
@@ -190,6 +190,7 @@ mod tests {
         assert!(filter(">").matches("a"));
     }
 
+    // requirement: TOPIC-GRAMMAR
     #[test]
     fn bad_topics_name_their_field_and_their_limit() {
         let limits = Limits::default();

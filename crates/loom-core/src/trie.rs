@@ -220,6 +220,7 @@ mod tests {
     }
 
     proptest! {
+        // requirement: TOPIC-MATCH
         #[test]
         fn the_trie_agrees_with_matching_one_by_one(
             filters in proptest::collection::vec(any_filter(), 0..24),

@@ -12,9 +12,13 @@ use common::{World, done, parked};
 use loom_core::{AgentSpec, Code, Ident, Limits, Offer, Options, Position, Publish, Qos};
 
 fn small(items: usize) -> Limits {
-    Limits { queue_items: items, ..Limits::default() }
+    Limits {
+        queue_items: items,
+        ..Limits::default()
+    }
 }
 
+// requirement: EVENT-ONCE
 #[test]
 fn an_event_that_two_filters_match_is_delivered_once() {
     let mut w = World::new();
@@ -24,6 +28,7 @@ fn an_event_that_two_filters_match_is_delivered_once() {
     assert_eq!(w.run(s, a), ["q.x"]);
 }
 
+// requirement: EVENT-NAMESPACE
 #[test]
 fn namespaces_never_see_each_other() {
     let mut w = World::new();
@@ -35,9 +40,9 @@ fn namespaces_never_see_each_other() {
     assert_eq!(w.emit(other, "q").matched, 1);
 }
 
+// requirement: LANE-ORDER, LANE-PARALLEL, LANE-KEY
 #[test]
 fn one_lane_has_one_turn_at_a_time_and_lanes_run_side_by_side() {
-    // requirement: LANE-ORDER
     let mut w = World::new();
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
@@ -67,7 +72,11 @@ fn an_agent_has_no_more_turns_than_its_concurrency() {
     assert!(w.take(s, a).is_none());
     w.seen(s);
     w.fail(s, &first, Code::HandlerError).unwrap();
-    assert_eq!(w.seen(s).ready, [a], "a freed turn announces the work that waits");
+    assert_eq!(
+        w.seen(s).ready,
+        [a],
+        "a freed turn announces the work that waits"
+    );
     assert!(w.take(s, a).is_some());
 }
 
@@ -84,6 +93,7 @@ fn readiness_is_announced_once_until_the_next_empty_take() {
     assert_eq!(w.seen(s).ready, [a]);
 }
 
+// requirement: LANE-GROUP
 #[test]
 fn members_of_a_group_share_events_and_a_key_stays_with_its_member() {
     let mut w = World::new();
@@ -92,7 +102,10 @@ fn members_of_a_group_share_events_and_a_key_stays_with_its_member() {
     w.emit_key(s, "q", "x", Qos::Batched).unwrap();
     let held = w.take(s, a).or_else(|| w.take(t, b)).unwrap();
     for _ in 0..4 {
-        assert_eq!(done(w.emit_key(s, "q", "x", Qos::Batched).unwrap()).matched, 1);
+        assert_eq!(
+            done(w.emit_key(s, "q", "x", Qos::Batched).unwrap()).matched,
+            1
+        );
     }
     let stats = w.core.stats();
     let mut matched: Vec<u64> = stats.subscriptions.iter().map(|sub| sub.matched).collect();
@@ -110,9 +123,13 @@ fn members_of_a_group_share_events_and_a_key_stays_with_its_member() {
         w.run(t, b);
     }
     let stats = w.core.stats();
-    assert!(stats.subscriptions.iter().all(|sub| sub.matched > 0), "a free key goes round");
+    assert!(
+        stats.subscriptions.iter().all(|sub| sub.matched > 0),
+        "a free key goes round"
+    );
 }
 
+// requirement: EVENT-ORDER
 #[test]
 fn a_stream_gives_events_in_order_and_is_done_by_the_next_take() {
     let mut w = World::new();
@@ -128,12 +145,16 @@ fn a_stream_gives_events_in_order_and_is_done_by_the_next_take() {
     assert_eq!(w.core.gauges().leased, 0);
 }
 
+// requirement: QOS-REALTIME, LOSS-TOLD
 #[test]
 fn realtime_drops_the_oldest_and_counts_it() {
     let mut w = World::with(small(2));
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
-    let watch = w.core.subscribe(s, &["loom.dropped.>"], Qos::Realtime).unwrap();
+    let watch = w
+        .core
+        .subscribe(s, &["loom.dropped.>"], Qos::Realtime)
+        .unwrap();
     let ids: Vec<u128> = (0..4)
         .map(|_| done(w.emit_key(s, "q", "k", Qos::Realtime).unwrap()).id)
         .collect();
@@ -144,9 +165,13 @@ fn realtime_drops_the_oldest_and_counts_it() {
     assert_eq!(stats.subscriptions[0].dropped.overflow, 2);
     let said = w.take(s, watch).unwrap();
     assert_eq!(&*said.envelope.topic, "loom.dropped.overflow");
-    assert!(w.take(s, watch).is_none(), "once a subscription, reason and second");
+    assert!(
+        w.take(s, watch).is_none(),
+        "once a subscription, reason and second"
+    );
 }
 
+// requirement: QOS-BACKGROUND
 #[test]
 fn background_is_refused_at_once_and_nothing_is_enqueued_anywhere() {
     let mut w = World::with(small(1));
@@ -155,7 +180,10 @@ fn background_is_refused_at_once_and_nothing_is_enqueued_anywhere() {
     w.emit(s, "q");
     w.agent(s, "b", &["q"]);
     let error = w.emit_key(s, "q", "k", Qos::Background).unwrap_err();
-    assert_eq!((error.code, error.limit), (Code::Exhausted, Some("queue_items")));
+    assert_eq!(
+        (error.code, error.limit),
+        (Code::Exhausted, Some("queue_items"))
+    );
     let stats = w.core.stats();
     assert_eq!(stats.subscriptions[1].matched, 0);
 }
@@ -173,11 +201,15 @@ fn batched_waits_for_room_and_is_accepted_when_there_is_some() {
     assert_eq!(w.core.gauges().parked, 2);
     let first = w.take(s, a).unwrap();
     let seen = w.seen(s);
-    assert_eq!(seen.accepted.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [ticket]);
+    assert_eq!(
+        seen.accepted.iter().map(|(t, _)| *t).collect::<Vec<_>>(),
+        [ticket]
+    );
     w.end(s, a, &first);
     assert_eq!(w.seen(s).accepted[0].0, later);
 }
 
+// requirement: QOS-BATCHED
 #[test]
 fn a_subscription_that_makes_no_room_in_time_lags_and_the_others_go_on() {
     let mut w = World::with(small(2));
@@ -196,15 +228,25 @@ fn a_subscription_that_makes_no_room_in_time_lags_and_the_others_go_on() {
     assert_eq!(w.run(s, quick).len(), 1);
     w.emit(s, "q");
     let stats = w.core.stats();
-    assert_eq!((stats.subscriptions[0].dropped.lagging, stats.subscriptions[0].lagging), (2, true));
+    assert_eq!(
+        (
+            stats.subscriptions[0].dropped.lagging,
+            stats.subscriptions[0].lagging
+        ),
+        (2, true)
+    );
     w.take(s, slow).unwrap();
-    assert!(!w.core.stats().subscriptions[0].lagging, "half empty is caught up");
+    assert!(
+        !w.core.stats().subscriptions[0].lagging,
+        "half empty is caught up"
+    );
     w.run(s, slow);
     w.run(s, quick);
     w.emit(s, "q");
     assert_eq!(w.run(s, slow).len(), 1);
 }
 
+// requirement: QOS-SELF
 #[test]
 fn a_turn_that_fills_the_queue_it_must_drain_is_told_at_once() {
     let mut w = World::with(small(1));
@@ -212,7 +254,11 @@ fn a_turn_that_fills_the_queue_it_must_drain_is_told_at_once() {
     let a = w.agent(s, "a", &["q"]);
     w.emit(s, "q");
     let turn = w.take(s, a).unwrap();
-    let publish = |w: &World| Publish { sender: a, turn: turn.lease, ..w.publish(s, "q") };
+    let publish = |w: &World| Publish {
+        sender: a,
+        turn: turn.lease,
+        ..w.publish(s, "q")
+    };
     let first = publish(&w);
     done(w.offer(s, first).unwrap());
     let second = publish(&w);
@@ -221,7 +267,10 @@ fn a_turn_that_fills_the_queue_it_must_drain_is_told_at_once() {
 
 #[test]
 fn only_so_many_offers_of_a_session_wait() {
-    let mut w = World::with(Limits { parked_offers: 1, ..small(1) });
+    let mut w = World::with(Limits {
+        parked_offers: 1,
+        ..small(1)
+    });
     let s = w.session();
     w.agent(s, "a", &["q"]);
     w.emit(s, "q");
@@ -244,13 +293,17 @@ fn offers_that_wait_go_on_when_who_blocked_them_is_removed() {
     assert_eq!(w.seen(s).accepted[0].0, ticket);
 }
 
+// requirement: EVENT-TTL
 #[test]
 fn an_event_that_waited_too_long_expires_by_tick_and_by_take() {
     let mut w = World::new();
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
     let publish = |w: &World| Publish {
-        options: Some(Box::new(Options { ttl_ms: Some(10), ..Options::default() })),
+        options: Some(Box::new(Options {
+            ttl_ms: Some(10),
+            ..Options::default()
+        })),
         ..w.publish(s, "q")
     };
     let first = publish(&w);
@@ -265,6 +318,7 @@ fn an_event_that_waited_too_long_expires_by_tick_and_by_take() {
     assert_eq!(w.core.gauges().timers, 0);
 }
 
+// requirement: RUN-STAMPED, SENDER-STAMPED
 #[test]
 fn what_a_turn_sends_carries_its_thread_run_and_cause() {
     let mut w = World::new();
@@ -274,25 +328,43 @@ fn what_a_turn_sends_carries_its_thread_run_and_cause() {
     let root = w.emit(s, "q");
     let turn = w.take(s, a).unwrap();
     assert_eq!(turn.envelope.thread, Ident::Uuid(root.id));
-    let publish = Publish { sender: a, turn: turn.lease, ..w.publish(s, "r") };
+    let publish = Publish {
+        sender: a,
+        turn: turn.lease,
+        ..w.publish(s, "r")
+    };
     w.offer(s, publish).unwrap();
     let next = w.take(s, b).unwrap().envelope;
-    assert_eq!((next.run, next.causation, next.hop), (root.id, Some(root.id), 1));
+    assert_eq!(
+        (next.run, next.causation, next.hop),
+        (root.id, Some(root.id), 1)
+    );
     assert_eq!(next.thread, Ident::Uuid(root.id));
     assert_eq!(&*next.origin.sender, "default/a");
 }
 
+// requirement: EVENT-HOPS
 #[test]
 fn a_chain_ends_at_the_limit_of_hops() {
-    let mut w = World::with(Limits { hops: 3, ..Limits::default() });
+    let mut w = World::with(Limits {
+        hops: 3,
+        ..Limits::default()
+    });
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
     w.emit(s, "q");
     let mut turn = w.take(s, a).unwrap();
     loop {
-        let publish = Publish { sender: a, turn: turn.lease, ..w.publish(s, "q") };
+        let publish = Publish {
+            sender: a,
+            turn: turn.lease,
+            ..w.publish(s, "q")
+        };
         if let Err(error) = w.offer(s, publish) {
-            assert_eq!((error.code, error.field.as_deref()), (Code::Exhausted, Some("hop")));
+            assert_eq!(
+                (error.code, error.field.as_deref()),
+                (Code::Exhausted, Some("hop"))
+            );
             break;
         }
         turn = w.end(s, a, &turn).unwrap();
@@ -300,6 +372,7 @@ fn a_chain_ends_at_the_limit_of_hops() {
     assert_eq!(turn.envelope.hop, 3);
 }
 
+// requirement: LEASE-FENCED
 #[test]
 fn handles_and_turns_of_others_are_fenced() {
     let mut w = World::new();
@@ -307,16 +380,29 @@ fn handles_and_turns_of_others_are_fenced() {
     let a = w.agent(s, "a", &["q"]);
     w.emit(s, "q");
     let turn = w.take(s, a).unwrap();
-    let foreign_sender = Publish { sender: a, ..w.publish(t, "q") };
+    let foreign_sender = Publish {
+        sender: a,
+        ..w.publish(t, "q")
+    };
     assert_eq!(w.offer(t, foreign_sender).unwrap_err().code, Code::Fenced);
-    let foreign_turn = Publish { turn: turn.lease, ..w.publish(t, "q") };
+    let foreign_turn = Publish {
+        turn: turn.lease,
+        ..w.publish(t, "q")
+    };
     assert_eq!(w.offer(t, foreign_turn).unwrap_err().code, Code::Fenced);
-    assert_eq!(w.core.take(t, a, None, w.at).unwrap_err().code, Code::Fenced);
+    assert_eq!(
+        w.core.take(t, a, None, w.at).unwrap_err().code,
+        Code::Fenced
+    );
     w.end(s, a, &turn);
-    let dead_turn = Publish { turn: turn.lease, ..w.publish(s, "q") };
+    let dead_turn = Publish {
+        turn: turn.lease,
+        ..w.publish(s, "q")
+    };
     assert_eq!(w.offer(s, dead_turn).unwrap_err().code, Code::Fenced);
 }
 
+// requirement: CAUSES-GIVEN
 #[test]
 fn a_cause_the_session_does_not_hold_is_refused() {
     let mut w = World::new();
@@ -324,17 +410,24 @@ fn a_cause_the_session_does_not_hold_is_refused() {
     let a = w.agent(s, "a", &["q"]);
     let id = w.emit(s, "q").id;
     let with = |w: &World, cause: String| Publish {
-        options: Some(Box::new(Options { causes: vec![cause], ..Options::default() })),
+        options: Some(Box::new(Options {
+            causes: vec![cause],
+            ..Options::default()
+        })),
         ..w.publish(s, "r")
     };
     let early = with(&w, loom_core::show_uuid(id));
-    assert_eq!(w.offer(s, early).unwrap_err().field.as_deref(), Some("causes"));
+    assert_eq!(
+        w.offer(s, early).unwrap_err().field.as_deref(),
+        Some("causes")
+    );
     let turn = w.take(s, a).unwrap();
     let held = with(&w, loom_core::show_uuid(id));
     w.offer(s, held).unwrap();
     w.end(s, a, &turn);
 }
 
+// requirement: EVENT-RESERVED
 #[test]
 fn only_the_engine_publishes_its_own_topics() {
     let mut w = World::new();
@@ -347,41 +440,118 @@ fn only_the_engine_publishes_its_own_topics() {
 fn a_payload_over_the_limit_names_it() {
     let mut w = World::new();
     let s = w.session();
-    let publish = Publish { payload: vec![0; (1 << 20) + 1].into(), ..w.publish(s, "q") };
-    assert_eq!(w.offer(s, publish).unwrap_err().limit, Some("payload_bytes"));
+    let publish = Publish {
+        payload: vec![0; (1 << 20) + 1].into(),
+        ..w.publish(s, "q")
+    };
+    assert_eq!(
+        w.offer(s, publish).unwrap_err().limit,
+        Some("payload_bytes")
+    );
 }
 
+// requirement: BAD-INPUT
 #[test]
 fn every_option_over_its_limit_names_its_field() {
     let mut w = World::new();
     let s = w.session();
     let plain = Options::default;
     let bad: [(&str, Options); 9] = [
-        ("key", Options { key: Some(String::new()), ..plain() }),
-        ("key", Options { key: Some("k".repeat(257)), ..plain() }),
-        ("thread_id", Options { thread_id: Some("a b".to_owned()), ..plain() }),
-        ("ttl", Options { ttl_ms: Some(0), ..plain() }),
-        ("headers", Options { headers: vec![("a".into(), "b".into()); 33], ..plain() }),
-        ("headers", Options { headers: vec![("a".into(), "b".repeat(4_096))], ..plain() }),
-        ("labels", Options { labels: vec!["l".into(); 17], ..plain() }),
-        ("causes", Options { causes: vec!["x".into()], ..plain() }),
-        ("content_type", Options { content_type: Some(String::new()), ..plain() }),
+        (
+            "key",
+            Options {
+                key: Some(String::new()),
+                ..plain()
+            },
+        ),
+        (
+            "key",
+            Options {
+                key: Some("k".repeat(257)),
+                ..plain()
+            },
+        ),
+        (
+            "thread_id",
+            Options {
+                thread_id: Some("a b".to_owned()),
+                ..plain()
+            },
+        ),
+        (
+            "ttl",
+            Options {
+                ttl_ms: Some(0),
+                ..plain()
+            },
+        ),
+        (
+            "headers",
+            Options {
+                headers: vec![("a".into(), "b".into()); 33],
+                ..plain()
+            },
+        ),
+        (
+            "headers",
+            Options {
+                headers: vec![("a".into(), "b".repeat(4_096))],
+                ..plain()
+            },
+        ),
+        (
+            "labels",
+            Options {
+                labels: vec!["l".into(); 17],
+                ..plain()
+            },
+        ),
+        (
+            "causes",
+            Options {
+                causes: vec!["x".into()],
+                ..plain()
+            },
+        ),
+        (
+            "content_type",
+            Options {
+                content_type: Some(String::new()),
+                ..plain()
+            },
+        ),
     ];
     for (field, options) in bad {
-        let publish = Publish { options: Some(Box::new(options)), ..w.publish(s, "q") };
+        let publish = Publish {
+            options: Some(Box::new(options)),
+            ..w.publish(s, "q")
+        };
         let error = w.offer(s, publish).unwrap_err();
-        assert_eq!((error.code, error.field.as_deref()), (Code::InvalidParams, Some(field)));
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::InvalidParams, Some(field))
+        );
     }
 }
 
+// requirement: DUPLICATE-AGENT
 #[test]
 fn a_second_agent_of_one_name_in_a_session_conflicts() {
     let mut w = World::new();
     let s = w.session();
     w.agent(s, "a", &["q"]);
-    let spec = AgentSpec { name: "a", filters: &["q"], group: "", concurrency: 1, info: b"{}" };
+    let spec = AgentSpec {
+        name: "a",
+        filters: &["q"],
+        group: "",
+        concurrency: 1,
+        info: b"{}",
+    };
     let error = w.core.register(s, &spec, w.at).unwrap_err();
-    assert_eq!((error.code, error.field.as_deref()), (Code::Conflict, Some("name")));
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::Conflict, Some("name"))
+    );
 }
 
 #[test]
@@ -394,8 +564,13 @@ fn a_removed_agent_drops_what_waits_and_ends_what_runs() {
     let turn = w.take(s, a).unwrap();
     w.core.remove(s, a, w.at).unwrap();
     assert_eq!(w.emit(s, "q").matched, 0);
-    let publish = Publish { sender: a, turn: turn.lease, ..w.publish(s, "r") };
-    w.offer(s, publish).expect("a turn under way may still publish");
+    let publish = Publish {
+        sender: a,
+        turn: turn.lease,
+        ..w.publish(s, "r")
+    };
+    w.offer(s, publish)
+        .expect("a turn under way may still publish");
     assert!(w.end(s, a, &turn).is_none());
     assert_eq!(w.core.stats().events.dropped.unsubscribed, 1);
     assert_eq!(w.core.gauges().subscriptions, 0);
@@ -411,13 +586,17 @@ fn every_agent_hears_its_spawn_topic() {
     assert_eq!(w.run(s, a), ["spawn.team.a"]);
 }
 
+// requirement: TICKETS-ORDERED
 #[test]
 fn a_durable_event_shows_nowhere_until_the_log_has_answered_in_order() {
     let mut w = World::new();
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
     let offer = |w: &mut World| {
-        let publish = Publish { durable: true, ..w.publish(s, "q") };
+        let publish = Publish {
+            durable: true,
+            ..w.publish(s, "q")
+        };
         match w.offer(s, publish).unwrap() {
             Offer::Logging(ticket, record) => (ticket, record),
             other => panic!("{other:?}"),
@@ -426,14 +605,27 @@ fn a_durable_event_shows_nowhere_until_the_log_has_answered_in_order() {
     let (first, record) = offer(&mut w);
     let (second, _) = offer(&mut w);
     assert!(w.take(s, a).is_none());
-    let position = |n| Position { partition: 1, epoch: 1, n };
+    let position = |n| Position {
+        partition: 1,
+        epoch: 1,
+        n,
+    };
     w.core.logged(second, position(2), w.at);
-    assert!(w.take(s, a).is_none(), "the first ticket is not answered yet");
+    assert!(
+        w.take(s, a).is_none(),
+        "the first ticket is not answered yet"
+    );
     w.core.logged(first, position(1), w.at);
     let turn = w.take(s, a).unwrap();
-    assert_eq!((turn.envelope.id, turn.envelope.position), (record.id, Some(position(1))));
+    assert_eq!(
+        (turn.envelope.id, turn.envelope.position),
+        (record.id, Some(position(1)))
+    );
     let accepted = w.seen(s).accepted;
-    assert_eq!(accepted.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(
+        accepted.iter().map(|(t, _)| *t).collect::<Vec<_>>(),
+        [first, second]
+    );
     assert_eq!(accepted[1].1.position, Some(position(2)));
 }
 
@@ -442,17 +634,34 @@ fn a_record_the_log_refused_gives_its_room_back() {
     let mut w = World::with(small(1));
     let s = w.session();
     let a = w.agent(s, "a", &["q"]);
-    let publish = Publish { durable: true, ..w.publish(s, "q") };
-    let Offer::Logging(ticket, _) = w.offer(s, publish).unwrap() else { panic!() };
-    let publish = Publish { durable: true, ..w.publish(s, "q") };
+    let publish = Publish {
+        durable: true,
+        ..w.publish(s, "q")
+    };
+    let Offer::Logging(ticket, _) = w.offer(s, publish).unwrap() else {
+        panic!()
+    };
+    let publish = Publish {
+        durable: true,
+        ..w.publish(s, "q")
+    };
     assert_eq!(w.offer(s, publish).unwrap_err().code, Code::Exhausted);
-    let error = w.offer(s, Publish { topic: "", ..w.publish(s, "q") }).unwrap_err();
+    let error = w
+        .offer(
+            s,
+            Publish {
+                topic: "",
+                ..w.publish(s, "q")
+            },
+        )
+        .unwrap_err();
     w.core.refused(ticket, error, w.at);
     assert_eq!(w.seen(s).refused[0].0, ticket);
     assert!(w.take(s, a).is_none());
     w.emit(s, "q");
 }
 
+// requirement: BOUNDED
 #[test]
 fn closing_a_session_leaves_nothing() {
     let mut w = World::with(small(4));
@@ -468,10 +677,21 @@ fn closing_a_session_leaves_nothing() {
     assert_eq!(w.seen(t).accepted.len(), 1);
     let stats = w.core.stats();
     assert_eq!(stats.events.dropped.session_gone, 5);
-    assert_eq!((stats.gauges.subscriptions, stats.gauges.leased, stats.gauges.lanes), (0, 0, 0));
-    assert_eq!(w.core.take(s, a, None, w.at).unwrap_err().code, Code::Fenced);
+    assert_eq!(
+        (
+            stats.gauges.subscriptions,
+            stats.gauges.leased,
+            stats.gauges.lanes
+        ),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        w.core.take(s, a, None, w.at).unwrap_err().code,
+        Code::Fenced
+    );
 }
 
+// requirement: ERRORS-PUBLISHED
 #[test]
 fn errors_are_published_once_and_an_error_about_an_error_is_counted_only() {
     let mut w = World::new();
@@ -484,23 +704,37 @@ fn errors_are_published_once_and_an_error_about_an_error_is_counted_only() {
     let error = w.take(s, b).unwrap();
     assert_eq!(&*error.envelope.topic, "loom.error.handler_error");
     let body: serde_json::Value = serde_json::from_slice(&error.envelope.payload).unwrap();
-    assert_eq!((&body["who"], &body["topic"]), (&"default/a".into(), &"q".into()));
+    assert_eq!(
+        (&body["who"], &body["topic"]),
+        (&"default/a".into(), &"q".into())
+    );
     w.fail(s, &error, Code::HandlerError).unwrap();
     assert!(w.take(s, b).is_none());
     assert_eq!(w.core.stats().errors["HANDLER_ERROR"], 2);
 }
 
+// requirement: DIRECTORY-EVENTS, DIRECTORY-LIST
 #[test]
 fn the_directory_says_who_came_and_who_left() {
     let mut w = World::new();
     let s = w.session();
-    let watch = w.core.subscribe(s, &["loom.directory.>"], Qos::Batched).unwrap();
+    let watch = w
+        .core
+        .subscribe(s, &["loom.directory.>"], Qos::Batched)
+        .unwrap();
     let a = w.agent(s, "a", &["q"]);
-    assert_eq!(w.core.directory("default", loom_core::DirectoryKind::Agent), [b"{}"]);
+    assert_eq!(
+        w.core.directory("default", loom_core::DirectoryKind::Agent),
+        [b"{}"]
+    );
     w.core.remove(s, a, w.at).unwrap();
     let topics = ["loom.directory.agent.joined", "loom.directory.agent.left"];
     for topic in topics {
         assert_eq!(&*w.take(s, watch).unwrap().envelope.topic, topic);
     }
-    assert!(w.core.directory("default", loom_core::DirectoryKind::Agent).is_empty());
+    assert!(
+        w.core
+            .directory("default", loom_core::DirectoryKind::Agent)
+            .is_empty()
+    );
 }

@@ -34,6 +34,7 @@ impl Receipt {
     }
 
     #[getter]
+    #[expect(clippy::unnecessary_wraps, reason = "a remote engine does not say")]
     fn matched(&self) -> Option<usize> {
         Some(self.inner.matched)
     }

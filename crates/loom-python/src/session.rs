@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use loom_core::{
-    AgentSpec, CallId, EffectClass, Handle, Invoke, LeaseId, Offer, ProviderSpec, Publish, Qos,
-    Request, SessionId,
+    AgentSpec, CallId, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer, ProviderSpec,
+    Publish, Qos, Reply, Report, Request, SessionId,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -92,6 +92,14 @@ impl Session {
     }
 
     #[pyo3(signature = (name, filters, group, concurrency, info, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's strings is extracted"
+    )]
     fn register(
         &self,
         name: &Bound<'_, PyString>,
@@ -114,6 +122,10 @@ impl Session {
     }
 
     #[pyo3(signature = (name, version, effect, concurrency, info, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn provide(
         &self,
         name: &Bound<'_, PyString>,
@@ -136,6 +148,10 @@ impl Session {
     }
 
     #[pyo3(signature = (filters, qos, /))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's strings is extracted"
+    )]
     fn subscribe(&self, filters: Vec<Bound<'_, PyString>>, qos: u8) -> PyResult<u64> {
         let filters = text_of("filters", &filters)?;
         let qos = Qos::from_number(qos).map_err(crate::convert::refuse)?;
@@ -270,7 +286,12 @@ impl Session {
         let kind = content_type
             .map(|kind| text("content_type", kind))
             .transpose()?;
-        self.step(|core, at| core.reply(self.id, LeaseId(lease), payload.into(), kind, at))
+        let reply = Reply {
+            lease: LeaseId(lease),
+            payload: payload.into(),
+            content_type: kind,
+        };
+        self.step(|core, at| core.reply(self.id, reply, at))
     }
 
     #[pyo3(signature = (lease, payload, /))]
@@ -286,7 +307,12 @@ impl Session {
     #[pyo3(signature = (lease, code, detail, /))]
     fn fail(&self, lease: u64, code: u16, detail: &[u8]) -> PyResult<bool> {
         let code = crate::convert::code(code)?;
-        self.step(|core, at| core.fail(self.id, LeaseId(lease), code, detail, at))
+        let fault = Fault {
+            lease: LeaseId(lease),
+            code,
+            detail,
+        };
+        self.step(|core, at| core.fail(self.id, fault, at))
     }
 
     #[pyo3(signature = (sender, turn, level, payload, /))]
@@ -298,15 +324,25 @@ impl Session {
         payload: &[u8],
     ) -> PyResult<()> {
         let level = text("level", level)?;
-        let from = (Handle(sender), lease(turn));
-        self.step(|core, at| core.log(self.id, from, level, payload, at))
+        let line = LogLine {
+            sender: Handle(sender),
+            turn: lease(turn),
+            level,
+            payload,
+        };
+        self.step(|core, at| core.log(self.id, &line, at))
     }
 
     #[pyo3(signature = (sender, turn, code, detail, /))]
     fn report(&self, sender: u64, turn: u64, code: u16, detail: &[u8]) -> PyResult<()> {
         let code = crate::convert::code(code)?;
-        let from = (Handle(sender), lease(turn));
-        self.step(|core, at| core.report(self.id, from, code, detail, at))
+        let report = Report {
+            sender: Handle(sender),
+            turn: lease(turn),
+            code,
+            detail,
+        };
+        self.step(|core, at| core.report(self.id, &report, at))
     }
 
     #[pyo3(signature = (most, /))]

@@ -31,8 +31,14 @@ impl World {
     }
 
     pub(crate) fn with(limits: Limits) -> Self {
-        let at = Moment { now: Nanos(1_000_000_000), wall_ms: 1_700_000_000_000 };
-        Self { core: Core::new(limits, 7), at }
+        let at = Moment {
+            now: Nanos(1_000_000_000),
+            wall_ms: 1_700_000_000_000,
+        };
+        Self {
+            core: Core::new(limits, 7),
+            at,
+        }
     }
 
     pub(crate) fn session(&mut self) -> SessionId {
@@ -47,13 +53,36 @@ impl World {
         self.agent_of(session, name, filters, 64)
     }
 
-    pub(crate) fn agent_of(&mut self, s: SessionId, name: &str, filters: &[&str], concurrency: u32) -> Handle {
-        let spec = AgentSpec { name, filters, group: "", concurrency, info: b"{}" };
+    pub(crate) fn agent_of(
+        &mut self,
+        s: SessionId,
+        name: &str,
+        filters: &[&str],
+        concurrency: u32,
+    ) -> Handle {
+        let spec = AgentSpec {
+            name,
+            filters,
+            group: "",
+            concurrency,
+            info: b"{}",
+        };
         self.core.register(s, &spec, self.at).unwrap()
     }
 
-    pub(crate) fn provider(&mut self, session: SessionId, name: &str, effect: EffectClass) -> Handle {
-        let spec = ProviderSpec { name, version: "1", effect, concurrency: 4, info: b"{}" };
+    pub(crate) fn provider(
+        &mut self,
+        session: SessionId,
+        name: &str,
+        effect: EffectClass,
+    ) -> Handle {
+        let spec = ProviderSpec {
+            name,
+            version: "1",
+            effect,
+            concurrency: 4,
+            info: b"{}",
+        };
         self.core.provide(session, &spec, self.at).unwrap()
     }
 
@@ -79,9 +108,22 @@ impl World {
         done(self.offer(session, publish).unwrap())
     }
 
-    pub(crate) fn emit_key(&mut self, session: SessionId, topic: &str, key: &str, qos: Qos) -> Result<Offer> {
-        let options = Options { key: Some(key.to_owned()), ..Options::default() };
-        let publish = Publish { qos, options: Some(Box::new(options)), ..self.publish(session, topic) };
+    pub(crate) fn emit_key(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        key: &str,
+        qos: Qos,
+    ) -> Result<Offer> {
+        let options = Options {
+            key: Some(key.to_owned()),
+            ..Options::default()
+        };
+        let publish = Publish {
+            qos,
+            options: Some(Box::new(options)),
+            ..self.publish(session, topic)
+        };
         self.offer(session, publish)
     }
 
@@ -89,8 +131,15 @@ impl World {
         self.core.take(session, handle, None, self.at).unwrap()
     }
 
-    pub(crate) fn end(&mut self, session: SessionId, handle: Handle, done: &Delivery) -> Option<Delivery> {
-        self.core.take(session, handle, done.lease, self.at).unwrap()
+    pub(crate) fn end(
+        &mut self,
+        session: SessionId,
+        handle: Handle,
+        done: &Delivery,
+    ) -> Option<Delivery> {
+        self.core
+            .take(session, handle, done.lease, self.at)
+            .unwrap()
     }
 
     /// Takes and ends turns until there are none; says their topics.
@@ -106,22 +155,48 @@ impl World {
 
     pub(crate) fn request(&mut self, session: SessionId, topic: &str) -> Result<CallId> {
         let publish = self.publish(session, topic);
-        self.ask(session, Request { publish, timeout_ms: 1_000, first_k: 1, wait: false })
+        self.ask(
+            session,
+            Request {
+                publish,
+                timeout_ms: 1_000,
+                first_k: 1,
+                wait: false,
+            },
+        )
     }
 
     pub(crate) fn ask(&mut self, session: SessionId, request: Request<'_>) -> Result<CallId> {
         self.core.request(session, request, self.at)
     }
 
-    pub(crate) fn reply(&mut self, session: SessionId, delivery: &Delivery, text: &str) -> Result<bool> {
+    pub(crate) fn reply(
+        &mut self,
+        session: SessionId,
+        delivery: &Delivery,
+        text: &str,
+    ) -> Result<bool> {
         let lease = delivery.lease.unwrap();
-        let reply = Reply { lease, payload: text.as_bytes().into(), content_type: None };
+        let reply = Reply {
+            lease,
+            payload: text.as_bytes().into(),
+            content_type: None,
+        };
         self.core.reply(session, reply, self.at)
     }
 
-    pub(crate) fn fail(&mut self, session: SessionId, delivery: &Delivery, code: Code) -> Result<bool> {
+    pub(crate) fn fail(
+        &mut self,
+        session: SessionId,
+        delivery: &Delivery,
+        code: Code,
+    ) -> Result<bool> {
         let lease = delivery.lease.unwrap();
-        let fault = Fault { lease, code, detail: br#"{"message":"it broke"}"# };
+        let fault = Fault {
+            lease,
+            code,
+            detail: br#"{"message":"it broke"}"#,
+        };
         self.core.fail(session, fault, self.at)
     }
 
@@ -142,8 +217,18 @@ impl World {
         self.core.call(session, invoke, self.at)
     }
 
-    pub(crate) fn result(&mut self, session: SessionId, delivery: &Delivery, text: &str) -> Result<bool> {
-        self.core.result(session, delivery.lease.unwrap(), text.as_bytes().into(), self.at)
+    pub(crate) fn result(
+        &mut self,
+        session: SessionId,
+        delivery: &Delivery,
+        text: &str,
+    ) -> Result<bool> {
+        self.core.result(
+            session,
+            delivery.lease.unwrap(),
+            text.as_bytes().into(),
+            self.at,
+        )
     }
 
     pub(crate) fn pass(&mut self, millis: u64) -> Option<Nanos> {
