@@ -219,6 +219,19 @@ async def test_a_place_that_does_not_exist_is_not_looked_for_in_what_is_kept() -
     assert kept.asked == 0
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks5://127.0.0.1:9"), ("ALL_PROXY", "no url"), ("SSL_CERT_FILE", "/none")],
+)
+async def test_network_settings_that_cannot_be_used_leave_what_is_kept(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    async with serving(lambda _: Response(b"", 503)) as server:
+        both = OnlineOrKept(provider_at(server.url), KeptObservations())
+        assert (await both.get("Seattle", DAY)).kind == "observation kept offline"
+
+
 async def test_nothing_listens_so_what_is_kept_answers() -> None:
     async with serving(open_meteo) as server:
         pass  # its port is free again

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Final, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 import loom
 from loom.errors import InvalidParams, NotFound, ProviderUnavailable
@@ -313,7 +313,8 @@ async def _fetch(url: str, query: Mapping[str, str], shape: type[_Shape]) -> _Sh
                 raise NotFound(f"Open-Meteo refused: {reason}", field="date")
             answer.raise_for_status()
             return shape.model_validate_json(answer.content)
-    except (httpx2.HTTPError, ValidationError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError, ImportError) as error:
+        # not only what the network does: proxy and certificate settings of this machine, too
         raise ProviderUnavailable(
             f"{httpx2.URL(url).host} gave no usable answer: {type(error).__name__}", retry=True
         ) from error
