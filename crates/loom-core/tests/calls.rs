@@ -2,6 +2,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
+    clippy::many_single_char_names,
     reason = "a test says what it expects by failing"
 )]
 
@@ -78,50 +80,56 @@ fn what_ends_a_call_without_an_answer_depends_on_whether_it_was_under_way() {
         |w, ends| w.core.remove(ends.provider, ends.handle, w.at).unwrap(),
     ];
     let plain = [Code::Timeout, Code::Cancelled, Code::ProviderUnavailable];
+    let effects = [
+        EffectClass::Pure,
+        EffectClass::Idempotent,
+        EffectClass::Unsafe,
+    ];
     for (end, plain) in ends.into_iter().zip(plain) {
-        for effect in [
-            EffectClass::Pure,
-            EffectClass::Idempotent,
-            EffectClass::Unsafe,
-        ] {
-            for taken in [false, true] {
-                let mut w = World::new();
-                let (caller, provider) = (w.session(), w.session());
-                let handle = w.provider(provider, "tool", effect);
-                let call = w.call(caller, "tool").unwrap();
-                let work = if taken {
-                    w.take(provider, handle)
-                } else {
-                    None
-                };
-                end(
-                    &mut w,
-                    Ends {
-                        caller,
-                        call,
-                        provider,
-                        handle,
-                    },
-                );
-                let unknown = taken && effect != EffectClass::Pure;
-                let code = if unknown { Code::Indeterminate } else { plain };
-                assert_eq!(w.outcome(caller).0, Some(code));
-                let cancels = w.seen(provider).cancels;
-                assert_eq!(
-                    cancels.len(),
-                    usize::from(taken),
-                    "work under way is told to stop"
-                );
-                if let Some(work) = work {
-                    assert_eq!(cancels[0], (work.lease.unwrap(), code));
-                    assert!(!w.result(provider, &work, "late").unwrap());
-                    assert_eq!(w.core.stats().calls.late, 1);
-                }
-                assert!(w.seen(caller).outcomes.is_empty());
-                assert_eq!(w.core.gauges().pending, 0);
-            }
+        for (effect, taken) in effects
+            .into_iter()
+            .flat_map(|effect| [(effect, false), (effect, true)])
+        {
+            end_without_an_answer(end, plain, effect, taken);
         }
     }
+}
+
+fn end_without_an_answer(end: fn(&mut World, Ends), plain: Code, effect: EffectClass, taken: bool) {
+    let mut w = World::new();
+    let (caller, provider) = (w.session(), w.session());
+    let handle = w.provider(provider, "tool", effect);
+    let call = w.call(caller, "tool").unwrap();
+    let work = if taken {
+        w.take(provider, handle)
+    } else {
+        None
+    };
+    end(
+        &mut w,
+        Ends {
+            caller,
+            call,
+            provider,
+            handle,
+        },
+    );
+    let unknown = taken && effect != EffectClass::Pure;
+    let code = if unknown { Code::Indeterminate } else { plain };
+    assert_eq!(w.outcome(caller).0, Some(code));
+    let cancels = w.seen(provider).cancels;
+    assert_eq!(
+        cancels.len(),
+        usize::from(taken),
+        "work under way is told to stop"
+    );
+    if let Some(work) = work {
+        assert_eq!(cancels[0], (work.lease.unwrap(), code));
+        assert!(!w.result(provider, &work, "late").unwrap());
+        assert_eq!(w.core.stats().calls.late, 1);
+    }
+    assert!(w.seen(caller).outcomes.is_empty());
+    assert_eq!(w.core.gauges().pending, 0);
 }
 
 #[derive(Clone, Copy)]
