@@ -21,9 +21,9 @@ print(*sorted({d.name.lower() for d in distributions()} - {"pip", "setuptools"})
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("dist")]
 
 
-def run(*command: str, cwd: Path, env: dict[str, str] | None = None) -> str:
+def run(*command: str, cwd: Path, env: dict[str, str] | None = None, seconds: int = 400) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=580
+        command, cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=seconds
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -96,7 +96,7 @@ def test_the_trio_runs_from_the_wheel_in_an_empty_environment(dist: Path, tmp_pa
 
     app = tmp_path / "trio.py"
     app.write_text(text(ROOT / "examples/trio/app.py"), encoding="utf-8")
-    answer = run("loom", "run", "trio.py", "--", QUESTION, cwd=tmp_path, env=alone)
+    answer = run("loom", "run", "trio.py", "--", QUESTION, cwd=tmp_path, env=alone, seconds=60)
     assert "asyncio" in answer
     assert "[1]" in answer
     version = run("loom", "--version", cwd=tmp_path, env=alone)
