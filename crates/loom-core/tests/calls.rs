@@ -118,18 +118,19 @@ fn end_without_an_answer(end: fn(&mut World, Ends), plain: Code, effect: EffectC
     let code = if unknown { Code::Indeterminate } else { plain };
     assert_eq!(w.outcome(caller).0, Some(code));
     let cancels = w.seen(provider).cancels;
-    assert_eq!(
-        cancels.len(),
-        usize::from(taken),
-        "work under way is told to stop"
-    );
-    if let Some(work) = work {
-        assert_eq!(cancels[0], (work.lease.unwrap(), code));
+    let told: Vec<_> = work
+        .iter()
+        .map(|work| (work.lease.unwrap(), code))
+        .collect();
+    assert_eq!(cancels, told, "work under way is told to stop");
+    for work in work {
         assert!(!w.result(provider, &work, "late").unwrap());
-        assert_eq!(w.core.stats().calls.late, 1);
     }
-    assert!(w.seen(caller).outcomes.is_empty());
-    assert_eq!(w.core.gauges().pending, 0);
+    assert_eq!(w.core.stats().calls.late, u64::from(taken));
+    assert_eq!(
+        (w.seen(caller).outcomes.len(), w.core.gauges().pending),
+        (0, 0)
+    );
 }
 
 #[derive(Clone, Copy)]
