@@ -321,9 +321,9 @@ def test_wrong_arguments_name_their_field(session: Session) -> None:
         (("q", b"0" * (1_048_576 + 1)), (12, "payload", "payload_bytes")),
     ]
     for given, expected in offers:
-        topic, payload, qos, options = (*given, *("q", b"{}", BATCHED, None)[len(given) :])
+        arguments: list[Any] = [*given, *("q", b"{}", BATCHED, None)[len(given) :]]
         with pytest.raises(EngineError) as caught:
-            session.offer(session.root, 0, topic, payload, qos, options)
+            session.offer(session.root, 0, *arguments)
         assert refused(caught) == expected
     for seconds in (float("nan"), -1.0, float("inf"), 1e9):
         with pytest.raises(EngineError) as caught:
