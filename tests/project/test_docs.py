@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.project.documents import Block, anchors, blocks, commands, links, resolve
-from tests.project.repo import ROOT, files, shown, text
+from tests.project.repo import ROOT, files, shown, spec, text
 
 DOCUMENTS = [path for path in files(".md") if path.parent.name != "requirements"]
 BIN = Path(sys.executable).parent
@@ -160,3 +160,32 @@ def test_commands_work(document: Path, tmp_path: Path) -> None:
                 assert ELSEWHERE.match(command), (
                     f"{shown(document)}:{block.line}: no test runs: {command}"
                 )
+
+
+@pytest.mark.requirement("DOCS-ALIVE")
+def test_every_error_limit_and_configuration_key_is_documented() -> None:
+    config = {table: keys for table, keys in spec("config.toml").items() if table != "environment"}
+    wanted = {
+        "errors.md": {error["name"] for error in spec("errors.toml")["error"]},
+        "limits.md": set(spec("limits.toml")),
+        "configuration.md": {
+            *(f"LOOM_{table}__{key}".upper() for table, keys in config.items() for key in keys),
+            *spec("config.toml")["environment"],
+        },
+    }
+    missing = {
+        page: sorted(n for n in names if not re.search(rf"\b{n}\b", text(ROOT / "docs" / page)))
+        for page, names in wanted.items()
+    }
+    assert {page: names for page, names in missing.items() if names} == {}
+
+
+@pytest.mark.requirement("GENERATED")
+def test_the_documents_give_each_limit_as_it_is() -> None:
+    page = text(ROOT / "docs" / "limits.md").replace(",", "").replace("_", "")
+    wrong = [
+        name
+        for name, limit in spec("limits.toml").items()
+        if not re.search(rf"`{name.replace('_', '')}`[^\n]*\b{limit['default']}\b", page)
+    ]
+    assert wrong == []

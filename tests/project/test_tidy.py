@@ -1,6 +1,7 @@
 import ast
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,21 @@ def test_rust_expects_lints_with_a_reason_and_never_allows_them() -> None:
         for attribute in re.findall(r"#!?\[allow\([^\]]*\)\]", text(path))
     ]
     assert found == []
+
+
+@pytest.mark.requirement("ERRORS-CLOSED")
+def test_every_code_that_can_come_up_comes_up_in_a_test() -> None:
+    def joined(wanted: Callable[[Path], bool]) -> str:
+        return "\n".join(text(path).split("#[cfg(test)]", 1)[0] for path in files() if wanted(path))
+
+    python = joined(lambda p: p.suffix == ".py" and LOOM in p.parents and p.name != "errors.py")
+    rust = joined(lambda p: p.suffix == ".rs" and "src" in p.parts and p.name != "codes.rs")
+    tests = joined(lambda p: p.suffix in {".py", ".rs"} and "tests" in p.parts)
+    untested: list[str] = []
+    for error in spec("errors.toml")["error"]:
+        name, cls = error["name"], error["class"]
+        variant = "".join(word.capitalize() for word in name.split("_"))
+        used = re.search(rf"\b{cls}\(", python) or re.search(rf"\bCode::{variant}\b", rust)
+        if used and not re.search(rf"\b(?:{name}|{cls}|Code::{variant})\b", tests):
+            untested.append(name)
+    assert untested == []
