@@ -94,18 +94,15 @@ pub(crate) struct Timings {
     histogram: Option<Box<Histogram<u32>>>,
 }
 
-/// An hour; longer ones are counted as an hour.
-const LONGEST_MICROS: u64 = 3_600_000_000;
-
 impl Timings {
     pub(crate) fn record(&mut self, micros: u64) {
         if self.histogram.is_none() {
-            self.histogram = Histogram::new_with_bounds(1, LONGEST_MICROS, 2)
-                .ok()
-                .map(Box::new);
+            // It grows with what it sees: short times need few buckets.
+            self.histogram = Histogram::new(2).ok().map(Box::new);
         }
         if let Some(histogram) = &mut self.histogram {
-            histogram.saturating_record(micros.max(1));
+            // Only a time of centuries has no bucket.
+            let _ = histogram.record(micros.max(1));
         }
     }
 

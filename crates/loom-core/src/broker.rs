@@ -486,7 +486,7 @@ impl Core {
         if !answered {
             self.withdraw(call, served, code.unwrap_or(Code::Cancelled));
         }
-        self.count_call(&pending, served.provider, code, at);
+        self.count_call(&pending, code, at);
         let body = match end {
             Ok(payload) => payload,
             Err(error) => {
@@ -515,17 +515,10 @@ impl Core {
         }
     }
 
-    fn count_call(
-        &mut self,
-        pending: &Pending,
-        provider: ProviderId,
-        code: Option<Code>,
-        at: Moment,
-    ) {
+    fn count_call(&mut self, pending: &Pending, code: Option<Code>, at: Moment) {
         self.totals.calls.count(code);
         let micros = at.now.micros_since(pending.started);
         let name = &pending.env.topic;
-        let _ = provider;
         let Some(space) = self.spaces.get_mut(pending.space.0 as usize) else {
             return;
         };

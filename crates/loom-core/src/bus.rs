@@ -619,8 +619,10 @@ impl Core {
             };
             self.say(space, topic, Some(env), body);
         }
-        let message = format!("the event was dropped: {}", reason.token());
-        self.decline_for(id, env, Some((Code::Unavailable, Detail::message(message))));
+        if env.reply_to.is_some() {
+            let message = format!("the event was dropped: {}", reason.token());
+            self.decline_for(id, env, Some((Code::Unavailable, Detail::message(message))));
+        }
     }
 
     /// Declines for a subscription that will not answer, if the event asked it.

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
+
 use crate::arena::{CallId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::{Books, Reason};
 use crate::core::{Core, Holding, Kind, Registration, Todo};
@@ -22,6 +24,8 @@ pub(crate) struct Session {
     pub(crate) space: SpaceId,
     pub(crate) root: Handle,
     pub(crate) handles: BTreeSet<Handle>,
+    /// Names of its agents; never walked.
+    pub(crate) agents: FxHashSet<Arc<str>>,
     pub(crate) inbox: VecDeque<Notice>,
     /// Calls and requests it waits for.
     pub(crate) pending: usize,
@@ -46,6 +50,7 @@ impl Core {
             space,
             root,
             handles: BTreeSet::new(),
+            agents: FxHashSet::default(),
             inbox: VecDeque::new(),
             pending: 0,
             parked: 0,
@@ -175,16 +180,7 @@ impl Core {
     }
 
     fn check_is_new(&self, session: SessionId, name: &str) -> Result<()> {
-        let handles = &self.session(session)?.handles;
-        let taken = handles
-            .iter()
-            .filter_map(|handle| self.handles.get(*handle))
-            .any(|found| {
-                &*found.name == name
-                    && matches!(found.kind, Kind::Subscription(sub)
-                    if self.subs.get(sub).is_some_and(|sub| !sub.is_stream() && !sub.closing))
-            });
-        if !taken {
+        if !self.session(session)?.agents.contains(name) {
             return Ok(());
         }
         let message = format!("an agent named {name:?} is registered in this session already");
@@ -259,7 +255,7 @@ impl Core {
             name: Arc::clone(&name),
             kind: Kind::Root,
         })?;
-        let (group, filters) = (spec.group, spec.filters.clone());
+        let (group, filters, agent) = (spec.group, spec.filters.clone(), Arc::clone(&name));
         let sub = self.subs.insert(Subscription {
             name,
             origin,
@@ -285,6 +281,9 @@ impl Core {
         }
         if let Some(group) = group.and_then(|group| self.groups.get_mut(group)) {
             group.members.push(sub);
+            if let Some(found) = self.sessions.get_mut(session) {
+                found.agents.insert(agent);
+            }
         }
         if let Some(space) = self.space_mut(space) {
             for filter in &filters {
@@ -316,6 +315,7 @@ impl Core {
 
     /// All that is queued is dropped in one call: `queue_items` bounds it.
     pub(crate) fn remove_subscription(&mut self, id: SubId, reason: Reason, at: Moment) {
+        self.end_current(id);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
@@ -323,7 +323,7 @@ impl Core {
             return;
         }
         sub.closing = true;
-        let (space, group, handle) = (sub.space, sub.group, sub.handle);
+        let (space, group, handle, session) = (sub.space, sub.group, sub.handle, sub.session);
         let (is_agent, name) = (!sub.is_stream(), Arc::clone(&sub.name));
         let filters = std::mem::take(&mut sub.filters);
         let parked = std::mem::take(&mut sub.parked);
@@ -342,6 +342,9 @@ impl Core {
         self.todo
             .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
         if is_agent {
+            if let Some(found) = self.sessions.get_mut(session) {
+                found.agents.remove(&name);
+            }
             self.leave(space, DirectoryKind::Agent, (&name, handle));
         }
         self.reclaim_subscription(id);

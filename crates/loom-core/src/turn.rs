@@ -112,7 +112,7 @@ impl Core {
     }
 
     /// A stream's event is done when the next one is asked for.
-    fn end_current(&mut self, id: SubId) {
+    pub(crate) fn end_current(&mut self, id: SubId) {
         let current = self.subs.get_mut(id).and_then(|sub| sub.current.take());
         if let Some(lease) = current.and_then(|current| self.leases.remove(current))
             && let Holding::Turn { sub, lane } = lease.holding
