@@ -13,6 +13,7 @@ use crate::error::{Code, Detail, Error, Result};
 use crate::ident::derive_id;
 use crate::input::{Invoke, ProviderSpec};
 use crate::notice::{Delivery, Notice, Work};
+use crate::planted::Planted;
 use crate::report::Subject;
 use crate::space::SpaceId;
 use crate::stats::Outcomes;
@@ -498,6 +499,9 @@ impl Core {
                 detail.json().into()
             }
         };
+        if self.has(Planted::SecondOutcome) && code.is_some() {
+            self.notify(pending.session, Notice::Outcome(call, code, body.clone()));
+        }
         self.notify(pending.session, Notice::Outcome(call, code, body));
     }
 

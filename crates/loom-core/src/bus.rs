@@ -13,6 +13,7 @@ use crate::ident::Ident;
 use crate::input::{Options, Publish};
 use crate::lane::Item;
 use crate::notice::{Notice, Offer, Receipt};
+use crate::planted::Planted;
 use crate::report::EngineEvent;
 use crate::request::Failure;
 use crate::space::{Route, SpaceId, Target};
@@ -226,6 +227,9 @@ impl Core {
                     picked.extend(self.pick_member(*group, members, lane));
                 }
             }
+        }
+        if self.has(Planted::DeliveredTwice) {
+            picked.extend(picked.first().copied());
         }
         picked
     }
@@ -573,11 +577,15 @@ impl Core {
 
     /// Announces ready work to a subscription that asked for it.
     pub(crate) fn poke(&mut self, id: SubId) {
+        let forgets = self.has(Planted::LostWake);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
         if sub.armed && sub.can_start() {
             sub.armed = false;
+            if forgets && sub.leased > 0 {
+                return;
+            }
             let (session, handle) = (sub.session, sub.handle);
             self.notify(session, Notice::Ready(handle));
         }
@@ -595,6 +603,9 @@ impl Core {
     pub(crate) fn lose(&mut self, id: SubId, env: &Arc<Envelope>, reason: Reason, at: Moment) {
         self.totals.dropped.add(reason);
         let mut told = None;
+        if self.has(Planted::UncountedLoss) && reason == Reason::Overflow {
+            return;
+        }
         if let Some(sub) = self.subs.get_mut(id) {
             let count = sub.books.dropped.add(reason);
             let due = sub.books.told.get_mut(reason as usize);

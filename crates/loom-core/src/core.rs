@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::ident::Ids;
 use crate::limits::Limits;
 use crate::notice::Notice;
+use crate::planted::Planted;
 use crate::report::EngineEvent;
 use crate::request::{Asked, Failure};
 use crate::session::Session;
@@ -112,6 +113,8 @@ pub struct Core {
     pub(crate) todo: VecDeque<Todo>,
     pub(crate) woken: Vec<SessionId>,
     pub(crate) totals: Totals,
+    #[cfg(feature = "planted")]
+    pub(crate) planted: Option<crate::planted::Planted>,
 }
 
 impl Core {
@@ -136,6 +139,8 @@ impl Core {
             todo: VecDeque::new(),
             woken: Vec::new(),
             totals: Totals::default(),
+            #[cfg(feature = "planted")]
+            planted: None,
         }
     }
 
@@ -180,6 +185,7 @@ impl Core {
     fn call_is_due(&mut self, call: CallId, at: Moment) {
         match self.calls.get(call).map(|pending| &pending.wanted) {
             Some(Wanted::Request(_)) => self.request_is_due(call),
+            Some(Wanted::Call(_)) if self.has(Planted::ForgottenDeadline) => {}
             Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Timeout, at),
             None => {}
         }

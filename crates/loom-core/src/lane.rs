@@ -146,11 +146,15 @@ impl Lanes {
         }
     }
 
-    /// Takes the first event of the lane that waits longest; that lane is leased then.
-    pub(crate) fn pop(&mut self) -> Option<(u32, Item)> {
+    /// Takes the first event of the lane that waits longest; that lane is leased then. `newest` is a planted bug.
+    pub(crate) fn pop(&mut self, newest: bool) -> Option<(u32, Item)> {
         let place = self.ready.pop_front()?;
         let lane = self.slots.get_mut(place as usize)?;
-        let item = lane.items.pop_front()?;
+        let item = if newest {
+            lane.items.pop_back()?
+        } else {
+            lane.items.pop_front()?
+        };
         lane.leased = true;
         self.forget(&item);
         Some((place, item))

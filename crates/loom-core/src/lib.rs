@@ -33,6 +33,7 @@ mod lane;
 mod limits;
 mod notice;
 mod park;
+mod planted;
 mod report;
 mod request;
 mod session;
@@ -62,6 +63,8 @@ pub use crate::input::{
 };
 pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
+#[cfg(feature = "planted")]
+pub use crate::planted::Planted;
 pub use crate::stats::{
     CapabilityStats, EventCounts, Gauges, QosCounts, Stats, SubscriptionStats, Waits,
 };

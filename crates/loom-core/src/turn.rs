@@ -10,6 +10,7 @@ use crate::error::{Code, Detail, Error, Result};
 use crate::input::Fault;
 use crate::lane::Item;
 use crate::notice::Delivery;
+use crate::planted::Planted;
 use crate::report::Subject;
 use crate::time::Moment;
 
@@ -124,9 +125,10 @@ impl Core {
     /// The next event that is not over; `queue_items` bounds how many are skipped.
     fn next_item(&mut self, id: SubId, at: Moment) -> Option<(u32, Item)> {
         loop {
+            let newest = self.has(Planted::NewestFirst);
             let sub = self.subs.get_mut(id)?;
             let next = if sub.leased < sub.concurrency {
-                sub.lanes.pop()
+                sub.lanes.pop(newest)
             } else {
                 None
             };

@@ -739,3 +739,28 @@ fn the_directory_says_who_came_and_who_left() {
             .is_empty()
     );
 }
+
+#[test]
+fn a_removed_stream_leaves_nothing_though_its_event_was_not_done() {
+    let mut w = World::new();
+    let s = w.session();
+    let stream = w.core.subscribe(s, &["q"], Qos::Batched).unwrap();
+    w.emit(s, "q");
+    w.take(s, stream).unwrap();
+    w.core.remove(s, stream, w.at).unwrap();
+    assert_eq!(
+        (w.core.gauges().subscriptions, w.core.gauges().leased),
+        (0, 0)
+    );
+}
+
+// requirement: TOPIC-COST
+#[test]
+fn thousands_of_agents_register_and_an_event_finds_its_one() {
+    let mut w = World::new();
+    let s = w.session();
+    for at in 0..20_000 {
+        w.agent(s, &format!("agent{at}"), &[&format!("only.{at}.>")]);
+    }
+    assert_eq!(w.emit(s, "only.777.x").matched, 1);
+}
