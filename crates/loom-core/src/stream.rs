@@ -10,7 +10,7 @@ impl Core {
     /// Sends one chunk to the caller. `false`: no credit; a [`Notice::Credit`] says when there is some.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` where the caller does not read chunks; `EXHAUSTED` over the limit of a payload; `FENCED`.
+    /// `INVALID_PARAMS` where the caller does not read chunks, and over the limit of a payload; `FENCED`.
     pub fn chunk(
         &mut self,
         session: SessionId,
