@@ -23,6 +23,7 @@ __all__ = [
     "Receipt",
     "Session",
     "__version__",
+    "has_null",
 ]
 
 __version__: Final[str]
@@ -59,6 +60,8 @@ class EngineError(Exception):
     """What the engine refused. ``args`` is (code, message, field, limit, hint)."""
 
     args: tuple[int, str, str | None, str | None, str | None]
+
+def has_null(payload: bytes, /) -> bool: ...  # whether the bytes hold "null": where NaN may hide in JSON
 
 @final
 class Receipt:
@@ -171,6 +174,8 @@ class Session:
     # one ordered stream: watch, join_thread
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
+    # A publish. An int is a ticket: wait for ACCEPTED or REFUSED. None: nothing was done, because the
+    # offer was wary and the payload holds "null"; look through the value for NaN and offer it again.
     def offer(
         self,
         sender: int,
@@ -179,8 +184,9 @@ class Session:
         payload: bytes,
         qos: int,
         options: _Options | None,
+        wary: bool = False,
         /,
-    ) -> Receipt | int: ...  # an int is a ticket: wait for ACCEPTED or REFUSED
+    ) -> Receipt | int | None: ...
     def request(
         self,
         sender: int,

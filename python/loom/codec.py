@@ -8,7 +8,7 @@ a JSON form.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -25,12 +25,35 @@ def _encode_other(value: object) -> object:
     return msgspec.Raw(serializer.to_json(value))
 
 
-_encode: Final = msgspec.json.Encoder(enc_hook=_encode_other).encode
-_decode: Final = msgspec.json.Decoder().decode
+to_json: Final = msgspec.json.Encoder(enc_hook=_encode_other).encode
+from_json: Final = msgspec.json.Decoder().decode
 
 
-def encode(value: object, *, field: str = "data") -> bytes:
+CANNOT_ENCODE: Final = (
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    msgspec.MsgspecError,
+)
+"""What ``to_json`` raises for a value without a JSON form. It lets NaN pass as ``null``."""
+
+
+CANNOT_DECODE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What ``from_json`` raises for a payload that is not JSON."""
+
+
+def _has_null(payload: bytes) -> bool:
+    return b"null" in payload
+
+
+def encode(
+    value: object, field: str = "data", has_null: Callable[[bytes], bool] = _has_null
+) -> bytes:
     """Return the payload of ``value``: bytes as they are, everything else as JSON.
+
+    JSON writers turn NaN into ``null``; only where ``has_null`` finds one is the value looked
+    through.
 
     Raises:
         InvalidParams: ``value`` holds NaN, infinity, a cycle, or a type without a JSON form;
@@ -39,20 +62,20 @@ def encode(value: object, *, field: str = "data") -> bytes:
     if type(value) is bytes:
         return value
     try:
-        payload = _encode(value)
+        payload = to_json(value)
     except RecursionError:
         raise InvalidParams(
             f"{field} holds a cycle, or is nested too deeply",
             field=field,
             hint="send a tree of plain values; refer to shared parts by an id",
         ) from None
-    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+    except CANNOT_ENCODE as error:
         raise InvalidParams(
             f"{field} cannot be written as JSON: {error}",
             field=field,
             hint="send Pydantic models, dataclasses, dicts, lists, numbers, strings, or bytes",
         ) from None
-    if b"null" in payload:
+    if has_null(payload):
         path = _not_finite(value, field, 0)
         if path is not None:
             raise InvalidParams(
@@ -70,8 +93,8 @@ def decode(payload: bytes) -> Any:
         InvalidParams: the payload is not JSON.
     """
     try:
-        return _decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return from_json(payload)
+    except CANNOT_DECODE as error:
         raise InvalidParams(f"the payload is not JSON: {error}", field="data") from None
 
 

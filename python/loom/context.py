@@ -12,10 +12,11 @@ from functools import lru_cache
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 
-from typing_extensions import TypeVar
+from msgspec import Struct
+from typing_extensions import TypedDict, TypeVar, Unpack
 
 from loom.capabilities import Bound
-from loom.codec import decode, encode
+from loom.codec import CANNOT_ENCODE, decode, encode, to_json
 from loom.directory import AgentInfo, CapabilityInfo
 from loom.envelope import (
     BYTES_TYPE,
@@ -30,6 +31,7 @@ from loom.envelope import (
 from loom.errors import (
     CODES,
     CapabilityError,
+    Internal,
     InvalidParams,
     LoomError,
     NotFound,
@@ -50,68 +52,92 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
+_BATCHED = QOS_CODES[None]
 
 
-class Context(Generic[S]):
+class EmitOptions(TypedDict, total=False):
+    """What an emit may ask for besides topic and data."""
+
+    qos: QoS | None
+    key: str | None
+    ack: AckLevel | None
+    ttl: float | None
+    headers: Mapping[str, str] | None
+
+
+class Context(Struct, Generic[S], gc=False, eq=False):
     """What a handler may do: publish, ask, call, remember, wait.
 
     Outside a handler (``app.running()``, ``on_start``) it belongs to the app or the agent, and each
     emit opens a new thread. Inside one, events it publishes carry the turn's thread, run and cause.
     """
 
-    __slots__ = ("_envelope", "_host", "_lease")
-
-    def __init__(self, host: Host, envelope: Envelope | None = None, lease: int = 0) -> None:
-        self._host = host
-        self._envelope = envelope
-        self._lease = lease
+    # A Struct, because one is made for each turn: it is made without a frame of Python.
+    _host: Host
+    _envelope: Envelope | None = None
+    _lease: int = 0
 
     # -- publishing -------------------------------------------------------------------------------
 
-    async def emit(
-        self,
-        topic: str,
-        data: Any = None,
-        *,
-        qos: QoS | None = None,
-        key: str | None = None,
-        ack: AckLevel | None = None,
-        ttl: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Receipt:
-        """Publish ``data`` under ``topic``.
+    async def emit(self, topic: str, data: Any = None, **options: Unpack[EmitOptions]) -> Receipt:
+        """Publish ``data`` under ``topic``; ``options`` are those of ``EmitOptions``.
 
         ``key`` orders events and picks the lane; ``ttl`` is in seconds. Waits at most
         ``batched_wait_ms`` where a subscriber has no room (batched, the default); realtime replaces
         what is oldest, background is refused.
 
         Raises:
-            InvalidParams: the topic, the data or an option is wrong; ``field`` and ``limit`` name
-                it.
+            InvalidParams: the topic, the data or an option is wrong; ``field`` names it.
             Exhausted: no room, or too many hops.
             NotSupported: an ack above "accepted".
         """
         host = self._host
-        link = host.link
-        session = link.session
+        receipt = None
+        if not options and type(data) is not bytes:
+            try:
+                receipt = host.offer(
+                    host.sender, self._lease, topic, to_json(data), _BATCHED, None, True
+                )
+            except (*CANNOT_ENCODE, host.link.refusal):
+                receipt = None  # the careful way says what is wrong
+        if receipt is None:
+            receipt = self._offer(topic, data, **options)
+        if type(receipt) is int:
+            return await host.link.parked(receipt)
+        if host.session.pending:
+            host.link.drain()
+        return receipt
+
+    def _offer(
+        self, topic: str, data: Any, thread: str | None = None, **options: Unpack[EmitOptions]
+    ) -> Receipt | int:
+        """Offer an event with all its options; what is wrong becomes a LoomError."""
+        host = self._host
+        ack, ttl = options.get("ack"), options.get("ttl")
         if ack is not None and ack != "accepted":
             _refuse_ack(ack)
-        options = None
-        if key is not None or ttl is not None or headers is not None or type(data) is bytes:
-            options = _options(data, key=key, ttl=ttl, headers=headers)
-        try:
-            receipt = session.offer(
-                host.sender, self._lease, topic, encode(data), QOS_CODES[qos], options
+        qos = options.get("qos")
+        if qos not in QOS_CODES:
+            raise InvalidParams(
+                f"{qos!r} is not a delivery class",
+                field="qos",
+                hint='use "realtime", "batched" or "background"',
             )
-        except link.refusal as error:
-            raise link.translate(error) from None
-        except (KeyError, TypeError) as error:
-            raise _wrong_emit(topic, qos, error) from None
-        if type(receipt) is int:
-            return await link.parked(receipt)
-        if session.pending:
-            link.drain()
-        return cast("Receipt", receipt)
+        more = _options(
+            data, key=options.get("key"), ttl=ttl, headers=options.get("headers"), thread=thread
+        )
+        payload = encode(data, "data", host.link.has_null)
+        try:
+            receipt = host.offer(
+                host.sender, self._lease, topic, payload, QOS_CODES[qos], more, False
+            )
+        except host.link.refusal as error:
+            raise host.link.translate(error) from None
+        except TypeError as error:
+            raise _wrong_type(topic, error) from None
+        if receipt is None:
+            raise Internal("the engine was wary of an offer that was looked through")
+        return receipt
 
     async def spawn(self, agent: str, data: Any = None, *, key: str | None = None) -> str:
         """Start a new thread at ``agent`` with ``data``; return the thread's id.
@@ -126,21 +152,10 @@ class Context(Generic[S]):
                 hint="see `loom list agents`, or await ctx.agents()",
             )
         thread = str(self._host.uuid())
-        host = self._host
-        try:
-            receipt = host.link.session.offer(
-                host.sender,
-                self._lease,
-                f"spawn.{agent}",
-                encode(data),
-                QOS_CODES[None],
-                _options(data, key=key, thread=thread),
-            )
-        except host.link.refusal as error:
-            raise host.link.translate(error) from None
+        receipt = self._offer(f"spawn.{agent}", data, thread, key=key)
         if isinstance(receipt, int):
-            await host.link.parked(receipt)
-        host.link.look()
+            await self._host.link.parked(receipt)
+        self._host.link.look()
         return thread
 
     # -- asking -----------------------------------------------------------------------------------
@@ -388,7 +403,7 @@ class Context(Generic[S]):
         """
         subscription = Subscription(self._host.link, [f"thread.{thread_id}.>"], qos="batched")
         try:
-            yield Thread(self._host, thread_id, self._lease, subscription)
+            yield Thread(self, self._host, thread_id, subscription)
         finally:
             subscription.close()
 
@@ -569,7 +584,7 @@ class Context(Generic[S]):
         except link.refusal as error:
             raise link.translate(error) from None
         except TypeError as error:
-            raise _wrong_emit(topic, None, error) from None
+            raise _wrong_type(topic, error) from None
         finally:
             if link.session.pending:
                 link.drain()
@@ -612,10 +627,12 @@ class Context(Generic[S]):
 class Thread:
     """One conversation that this context has joined."""
 
-    def __init__(self, host: Host, thread_id: str, lease: int, events: Subscription) -> None:
+    def __init__(
+        self, context: Context[Any], host: Host, thread_id: str, events: Subscription
+    ) -> None:
         self.id = thread_id
+        self._context = context
         self._host = host
-        self._lease = lease
         self._events = events
 
     @property
@@ -625,19 +642,8 @@ class Thread:
 
     async def broadcast(self, data: Any = None) -> Receipt:
         """Publish ``data`` to all who have joined the thread, this member too."""
-        host = self._host
-        link = host.link
-        try:
-            receipt = link.session.offer(
-                host.sender,
-                self._lease,
-                f"thread.{self.id}.broadcast",
-                encode(data),
-                QOS_CODES[None],
-                _options(data, thread=self.id),
-            )
-        except link.refusal as error:
-            raise link.translate(error) from None
+        receipt = self._context._offer(f"thread.{self.id}.broadcast", data, self.id)
+        link = self._host.link
         if isinstance(receipt, int):
             return await link.parked(receipt)
         link.look()
@@ -696,13 +702,7 @@ def _refuse_ack(ack: str) -> NoReturn:
     )
 
 
-def _wrong_emit(topic: Any, qos: Any, error: Exception) -> LoomError:
-    if isinstance(error, KeyError):
-        return InvalidParams(
-            f"{qos!r} is not a delivery class",
-            field="qos",
-            hint='use "realtime", "batched" or "background"',
-        )
+def _wrong_type(topic: Any, error: Exception) -> LoomError:
     if not isinstance(topic, str):
         return InvalidParams(
             f"the topic is of type {type(topic).__name__}, not text", field="topic"

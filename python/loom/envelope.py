@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, cast
 
+from msgspec import Struct
 from typing_extensions import TypeVar
 
-from loom.codec import decode
+from loom.codec import CANNOT_DECODE, decode, from_json
 from loom.errors import LoomError
 
 QoS: TypeAlias = Literal["realtime", "batched", "background"]
@@ -110,17 +111,15 @@ class Receipt(Protocol):
     def position(self) -> str | None: ...
 
 
-class Event(Generic[T]):
+class Event(Struct, Generic[T], gc=False, eq=False):
     """One event with its data decoded. Immutable.
 
     ``Event[Model]`` in a handler's hints validates its data.
     """
 
-    __slots__ = ("_data", "_envelope")
-
-    def __init__(self, envelope: Envelope, data: object = _UNREAD) -> None:
-        self._envelope = envelope
-        self._data = data
+    # A Struct, because one is made for each event: it is made without a frame of Python.
+    _envelope: Envelope
+    _data: object = _UNREAD
 
     @property
     def data(self) -> T:
@@ -131,9 +130,17 @@ class Event(Generic[T]):
         data = self._data
         if data is _UNREAD:
             envelope = self._envelope
-            data = decode(envelope.payload) if envelope.is_json else envelope.payload
+            try:
+                data = from_json(envelope.payload) if envelope.is_json else envelope.payload
+            except CANNOT_DECODE:
+                data = decode(envelope.payload)  # says what is wrong
             self._data = data
         return cast("T", data)
+
+    @property
+    def envelope(self) -> Envelope:
+        """The record that travelled."""
+        return self._envelope
 
     @property
     def payload(self) -> bytes:

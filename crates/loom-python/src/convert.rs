@@ -24,6 +24,13 @@ create_exception!(
     "What the engine refused. ``args`` is (code, message, field, limit, hint)."
 );
 
+/// Whether the bytes hold `null`: where NaN may hide in JSON.
+#[pyfunction]
+#[pyo3(signature = (payload, /))]
+pub(crate) fn has_null(payload: &[u8]) -> bool {
+    memchr::memmem::find(payload, b"null").is_some()
+}
+
 pub(crate) fn refuse(error: Error) -> PyErr {
     let Error {
         code,

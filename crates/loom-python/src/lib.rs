@@ -20,6 +20,8 @@ mod _engine {
     #[pymodule_export]
     use crate::convert::EngineError;
     #[pymodule_export]
+    use crate::convert::has_null;
+    #[pymodule_export]
     use crate::delivery::{Delivery, Receipt};
     #[pymodule_export]
     use crate::engine::Engine;

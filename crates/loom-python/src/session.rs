@@ -164,7 +164,7 @@ impl Session {
         self.step(|core, at| core.remove(self.id, Handle(handle), at))
     }
 
-    #[pyo3(signature = (sender, turn, topic, payload, qos, options, /))]
+    #[pyo3(signature = (sender, turn, topic, payload, qos, options, wary=false, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -178,7 +178,11 @@ impl Session {
         payload: &[u8],
         qos: u8,
         options: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+        wary: bool,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if wary && crate::convert::has_null(payload) {
+            return Ok(None);
+        }
         let publish = Publish {
             sender: Handle(sender),
             turn: lease(turn),
@@ -189,9 +193,9 @@ impl Session {
             durable: false,
         };
         match self.step(|core, at| core.offer(self.id, publish, at))? {
-            Offer::Done(receipt) => Ok(Bound::new(py, Receipt::new(receipt))?.into_any()),
+            Offer::Done(receipt) => Ok(Some(Bound::new(py, Receipt::new(receipt))?.into_any())),
             Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
-                Ok(ticket.0.into_pyobject(py)?.into_any())
+                Ok(Some(ticket.0.into_pyobject(py)?.into_any()))
             }
         }
     }

@@ -55,6 +55,7 @@ class Link:
         self.session = session
         self.clock = clock
         self.refusal = refusal
+        self.has_null = _has_null()
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[int, Waiter] = {}
         self._ready: dict[int, Callable[[], None]] = {}
@@ -343,6 +344,12 @@ def open_local(*, virtual: bool = False, seed: int | None = None) -> Local:
     from loom._engine import Engine, EngineError
 
     return Local(Engine(virtual_clock=virtual, seed=seed), EngineError, virtual=virtual)
+
+
+def _has_null() -> Callable[[bytes], bool]:
+    from loom import _engine as engine
+
+    return engine.has_null
 
 
 def _error(code: int, detail: bytes) -> LoomError:

@@ -5,13 +5,16 @@ import random as _random
 import uuid as _uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loom.codec import encode
 from loom.errors import CODES, Exhausted, LoomError, NotSupported
 from loom.limits import ERROR_DETAIL_BYTES, STATES
 from loom.link import Link, Local
 from loom.protocols import Memory, Model
+
+if TYPE_CHECKING:
+    from loom._engine import Receipt, Session
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Host:
     services: Services
     link: Link
     sender: int
+    session: "Session"  # the link's, at hand for the hot path
+    offer: Callable[..., "Receipt | int | None"]  # the session's
     name: str
     log: logging.Logger
     state_type: type[Any] | None = None

@@ -14,36 +14,60 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
+from typing import Any, Protocol
 
-from loom.envelope import Envelope
+from msgspec import Struct
+
+from loom.context import Context
+from loom.envelope import Envelope, Event
 from loom.limits import TURN_BATCH
 from loom.link import Link
+from loom.runtime.host import Host
 
 _LAST_MOMENT = 1.0  # seconds that cancelled user code has to end
 _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
 
 
+class Target(Struct, gc=False, eq=False):
+    """User code ready to run, and what checks its data: None where it takes anything."""
+
+    handle: Callable[[Context[Any], Event[Any]], Awaitable[Any]]
+    validate: Callable[[bytes], Any] | None = None
+
+
+class Work(Protocol):
+    """What a pool runs: the turns of an agent, or the invocations of a capability."""
+
+    @property
+    def host(self) -> Host:
+        """Whose Contexts the code gets."""
+        ...
+
+    @property
+    def only(self) -> Target | None:
+        """What takes everything; None where it depends on the topic."""
+        ...
+
+    def find(self, topic: str) -> Target:
+        """Return what takes this topic. What it raises fails the lease."""
+        ...
+
+    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+        """Do what a result that is not None asks for. What it raises fails the lease."""
+        ...
+
+    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
+        """Tell the engine that the lease has failed."""
+        ...
+
+
 class Pool:
-    """Worker tasks for one handle.
+    """Worker tasks for one handle: each takes a lease, runs the user's code, and takes the next."""
 
-    ``run(item)`` runs the user's code for one lease and returns the lease if it ended well and the
-    engine has not been told, else 0. It raises nothing but CancelledError, when the worker was
-    cancelled, and has told the engine then: that worker ends, and others take its place.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        handle: int,
-        run: Callable[[Envelope], Awaitable[int]],
-        *,
-        limit: int,
-        name: str,
-    ) -> None:
+    def __init__(self, link: Link, handle: int, work: Work, *, limit: int, name: str) -> None:
         self.handle = handle
         self._link = link
-        self._take = link.session.take
-        self._run = run
+        self._work = work
         self._limit = limit
         self._name = name
         self._loop = asyncio.get_running_loop()
@@ -51,9 +75,7 @@ class Pool:
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._armed = False  # the engine will say READY
-        self._about_to_take = (
-            0  # workers that were started, woken or have yielded, and have not run since
-        )
+        self._about_to_take = 0  # workers started, woken or yielding that have not run since
         self._checking = False
         self._ramp = 1
         self._stopping = False
@@ -122,7 +144,7 @@ class Pool:
     def _start_worker(self, done: int = 0) -> None:
         self._about_to_take += 1
         worker = self._loop.create_task(
-            self._work(done), name=self._name, context=self._variables.copy()
+            self._run(done), name=self._name, context=self._variables.copy()
         )
         self._workers.add(worker)
         worker.add_done_callback(self._ended)
@@ -147,6 +169,7 @@ class Pool:
     def _check(self) -> None:
         """Runs in the loop while every worker is suspended: more may be needed."""
         self._checking = False
+        self._link.look()
         if self._armed or self._about_to_take:
             return
         for _ in range(self._ramp):
@@ -156,32 +179,41 @@ class Pool:
 
     # -- working ----------------------------------------------------------------------------------
 
-    async def _work(self, done: int) -> None:
-        take, handle, run = self._take, self.handle, self._run
-        link, call_soon = self._link, self._loop.call_soon
-        session, variables = link.session, self._variables
+    async def _run(self, done: int) -> None:  # noqa: C901  the hot path: a call less for each event
+        take, handle, work = self._link.session.take, self.handle, self._work
+        host, only, find, settle = work.host, work.only, work.find, work.settle
+        link, variables = self._link, self._variables
         self._about_to_take -= 1
         left = TURN_BATCH
         while True:
             item = take(handle, done)
-            done = 0
-            if session.pending:
-                link.drain()
             if item is None:
+                link.look()
                 if not await self._park():
                     return
-                left = TURN_BATCH
+                done, left = 0, TURN_BATCH
                 continue
             self._armed = False
             if not self._checking:
-                self._checking = True
-                call_soon(self._check)
-            done = await run(item)
+                self._look_again()
+            done = item.lease
+            try:
+                target = only or find(item.topic)
+                if target.validate is None:
+                    event: Event[Any] = Event(item)
+                else:
+                    event = Event(item, target.validate(item.payload))
+                result = await target.handle(Context(host, item, done), event)
+                if result is not None:
+                    settle(item, done, result)
+            except BaseException as error:
+                work.failed(item, done, error)
+                done = 0
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
             if copy_context() != variables:
                 if not self._stopping:
-                    self._start_worker(
-                        done
-                    )  # a worker with fresh context variables goes on in its place
+                    self._start_worker(done)  # one with fresh variables goes on in its place
                 return
             left -= 1
             if not left:
@@ -207,6 +239,11 @@ class Pool:
             raise
         self._about_to_take -= 1
         return True
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _waits(task: "asyncio.Task[None]") -> bool:

@@ -106,6 +106,8 @@ async def running(
         services=services,
         link=link,
         sender=link.session.root,
+        session=link.session,
+        offer=link.session.offer,
         name=app.name,
         log=_bus_logger(f"loom.app.{app.name}", link, link.session.root),
     )
@@ -142,6 +144,8 @@ async def _start(run: Running, app: "App") -> None:
             services=run.services,
             link=link,
             sender=handle,
+            session=link.session,
+            offer=link.session.offer,
             name=spec.name,
             log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
             state_type=spec.state_type,
@@ -149,7 +153,7 @@ async def _start(run: Running, app: "App") -> None:
         run.agents.append((spec, agent, host))
         turns = Turns(host, spec, agent)
         name = f"loom agent {spec.name}"
-        run.pools.append(Pool(link, handle, turns.run, limit=spec.concurrency, name=name))
+        run.pools.append(Pool(link, handle, turns, limit=spec.concurrency, name=name))
     link.look()
     for _, agent, host in run.agents:
         if hasattr(agent, "on_start"):
@@ -171,10 +175,10 @@ def _provide(run: Running, capability: Capability[..., Any], provider: str) -> N
     except link.refusal as error:
         raise link.translate(error) from None
     run.services.timeouts[terms.name] = terms.timeout
-    serving = Serving(link, capability)
+    serving = Serving(run.host, capability)
     run.servings.append(serving)
     name = f"loom capability {terms.name}"
-    run.pools.append(Pool(link, handle, serving.run, limit=AGENT_CONCURRENCY, name=name))
+    run.pools.append(Pool(link, handle, serving, limit=AGENT_CONCURRENCY, name=name))
 
 
 async def _stop(run: Running) -> None:

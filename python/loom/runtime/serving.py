@@ -7,29 +7,30 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from loom.capabilities import Capability
 from loom.codec import encode
-from loom.context import invalid
-from loom.envelope import Envelope
-from loom.errors import CODES, CapabilityError, Exhausted, InvalidParams, LoomError
+from loom.context import Context, invalid
+from loom.envelope import Envelope, Event
+from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
 from loom.limits import PAYLOAD_BYTES
-from loom.link import Link
-from loom.runtime.host import error_detail, error_number
+from loom.runtime.host import Host, error_detail, error_number
+from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
 
-_CANCELLED: Final = CODES["CANCELLED"]
 _logger = logging.getLogger("loom.capability")
 
 
 class Serving:
-    """Runs the invocations of one capability. ``run`` is what its pool calls."""
+    """Runs the invocations of one capability."""
 
-    def __init__(self, link: Link, capability: Capability[..., Any]) -> None:
-        self._link = link
+    def __init__(self, host: Host, capability: Capability[..., Any]) -> None:
+        self.host = host
+        self.only = Target(self._serve)
+        self._link = host.link
         self._capability = capability
         self._name = capability.name
         self._function = capability.function
@@ -51,11 +52,16 @@ class Serving:
         if self._threads is not None:
             self._threads.close()
 
-    async def run(self, item: Envelope) -> int:
-        """Run the function for one invocation.
+    def find(self, topic: str) -> Target:
+        """Return what runs the function, whatever the name it was called by."""
+        return self.only
 
-        The engine is always told its end, so this returns 0.
+    async def _serve(self, ctx: Context[Any], event: Event[Any]) -> None:
+        """Run the function for one invocation, and give its result back.
+
+        When nobody waits for it any more, it is cancelled, and the worker that ran it goes on.
         """
+        item = event.envelope
         lease = item.lease
         task = cast("asyncio.Task[None]", asyncio.current_task())
         given_up = False
@@ -70,19 +76,33 @@ class Serving:
             if given_up:
                 await asyncio.sleep(0)  # it came too late for the function, and is raised here
         except asyncio.CancelledError as error:
-            if task.cancelling() > given_up:
-                self._tell(lease, _CANCELLED, b"")
-                raise
             if given_up:
                 task.uncancel()
-                self._tell(lease, _CANCELLED, b"")
-            else:
-                self._failed(lease, error)
-        except BaseException as error:  # noqa: BLE001  the root of user code: whatever it raises ends this call only
-            self._failed(lease, error)
+            if not given_up or task.cancelling():
+                raise
+            self.failed(item, lease, error)
         finally:
             self._link.off_cancel(lease)
-        return 0
+
+    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+        """Never called: ``_serve`` has no result."""
+
+    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
+        """Tell the caller that it failed.
+
+        Text and stack of an error that is not a LoomError stay in this process's log.
+        """
+        name = self._name
+        if isinstance(error, LoomError):
+            told: LoomError = error
+        elif isinstance(error, asyncio.CancelledError):
+            told = Cancelled(f"{name} was cancelled", who=name)
+        else:
+            told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
+        if not isinstance(told, InvalidParams | Cancelled):
+            _logger.error("capability %s failed: %s", name, told, exc_info=error)
+        self._link.session.fail(lease, error_number(told), error_detail(told, who=name))
+        self._link.look()
 
     async def _invoke(self, item: Envelope, lease: int) -> None:
         keywords = self._checked(item)
@@ -90,9 +110,11 @@ class Serving:
             chunks = cast("AsyncIterator[Any]", self._function(**keywords))
             payload = await self._stream(chunks, lease, live=item.streamed)
         elif self._threads is None:
-            payload = encode(await self._function(**keywords), field="result")
+            payload = encode(await self._function(**keywords), "result", self._link.has_null)
         else:
-            payload = encode(await self._threads.run(self._function, keywords), field="result")
+            payload = encode(
+                await self._threads.run(self._function, keywords), "result", self._link.has_null
+            )
         if item.streamed and not self._capability.streams:
             await self._chunk(lease, payload)
             payload = b""
@@ -118,7 +140,7 @@ class Serving:
         size = 0
         async with aclosing(cast("Any", chunks)) as source:
             async for chunk in source:
-                payload = encode(chunk, field="chunk")
+                payload = encode(chunk, "chunk", self._link.has_null)
                 if live:
                     await self._chunk(lease, payload)
                     continue
@@ -140,19 +162,4 @@ class Serving:
                 await self._link.room_for_chunk(lease)
         except self._link.refusal as error:
             raise self._link.translate(error, payload="chunk") from None
-        self._link.look()
-
-    def _failed(self, lease: int, error: BaseException) -> None:
-        """Tell the caller that it failed; the stack stays in this process's log."""
-        name = self._name
-        if isinstance(error, LoomError):
-            told: LoomError = error
-        else:
-            told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
-        if not isinstance(told, InvalidParams):
-            _logger.error("capability %s failed: %s", name, told, exc_info=error)
-        self._tell(lease, error_number(told), error_detail(told, who=name))
-
-    def _tell(self, lease: int, number: int, detail: bytes) -> None:
-        self._link.session.fail(lease, number, detail)
         self._link.look()

@@ -3,132 +3,90 @@
 Which handler takes an event, what its outcome means, and what the engine is told.
 """
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 from loom.agent import AgentSpec, Route
 from loom.codec import encode
-from loom.context import Context, invalid
-from loom.envelope import BYTES_TYPE, Envelope, Event
-from loom.errors import CODES, HandlerError, InvalidParams, LoomError
+from loom.context import invalid
+from loom.envelope import BYTES_TYPE, Envelope
+from loom.errors import HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
 from loom.runtime.host import Host, error_detail, error_number
+from loom.runtime.pool import Target
 
-_CANCELLED: Final = CODES["CANCELLED"]
 _logger = logging.getLogger("loom.agent")
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A handler ready to run, with what checks its data."""
-
-    handle: Callable[[Context[Any], Event[Any]], Awaitable[Any]]
-    validate: Callable[[bytes], Any] | None
-
-
 class Turns:
-    """Runs the turns of one agent. ``run`` is what its pool calls."""
+    """Runs the turns of one agent."""
 
     def __init__(self, host: Host, spec: AgentSpec, agent: Any) -> None:
-        self._host = host
+        self.host = host
         self._spec = spec
-        self._agent = agent
-        self._targets: dict[str, _Target | None] = {}
-        self._made: dict[int, _Target] = {}
+        self._made = [_target(agent, route) for route in spec.routes]
+        self._targets: dict[str, Target] = {}
+        self.only = self._made[0] if len(self._made) == 1 else None
 
-    async def run(self, item: Envelope) -> int:
-        """Run the handler for one event; return its lease if it ended well."""
-        lease = item.lease
-        host = self._host
-        topic = item.topic
-        try:
-            target = self._targets[topic]
-        except KeyError:
-            target = self._find(topic)
-        try:
-            if target is None:
-                raise InvalidParams(
-                    f"agent {host.name!r} has no handler for {topic!r}",
-                    field="topic",
-                    hint="add on_event, or a method with @loom.on",
-                )
-            if target.validate is None:
-                event: Event[Any] = Event(item)
-            else:
-                event = Event(item, target.validate(item.payload))
-            result = await target.handle(Context(host, item, lease), event)
-            if result is not None:
-                self._reply(item, lease, result)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                self._fail(lease, _CANCELLED, b"")
-                raise
-            self._failed(lease, item, error)
-            return 0
-        except BaseException as error:  # noqa: BLE001  the root of user code: whatever it raises ends this turn only
-            self._failed(lease, item, error)
-            return 0
-        return lease
+    def find(self, topic: str) -> Target:
+        """Return the first handler in source order that takes the topic.
 
-    def _reply(self, item: Envelope, lease: int, result: Any) -> None:
+        Raises:
+            InvalidParams: none does.
+        """
+        target = self._targets.get(topic)
+        if target is not None:
+            return target
+        route = self._spec.route(topic)
+        if route is None:
+            raise InvalidParams(
+                f"agent {self.host.name!r} has no handler for {topic!r}",
+                field="topic",
+                hint="add on_event, or a method with @loom.on",
+            )
+        if len(self._targets) >= TOPIC_CACHE:
+            self._targets.clear()
+        target = self._targets[topic] = self._made[self._spec.routes.index(route)]
+        return target
+
+    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+        """Give back what a handler returned as the reply."""
         if not item.wants_reply:
             raise HandlerError(
-                f"agent {self._host.name!r} returned a value and nothing was asked",
+                f"agent {self.host.name!r} returned a value and nothing was asked",
                 field="return",
                 hint="return None, or emit an event; a returned value answers a request",
             )
-        link = self._host.link
+        link = self.host.link
         content_type = BYTES_TYPE if type(result) is bytes else None
         try:
-            link.session.reply(lease, encode(result, field="return"), content_type)
+            link.session.reply(lease, encode(result, "return", link.has_null), content_type)
         except link.refusal as error:
             raise link.translate(error, payload="return") from None
 
-    def _failed(self, lease: int, item: Envelope, error: BaseException) -> None:
+    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
         """Tell the engine that the turn failed.
 
-        Text and stack of a foreign error stay in this process's log.
+        Text and stack of an error that is not a LoomError stay in this process's log.
         """
-        name = self._host.name
-        who = f"{self._host.services.namespace}/{name}"
+        name = self.host.name
+        who = f"{self.host.services.namespace}/{name}"
         if isinstance(error, LoomError):
-            told, number = error, error_number(error)
+            told: LoomError = error
         else:
-            kind = type(error).__name__
-            told = HandlerError(f"agent {name!r} raised {kind}", who=who)
-            number = error_number(told)
+            told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
         _logger.error(
             "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=error
         )
-        self._fail(lease, number, error_detail(told, who=who))
+        link = self.host.link
+        link.session.fail(lease, error_number(told), error_detail(told, who=who))
+        link.look()
 
-    def _fail(self, lease: int, number: int, detail: bytes) -> None:
-        self._host.link.session.fail(lease, number, detail)
-        self._host.link.look()
 
-    # -- handlers ---------------------------------------------------------------------------------
-
-    def _find(self, topic: str) -> _Target | None:
-        route = self._spec.route(topic)
-        target = None if route is None else self._target(route)
-        if len(self._targets) >= TOPIC_CACHE:
-            self._targets.clear()
-        self._targets[topic] = target
-        return target
-
-    def _target(self, route: Route) -> _Target:
-        made = self._made.get(id(route))
-        if made is None:
-            if route.attribute is None:
-                handle = self._agent
-            else:
-                handle = getattr(self._agent, route.attribute)
-            made = self._made[id(route)] = _Target(handle, _validator(route.accepts))
-        return made
+def _target(agent: Any, route: Route) -> Target:
+    handle = agent if route.attribute is None else getattr(agent, route.attribute)
+    return Target(handle, _validator(route.accepts))
 
 
 def _validator(accepts: Any) -> Callable[[bytes], Any] | None:
