@@ -19,7 +19,8 @@ from typing import NamedTuple, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTHON = sys.executable
-XDIST = ("-q", "-n", "2", "--dist", "loadgroup")
+PYTEST = (PYTHON, "-m", "pytest", "-q")
+EVERYDAY = "not soak and not bench and not net"
 RUST_TESTS = ("--workspace", "--exclude", "loom-python", "--locked")
 
 
@@ -47,7 +48,9 @@ LINT = (
 TEST = (
     *LINT,
     Stage("rust tests", ("cargo", "test", "--quiet", *RUST_TESTS)),
-    Stage("python tests", (PYTHON, "-m", "pytest", *XDIST), 900),
+    Stage("python tests", (*PYTEST, "-n", "2", "-m", f"{EVERYDAY} and not e2e"), 900),
+    # On its own: it compiles on all cores, which would starve the tests beside it.
+    Stage("the product", (*PYTEST, "-m", f"{EVERYDAY} and e2e"), 900),
 )
 
 
@@ -60,8 +63,8 @@ def prove() -> Iterator[Stage]:
     seeds = str(20_000 * int(os.environ.get("SCALE", "1")))
     simulate = ("cargo", "run", "--quiet", "--release", "--locked", "-p", "loom-sim", "--")
     yield Stage("simulated seeds", (*simulate, "--seeds", seeds), 2_400)
-    coverage = (*XDIST, "--cov", "--cov-report=term:skip-covered")
-    yield Stage("coverage of the Python tests", (PYTHON, "-m", "pytest", *coverage), 1_800)
+    coverage = ("-m", f"{EVERYDAY} and not e2e", "-n", "2", "--cov")
+    yield Stage("coverage of the Python tests", (*PYTEST, *coverage), 1_800)
 
 
 def run(stage: Stage) -> str | None:

@@ -18,7 +18,7 @@ from importlib.metadata import distributions
 print(*sorted({d.name.lower() for d in distributions()} - {"pip", "setuptools"}))
 """
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600), pytest.mark.xdist_group("dist")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def run(*command: str, cwd: Path, env: dict[str, str] | None = None, seconds: int = 400) -> str:
