@@ -88,7 +88,7 @@ pub(crate) enum Todo {
 }
 
 /// Steps that one call does at most; the rest is due at once and done by the next.
-const STEPS: usize = 4_096;
+const STEPS: usize = 2_048;
 /// Deadlines that one tick handles at most.
 const TICKS: usize = 1_024;
 
