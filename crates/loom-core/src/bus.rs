@@ -261,12 +261,7 @@ impl Core {
         let Some(sub) = self.subs.get(member) else {
             return false;
         };
-        sub.lanes.find(lane).is_some()
-            || sub.parked.iter().any(|(_, ticket)| {
-                let waiting = self.tickets.get(*ticket);
-                waiting
-                    .is_some_and(|w| w.plan.env.lane() == lane && w.plan.targets.contains(&member))
-            })
+        sub.lanes.find(lane).is_some() || sub.awaited.contains_key(lane)
     }
 
     /// Stamps a draft.
@@ -639,8 +634,8 @@ impl Core {
     /// Declines for a subscription that will not answer, if the event asked it.
     pub(crate) fn decline_for(&mut self, id: SubId, env: &Envelope, why: Option<(Code, Detail)>) {
         let Some(call) = env.reply_to else { return };
-        let sub = self.subs.get(id);
-        if sub.is_none_or(|sub| !sub.is_stream()) {
+        if self.was_asked(call, id) {
+            let sub = self.subs.get(id);
             let who = sub
                 .map(|sub| Arc::clone(&sub.origin.sender))
                 .unwrap_or_default();

@@ -31,7 +31,7 @@ impl Core {
             until,
             listed: Targets::new(),
         };
-        let ticket = self.tickets.insert(Waiting {
+        let ticket = self.enter_ticket(Waiting {
             session,
             plan,
             stage,
@@ -147,7 +147,7 @@ impl Core {
 
     fn let_go(&mut self, ticket: Ticket, at: Moment) {
         self.unlist(ticket);
-        let Some(waiting) = self.tickets.remove(ticket) else {
+        let Some(waiting) = self.leave_ticket(ticket) else {
             return;
         };
         if let Some(call) = waiting.plan.call {

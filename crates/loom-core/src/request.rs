@@ -35,6 +35,8 @@ pub(crate) struct Asked {
     enough: u32,
     /// The asker counts answers itself.
     many: bool,
+    /// Those that were asked, whether they are still there or not.
+    agents: Targets,
     matched: u32,
     replied: u32,
     declined: u32,
@@ -94,8 +96,10 @@ impl Core {
         let draft = request_draft(publish, Arc::clone(&route.topic), deadline, call);
         let env = Arc::new(self.compose(source, draft, at)?);
         let targets = self.pick(&route, env.lane());
-        let matched = self.count_responders(&targets);
+        let agents = self.responders(&targets);
+        let matched = u32::try_from(agents.len()).unwrap_or(u32::MAX);
         let asked = Asked {
+            agents,
             enough: if first_k == 0 {
                 self.most_replies()
             } else {
@@ -170,11 +174,19 @@ impl Core {
         Err(Error::exhausted("pending_calls", message))
     }
 
-    fn count_responders(&self, targets: &Targets) -> u32 {
+    /// Those of the targets that may answer: agents, not streams.
+    fn responders(&self, targets: &Targets) -> Targets {
         let agents = targets
             .iter()
             .filter(|sub| self.subs.get(**sub).is_some_and(|s| !s.is_stream()));
-        u32::try_from(agents.count()).unwrap_or(u32::MAX)
+        agents.copied().collect()
+    }
+
+    /// Whether this subscription was asked; one that has gone since is still known here.
+    pub(crate) fn was_asked(&self, call: CallId, sub: SubId) -> bool {
+        self.calls.get(call).is_some_and(|pending| {
+            matches!(&pending.wanted, Wanted::Request(asked) if asked.agents.contains(&sub))
+        })
     }
 
     pub(crate) fn open_pending(&mut self, pending: Pending) -> CallId {
@@ -311,14 +323,15 @@ impl Core {
             return true;
         };
         let targets = self.pick(&route, env.lane());
-        let matched = self.count_responders(&targets);
-        if matched == 0 {
+        let agents = self.responders(&targets);
+        if agents.is_empty() {
             return false;
         }
         if let Some(pending) = self.calls.get_mut(call)
             && let Wanted::Request(asked) = &mut pending.wanted
         {
-            asked.matched = matched;
+            asked.matched = u32::try_from(agents.len()).unwrap_or(u32::MAX);
+            asked.agents = agents;
             asked.waiting = false;
         }
         let plan = Plan {
@@ -540,7 +553,7 @@ impl Core {
         };
         if let Some(ticket) = asked.ticket {
             self.unlist(ticket);
-            self.tickets.remove(ticket);
+            self.leave_ticket(ticket);
         }
         if asked.waiting
             && let Some(space) = self.space_mut(pending.space)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arena::{CallId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::{Books, Reason};
@@ -273,6 +273,7 @@ impl Core {
             lagging: false,
             closing: false,
             parked: VecDeque::new(),
+            awaited: FxHashMap::default(),
             reserved: (0, 0),
             books: Books::default(),
         });
@@ -479,7 +480,7 @@ impl Core {
         let open: Vec<Ticket> = open.map(|(id, _)| id).collect();
         for ticket in open {
             self.unlist(ticket);
-            self.tickets.remove(ticket);
+            self.leave_ticket(ticket);
         }
     }
 

@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use crate::arena::{GroupId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::Books;
 use crate::envelope::{Envelope, Origin, Qos};
+use crate::ident::Ident;
 use crate::lane::Lanes;
 use crate::limits::Limits;
 use crate::space::SpaceId;
@@ -39,6 +42,8 @@ pub(crate) struct Subscription {
     pub(crate) closing: bool,
     /// Offers that wait for room here, the oldest first.
     pub(crate) parked: VecDeque<(u64, Ticket)>,
+    /// Lanes of offers that wait, here or elsewhere, and will come here.
+    pub(crate) awaited: FxHashMap<Ident, usize>,
     /// Room that belongs to tickets which are with the log: events, bytes.
     pub(crate) reserved: (usize, usize),
     pub(crate) books: Books,

@@ -1,6 +1,7 @@
 //! Decisions in two halves. What needs the log reserves its room, leaves as a record under a ticket, and shows
 //! nowhere until the log has answered; answers are applied in the order the tickets were given out.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::arena::{SessionId, Ticket};
@@ -52,13 +53,40 @@ impl Core {
         self.book(&plan, true);
         let record = Arc::clone(&plan.env);
         let stage = Stage::Logging { answer: None };
-        let ticket = self.tickets.insert(Waiting {
+        let ticket = self.enter_ticket(Waiting {
             session,
             plan,
             stage,
         });
         self.log_order.push_back(ticket);
         Ok(Offer::Logging(ticket, record))
+    }
+
+    /// Keeps an offer that waits. Its lane stays with the members it was chosen for, as if it were queued there.
+    pub(crate) fn enter_ticket(&mut self, waiting: Waiting) -> Ticket {
+        for target in &waiting.plan.targets {
+            if let Some(sub) = self.subs.get_mut(*target) {
+                let lane = waiting.plan.env.lane().clone();
+                *sub.awaited.entry(lane).or_default() += 1;
+            }
+        }
+        self.tickets.insert(waiting)
+    }
+
+    pub(crate) fn leave_ticket(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let waiting = self.tickets.remove(ticket)?;
+        for target in &waiting.plan.targets {
+            if let Some(sub) = self.subs.get_mut(*target)
+                && let Entry::Occupied(mut lane) =
+                    sub.awaited.entry(waiting.plan.env.lane().clone())
+            {
+                *lane.get_mut() -= 1;
+                if *lane.get() == 0 {
+                    lane.remove();
+                }
+            }
+        }
+        Some(waiting)
     }
 
     fn book(&mut self, plan: &Plan, reserve: bool) {
@@ -103,7 +131,7 @@ impl Core {
     }
 
     fn settle(&mut self, ticket: Ticket, at: Moment) {
-        let Some(mut waiting) = self.tickets.remove(ticket) else {
+        let Some(mut waiting) = self.leave_ticket(ticket) else {
             return;
         };
         self.book(&waiting.plan, false);
