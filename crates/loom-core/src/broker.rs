@@ -513,7 +513,9 @@ impl Core {
         match served.lease {
             Some(lease) => {
                 let session = provider.session;
-                self.notify(session, Notice::Cancel(lease, code));
+                if !self.has(Planted::UntoldCancel) {
+                    self.notify(session, Notice::Cancel(lease, code));
+                }
             }
             None => provider.queue.retain(|other| *other != call),
         }

@@ -101,6 +101,9 @@ impl Core {
             call: None,
         };
         let offer = if publish.durable {
+            if self.has(Planted::ShownEarly) {
+                self.apply(&plan, at);
+            }
             self.reserve(session, plan)?
         } else {
             match self.judge(&plan)? {
@@ -239,7 +242,7 @@ impl Core {
         let sticky = members
             .iter()
             .find(|member| self.holds_lane(**member, lane));
-        if let Some(member) = sticky {
+        if let Some(member) = sticky.filter(|_| !self.has(Planted::KeyMoves)) {
             return Some(*member);
         }
         let found = self.groups.get_mut(group)?;
@@ -541,12 +544,16 @@ impl Core {
 
     /// Drops the oldest realtime events until there is room.
     fn make_room(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) -> bool {
+        let spares = self.has(Planted::NewestDropped);
         loop {
             let Some(sub) = self.subs.get_mut(id) else {
                 return false;
             };
             if sub.has_room(env, &self.limits) {
                 return true;
+            }
+            if spares {
+                return false;
             }
             let Some((lane, item)) = sub.lanes.remove_oldest_realtime() else {
                 return false;
@@ -557,12 +564,16 @@ impl Core {
     }
 
     fn push(&mut self, id: SubId, env: &Arc<Envelope>, realtime: bool, at: Moment) {
+        let twice = self.has(Planted::TwoTurns);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
         let single = Ident::Uuid(0);
         let lane = if sub.is_stream() { &single } else { env.lane() };
         let (lane, seq) = sub.lanes.push(lane, Arc::clone(env), at.now, realtime);
+        if twice {
+            sub.lanes.hurry(lane);
+        }
         sub.books.high_water = sub.books.high_water.max(sub.lanes.items());
         if let Some(expires) = env.expires {
             self.timers.add(expires, Timer::Event(id, lane, seq));
@@ -691,10 +702,9 @@ impl Core {
         };
         let id = self.ids.mint(at.wall_ms);
         let cause = event.cause.as_deref();
-        let hop = cause.map_or(0, |cause| cause.hop.saturating_add(1));
-        if usize::from(hop) > self.limits.hops {
-            return;
-        }
+        // What the engine has to say of the last hop is said on it: it ends no loop, and hides none.
+        let most = u16::try_from(self.limits.hops).unwrap_or(u16::MAX);
+        let hop = cause.map_or(0, |cause| cause.hop.saturating_add(1).min(most));
         let env = Arc::new(Envelope {
             id,
             topic: Arc::clone(&route.topic),

@@ -19,18 +19,51 @@ pub enum Planted {
     ForgottenDeadline,
     /// An event is put twice into its first queue.
     DeliveredTwice,
+    /// A lane gives its next event while a turn of it is under way.
+    TwoTurns,
+    /// A request whose time is up has an outcome, and still hears answers.
+    LateAnswer,
+    /// An event is delivered before its record is logged.
+    ShownEarly,
+    /// An answer of the log is applied before those to earlier records.
+    LogUnordered,
+    /// Credit is added to what was granted, not the new total.
+    CreditAsDelta,
+    /// An event that is over is started if nobody looked in between.
+    ExpiredStarts,
+    /// A key goes to another member of its group while one has it.
+    KeyMoves,
+    /// A turn that ends without an answer does not count as a decline.
+    ForgottenDecline,
+    /// A provider is not told that nobody waits any more.
+    UntoldCancel,
+    /// A session may end the turn of another one.
+    ForeignLease,
+    /// A full queue drops the newest realtime event.
+    NewestDropped,
 }
 
 impl Planted {
     /// All of them.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 17] = [
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,
         Self::SecondOutcome,
         Self::ForgottenDeadline,
         Self::DeliveredTwice,
+        Self::TwoTurns,
+        Self::LateAnswer,
+        Self::ShownEarly,
+        Self::LogUnordered,
+        Self::CreditAsDelta,
+        Self::ExpiredStarts,
+        Self::KeyMoves,
+        Self::ForgottenDecline,
+        Self::UntoldCancel,
+        Self::ForeignLease,
+        Self::NewestDropped,
     ];
 }
 

@@ -11,6 +11,7 @@ use crate::envelope::{Envelope, Extra, Qos};
 use crate::error::{Code, Detail, Error, Result, to_json};
 use crate::input::{Publish, Reply, Request};
 use crate::notice::{Delivery, Notice};
+use crate::planted::Planted;
 use crate::report::Subject;
 use crate::space::SpaceId;
 use crate::time::{Moment, Nanos};
@@ -536,6 +537,10 @@ impl Core {
         let Wanted::Request(asked) = &pending.wanted else {
             return;
         };
+        if self.has(Planted::LateAnswer) {
+            let outcome = Notice::Outcome(call, Some(Code::Timeout), Box::default());
+            return self.notify(pending.session, outcome);
+        }
         let message = format!(
             "{} of {} who heard {:?} had answered when the time was up",
             asked.replied, asked.matched, pending.env.topic

@@ -4,6 +4,7 @@ use crate::arena::{CallId, LeaseId, SessionId};
 use crate::core::{Core, Holding, Wanted};
 use crate::error::{Error, Result};
 use crate::notice::Notice;
+use crate::planted::Planted;
 use crate::time::Moment;
 
 impl Core {
@@ -59,6 +60,7 @@ impl Core {
         at: Moment,
     ) -> Result<()> {
         let most = self.limits.stream_chunks_max as u64;
+        let adds = self.has(Planted::CreditAsDelta);
         let Some(pending) = self.calls.get_mut(call) else {
             return Ok(());
         };
@@ -75,7 +77,7 @@ impl Core {
         if total <= served.granted {
             return Ok(());
         }
-        served.granted = total;
+        served.granted = if adds { served.granted + total } else { total };
         let waiting = std::mem::take(&mut served.starved);
         let (provider, lease) = (served.provider, served.lease);
         if waiting

@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::envelope::{Envelope, Position, Qos};
 use crate::error::{Error, Result};
 use crate::notice::{Notice, Offer};
+use crate::planted::Planted;
 use crate::time::{Moment, Nanos};
 
 /// An offer without an answer yet.
@@ -118,6 +119,10 @@ impl Core {
             && let Stage::Logging { answer } = &mut waiting.stage
         {
             *answer = Some(given);
+        }
+        if self.has(Planted::LogUnordered) {
+            self.log_order.retain(|other| *other != ticket);
+            self.settle(ticket, at);
         }
         while let Some(ticket) = self.log_order.front().copied() {
             let answered = self.tickets.get(ticket).is_none_or(Waiting::is_answered);

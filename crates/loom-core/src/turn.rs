@@ -61,7 +61,7 @@ impl Core {
             self.totals.foreign(false);
             return Err(Error::fenced("there is no such lease"));
         };
-        if lease.session != session {
+        if lease.session != session && !self.has(Planted::ForeignLease) {
             let request = matches!(lease.holding, Holding::Turn { .. });
             self.totals.foreign(request);
             return Err(Error::fenced("this lease is of another session"));
@@ -140,7 +140,7 @@ impl Core {
                 self.made_room(id);
             }
             self.untime(id, lane, &item);
-            if !item.env.is_over(at.now) {
+            if self.has(Planted::ExpiredStarts) || !item.env.is_over(at.now) {
                 return Some((lane, item));
             }
             if let Some(sub) = self.subs.get_mut(id) {
@@ -165,7 +165,8 @@ impl Core {
         sub.leased -= 1;
         let closing = sub.closing;
         self.count_turn(id, failed.is_some());
-        if lease.asked && !lease.answered {
+        let forgets = self.has(Planted::ForgottenDecline) && failed.is_none();
+        if lease.asked && !lease.answered && !forgets {
             self.decline_told(id, &lease.env, failed);
         }
         if closing {
