@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ def modules_after(*arguments: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments],
         cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")},
         capture_output=True,
         text=True,
         check=False,
