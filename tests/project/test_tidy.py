@@ -64,6 +64,17 @@ def test_numbers_of_limits_are_written_in_the_specification_only() -> None:
     assert repeated == []
 
 
+@pytest.mark.requirement("BOUNDED")
+def test_every_limit_bounds_something() -> None:
+    code = "\n".join(
+        text(path)
+        for path in files(".py", ".rs")
+        if not {"tests", "gen"} & set(path.parts) and path.name != "limits.py"
+    )
+    unused = [n for n in spec("limits.toml") if not re.search(rf"\b{n.upper()}(_MAX)?\b", code)]
+    assert unused == []
+
+
 @pytest.mark.requirement("ERRORS-CLOSED")
 def test_every_code_that_is_named_in_a_call_is_one_of_the_closed_set() -> None:
     unknown: list[str] = []
