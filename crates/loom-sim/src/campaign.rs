@@ -1,0 +1,60 @@
+//! Many seeds one after the other.
+
+use std::ops::Range;
+
+use crate::{Run, Seen, Setup, simulate};
+
+/// What many runs showed together.
+#[derive(Debug, Clone, Default)]
+pub struct Campaign {
+    /// How many were run.
+    pub runs: u64,
+    /// The rare states that any of them reached.
+    pub seen: Seen,
+    /// The first that broke a promise.
+    pub failed: Option<Run>,
+}
+
+impl Campaign {
+    /// Runs a range of seeds up to the first that fails; `after` is told of each run.
+    pub fn run(seeds: Range<u64>, setup: Setup, mut after: impl FnMut(&Run)) -> Self {
+        let mut campaign = Self::default();
+        for seed in seeds {
+            let run = simulate(seed, setup);
+            campaign.runs += 1;
+            campaign.seen.add(&run.seen);
+            after(&run);
+            if run.violation.is_some() {
+                campaign.failed = Some(run);
+                break;
+            }
+        }
+        campaign
+    }
+}
+
+/// How a planted bug was caught.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Catch {
+    /// The seed that caught it.
+    pub seed: u64,
+    /// How many seeds it took.
+    pub runs: u64,
+    /// The promise that was seen broken.
+    pub law: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+/// Runs seeds until one fails.
+pub fn hunt(seeds: Range<u64>, setup: Setup) -> Option<Catch> {
+    let campaign = Campaign::run(seeds, setup, |_| {});
+    let run = campaign.failed?;
+    let violation = run.violation?;
+    Some(Catch {
+        seed: run.seed,
+        runs: campaign.runs,
+        law: violation.law,
+        what: violation.what,
+    })
+}

@@ -1,0 +1,92 @@
+//! A simulator of the engine: many sessions that publish, ask, call, work, fail and leave, under a virtual clock and a
+//! log that delays and refuses, all from one seed. A second book holds the engine to its promises.
+//!
+//! It is not a benchmark and not a shell: no time is read, no thread is started.
+#![warn(missing_docs)]
+
+mod actions;
+mod asking;
+mod book;
+mod campaign;
+mod dice;
+mod seen;
+mod trace;
+mod waits;
+mod world;
+
+use loom_core::Core;
+
+pub use crate::campaign::{Campaign, Catch, hunt};
+pub use crate::seen::{RARE, Seen};
+pub use crate::trace::Violation;
+
+use crate::actions::Habits;
+use crate::dice::Dice;
+use crate::trace::{Check, Trace};
+use crate::world::World;
+
+/// What a run of one seed showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// The seed, from which all else follows.
+    pub seed: u64,
+    /// The hash of all that happened.
+    pub hash: u64,
+    /// The rare states it reached.
+    pub seen: Seen,
+    /// The promise that was broken, if one was.
+    pub violation: Option<Violation>,
+    /// What happened, line by line, if it was asked for.
+    pub lines: Vec<String>,
+}
+
+/// How to run a seed.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// Done to the engine before anything else: tests plant their bug here.
+    pub prepare: fn(&mut Core),
+    /// Keep the lines of the trace.
+    pub traced: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            prepare: |_| {},
+            traced: false,
+        }
+    }
+}
+
+/// Runs one seed to its end, or to the first promise that is broken.
+pub fn simulate(seed: u64, setup: Setup) -> Run {
+    let mut dice = Dice::new(seed);
+    let limits = actions::draw_limits(&mut dice);
+    let habits = Habits::draw(&mut dice);
+    let mut core = Core::new(limits, seed);
+    (setup.prepare)(&mut core);
+    let mut world = World::new(core, dice, Trace::new(setup.traced));
+    let ended = live(&mut world, &habits);
+    world.look_back();
+    Run {
+        seed,
+        hash: world.trace.hash,
+        seen: world.seen,
+        violation: ended.err(),
+        lines: world.trace.lines.unwrap_or_default(),
+    }
+}
+
+fn live(world: &mut World, habits: &Habits) -> Check {
+    world.attach()?;
+    world.attach()?;
+    for _ in 0..3 {
+        world.register(habits)?;
+    }
+    let steps = world.dice.between(50, 400);
+    for _ in 0..steps {
+        world.step(habits)?;
+    }
+    world.settle()?;
+    world.leave()
+}

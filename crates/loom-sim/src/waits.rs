@@ -1,0 +1,327 @@
+//! The second book of calls and requests: each ends once, and only its own answers reach it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use loom_core::{CallId, Code, Delivery, LeaseId, Nanos, SessionId};
+
+use crate::book::read_tag;
+use crate::trace::{Check, broken, ensure};
+
+pub(crate) struct Wait {
+    pub(crate) session: SessionId,
+    pub(crate) deadline: Nanos,
+    /// A tick came after its deadline.
+    pub(crate) due: bool,
+    /// The turn that waits.
+    pub(crate) parent: Option<LeaseId>,
+    /// Its outcome was read.
+    pub(crate) told: bool,
+    /// Its session ended.
+    pub(crate) gone: bool,
+    pub(crate) wanted: Wanted,
+}
+
+pub(crate) enum Wanted {
+    Request(Asked),
+    Call(Served),
+}
+
+#[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(crate) struct Asked {
+    pub(crate) event: usize,
+    pub(crate) enough: u32,
+    pub(crate) matched: u32,
+    /// Answers that were heard, and those that were read.
+    pub(crate) replied: u32,
+    pub(crate) answers: u32,
+    /// Turns that are known to have ended without one.
+    pub(crate) declined: u32,
+    /// It waits for a hearer.
+    pub(crate) waiting: bool,
+    pub(crate) cancelled: bool,
+    /// An answer was not heard, so it must have ended.
+    pub(crate) doubted: bool,
+    /// All declined, it says.
+    pub(crate) refused: bool,
+}
+
+/// How a call must end.
+pub(crate) type Ending = Option<Code>;
+
+pub(crate) struct Served {
+    pub(crate) number: usize,
+    pub(crate) space: usize,
+    pub(crate) capability: &'static str,
+    /// Providers of it that had gone when it began.
+    pub(crate) gone_before: u64,
+    pub(crate) lease: Option<LeaseId>,
+    pub(crate) taken: bool,
+    pub(crate) streamed: bool,
+    pub(crate) granted: u64,
+    pub(crate) sent: u64,
+    pub(crate) got: u64,
+    pub(crate) starved: bool,
+    /// How it must end, once that is decided.
+    pub(crate) ending: Option<Ending>,
+}
+
+impl Served {
+    pub(crate) fn is_pure(&self) -> bool {
+        is_pure(self.capability)
+    }
+
+    /// What an end without an answer means.
+    fn without_answer(&self, code: Code) -> Code {
+        if self.taken && !self.is_pure() {
+            Code::Indeterminate
+        } else {
+            code
+        }
+    }
+}
+
+pub(crate) fn is_pure(capability: &str) -> bool {
+    capability.starts_with("pure")
+}
+
+#[derive(Default)]
+pub(crate) struct Waits {
+    pub(crate) all: BTreeMap<CallId, Wait>,
+    /// Which request each reply is for, and who sent it.
+    pub(crate) replies: Vec<(CallId, String)>,
+    read: BTreeSet<usize>,
+    pub(crate) cancels_due: BTreeSet<(SessionId, LeaseId)>,
+    pub(crate) credits_due: BTreeMap<(SessionId, LeaseId), u64>,
+    /// Providers that went, by namespace and capability.
+    pub(crate) gone: BTreeMap<(usize, &'static str), u64>,
+}
+
+impl Wait {
+    pub(crate) fn asked(&mut self) -> Option<&mut Asked> {
+        match &mut self.wanted {
+            Wanted::Request(asked) => Some(asked),
+            Wanted::Call(_) => None,
+        }
+    }
+
+    pub(crate) fn served(&mut self) -> Option<&mut Served> {
+        match &mut self.wanted {
+            Wanted::Call(served) => Some(served),
+            Wanted::Request(_) => None,
+        }
+    }
+
+    /// Whether it is certain to have ended.
+    pub(crate) fn is_over(&self) -> bool {
+        let ended = match &self.wanted {
+            Wanted::Request(asked) => {
+                let all = asked.replied + asked.declined >= asked.matched;
+                asked.cancelled || asked.replied >= asked.enough || (all && !asked.waiting)
+            }
+            Wanted::Call(served) => served.ending.is_some(),
+        };
+        ended || self.told || self.gone || self.due
+    }
+}
+
+impl Waits {
+    pub(crate) fn served(&mut self, call: CallId) -> Option<&mut Served> {
+        self.all.get_mut(&call)?.served()
+    }
+
+    pub(crate) fn asked(&mut self, call: CallId) -> Option<&mut Asked> {
+        self.all.get_mut(&call)?.asked()
+    }
+
+    /// Whether a call is certain to have ended; requests of which nothing is known have not.
+    pub(crate) fn is_over(&self, call: CallId) -> bool {
+        self.all.get(&call).is_none_or(Wait::is_over)
+    }
+
+    /// An answer of the provider ends a call.
+    pub(crate) fn answer(&mut self, call: CallId, ending: Ending) {
+        if let Some(served) = self.served(call)
+            && served.ending.is_none()
+        {
+            served.ending = Some(ending);
+            served.lease = None;
+        }
+    }
+
+    /// A call ends without an answer; its provider must be told, if it has begun and is there.
+    pub(crate) fn end_unanswered(&mut self, call: CallId, code: Code, provider: Option<SessionId>) {
+        let Some(served) = self.served(call) else {
+            return;
+        };
+        if served.ending.is_some() {
+            return;
+        }
+        served.ending = Some(Some(served.without_answer(code)));
+        if let Some((lease, provider)) = served.lease.zip(provider) {
+            self.cancels_due.insert((provider, lease));
+        }
+    }
+
+    pub(crate) fn hear(&mut self, session: SessionId, call: CallId, delivery: &Delivery) -> Check {
+        let Some(number) = read_tag(b'R', &delivery.envelope.payload) else {
+            return broken(
+                "CALL-LATE",
+                format!("{call:?} was answered with something else"),
+            );
+        };
+        let known = self.replies.get(number);
+        let own = known.is_some_and(|(asked, who)| {
+            *asked == call && **who == *delivery.envelope.origin.sender
+        });
+        ensure(own, "CALL-LATE", || {
+            format!("{call:?} got reply {number} to {known:?}")
+        })?;
+        ensure(self.read.insert(number), "CALL-LATE", || {
+            format!("reply {number} came twice")
+        })?;
+        let Some(wait) = self.all.get_mut(&call) else {
+            return broken(
+                "CALL-LATE",
+                format!("an answer to {call:?}, which nobody made"),
+            );
+        };
+        ensure(wait.session == session && !wait.told, "CALL-LATE", || {
+            format!("an answer to {call:?} came to another session or after the end")
+        })?;
+        let Some(asked) = wait.asked() else {
+            return broken("CALL-LATE", format!("an answer to the call {call:?}"));
+        };
+        asked.answers += 1;
+        Ok(())
+    }
+
+    pub(crate) fn hear_chunk(&mut self, session: SessionId, call: CallId, bytes: &[u8]) -> Check {
+        let Some(wait) = self.all.get_mut(&call) else {
+            return broken(
+                "STREAM-CREDIT",
+                format!("a chunk of {call:?}, which nobody made"),
+            );
+        };
+        let open = wait.session == session && !wait.told;
+        let Some(served) = wait.served() else {
+            return broken("STREAM-CREDIT", format!("a chunk of the request {call:?}"));
+        };
+        let number = read_tag(b'K', bytes);
+        let next = u64::try_from(number.unwrap_or(usize::MAX)) == Ok(served.got);
+        ensure(
+            open && next && served.got < served.granted,
+            "STREAM-CREDIT",
+            || {
+                format!(
+                    "chunk {number:?} of {call:?}: {} of {} read",
+                    served.got, served.granted
+                )
+            },
+        )?;
+        served.got += 1;
+        Ok(())
+    }
+
+    /// Holds the one outcome of a call or request against what is known of it.
+    pub(crate) fn end(
+        &mut self,
+        session: SessionId,
+        call: CallId,
+        end: (Option<Code>, &[u8]),
+        now: Nanos,
+    ) -> Check {
+        let Some(wait) = self.all.get_mut(&call) else {
+            return broken(
+                "CALL-ONE-OUTCOME",
+                format!("an outcome of {call:?}, made by nobody"),
+            );
+        };
+        ensure(
+            !wait.told && wait.session == session,
+            "CALL-ONE-OUTCOME",
+            || {
+                format!(
+                    "{call:?} had a second outcome, or one at another session: {:?}",
+                    end.0
+                )
+            },
+        )?;
+        wait.told = true;
+        let due = wait.deadline <= now;
+        match &mut wait.wanted {
+            Wanted::Request(asked) => asked.check(call, end.0, due),
+            Wanted::Call(served) => {
+                let gone = self.gone.get(&(served.space, served.capability));
+                let gone = gone.copied().unwrap_or_default() > served.gone_before;
+                served.check(call, end, (due, gone))
+            }
+        }
+    }
+}
+
+impl Asked {
+    fn check(&mut self, call: CallId, code: Option<Code>, due: bool) -> Check {
+        let told = |what: &str| format!("request {call:?} ended with {code:?}: {what}");
+        ensure(self.answers == self.replied, "REQUEST-MANY", || {
+            told(&format!(
+                "{} of {} answers were read",
+                self.answers, self.replied
+            ))
+        })?;
+        match code {
+            None => ensure(self.replied > 0, "CALL-ONE-OUTCOME", || {
+                told("nobody had answered")
+            }),
+            Some(Code::Timeout) => {
+                ensure(due, "CALL-ONE-OUTCOME", || told("it was not due"))?;
+                ensure(self.replied < self.enough, "CALL-ONE-OUTCOME", || {
+                    told("it had enough")
+                })
+            }
+            Some(Code::Cancelled) => ensure(self.cancelled, "CALL-ONE-OUTCOME", || {
+                told("nobody cancelled it")
+            }),
+            Some(_) => {
+                self.refused = true;
+                ensure(self.replied == 0, "REQUEST-DECLINED", || {
+                    told("somebody had answered")
+                })
+            }
+        }
+    }
+}
+
+impl Served {
+    fn check(&self, call: CallId, end: (Option<Code>, &[u8]), known: (bool, bool)) -> Check {
+        let (code, body) = end;
+        let (due, gone) = known;
+        let unserved = !self.taken
+            && ((due && code == Some(Code::Timeout))
+                || (gone && code == Some(Code::ProviderUnavailable)));
+        ensure(
+            self.ending == Some(code) || unserved,
+            "CALL-ONE-OUTCOME",
+            || {
+                format!(
+                    "call {call:?} ended with {code:?}, and should with {:?}",
+                    self.ending
+                )
+            },
+        )?;
+        let own = code.is_some() || read_tag(b'O', body) == Some(self.number);
+        ensure(own, "CALL-LATE", || {
+            format!("call {call:?} got the result of another one")
+        })?;
+        ensure(
+            code.is_some() || self.got == self.sent,
+            "STREAM-CREDIT",
+            || {
+                format!(
+                    "call {call:?} ended after {} of {} chunks",
+                    self.got, self.sent
+                )
+            },
+        )
+    }
+}
