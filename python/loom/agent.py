@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 
 from typing_extensions import TypeVar
 
-from loom.capabilities import Capability, MethodCapability
+from loom.capabilities import Capability, MethodCapability, resolved, summary
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY, AGENT_CONCURRENCY_MAX, AGENT_FILTERS
@@ -158,7 +158,7 @@ def spec_of(
         routes=routes,
         make=target if inspect.isclass(target) else lambda: target,
         state_type=_state_type(target),
-        description=(inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " "),
+        description=summary(target),
         methods=methods,
     )
 
@@ -172,6 +172,7 @@ def _class_routes(
             field="agent",
             hint="derive it from loom.Agent, or decorate an async function (ctx, event)",
         )
+    _check_made_without_arguments(cls, name)
     routes: list[Route] = []
     methods: list[str] = []
     attributes = _in_source_order(cls)
@@ -195,6 +196,17 @@ def _class_routes(
                 hint=f"add on_event, or a method with @loom.on({topic!r})",
             )
     return tuple(routes), tuple(methods)
+
+
+def _check_made_without_arguments(cls: Any, name: str) -> None:
+    try:
+        inspect.signature(cls).bind()
+    except TypeError as error:
+        raise InvalidParams(
+            f"agent {name!r} cannot be made: {error}",
+            field="agent",
+            hint="its __init__ takes no arguments; make what it needs in on_start",
+        ) from None
 
 
 def _in_source_order(cls: type[Any]) -> dict[str, Any]:
@@ -236,9 +248,10 @@ def _accepts(fn: Callable[..., Any], name: str, *, skip: int) -> Any:
             field="handler",
             hint="write `async def on_event(self, ctx: loom.Context, event: loom.Event)`",
         )
-    if parameters[1].annotation is inspect.Parameter.empty:
+    event = parameters[1]
+    if event.annotation is inspect.Parameter.empty:
         return None
-    hint = typing.get_type_hints(fn, include_extras=True).get(parameters[1].name)
+    hint = resolved(fn, {event.name: event.annotation}, f"agent {name!r}")[event.name]
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is not Event or not arguments:
         return None

@@ -98,7 +98,7 @@ class App:
 
         Raises:
             InvalidParams: the name, effect class or timeout is wrong.
-            Conflict: the app offers that name in that version.
+            Conflict: the app offers a capability of that name.
             NotSupported: it asks for what is not built yet.
         """
         terms = Terms(
@@ -134,14 +134,13 @@ class App:
         self.agents.append(spec)
 
     def _add_capability(self, capability: Capability[..., Any]) -> None:
-        terms = capability.terms
-        for known in self.capabilities:
-            if (known.terms.name, known.terms.version) == (terms.name, terms.version):
-                raise Conflict(
-                    f"app {self.name!r} offers {terms.name!r} in version {terms.version!r} already",
-                    field="name",
-                    hint="rename one, or give it another version",
-                )
+        name = capability.name
+        if any(known.name == name for known in self.capabilities):
+            raise Conflict(
+                f"app {self.name!r} offers a capability called {name!r} already",
+                field="name",
+                hint="rename one of them; versions side by side are not built yet",
+            )
         self.capabilities.append(capability)
 
     # -- running ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ typed, not yet made call for ``ctx.tool``.
 """
 
 import inspect
+import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Capability(Generic[P, R]):
         self.probe_fn: Callable[..., Any] | None = None
         self._owner = owner
         update_wrapper(self, fn)
+        _check_parameters(fn, terms.name)
 
     @property
     def name(self) -> str:
@@ -115,7 +117,12 @@ class Capability(Generic[P, R]):
     @property
     def description(self) -> str:
         """The first paragraph of the docstring."""
-        return (inspect.getdoc(self.fn) or "").split("\n\n")[0].replace("\n", " ")
+        return summary(self.fn)
+
+    @property
+    def usage(self) -> str:
+        """How it is called, for people."""
+        return f"{self.name} takes {self._signature}"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the function itself: no engine, no checks. For unit tests and local use."""
@@ -157,27 +164,46 @@ class Capability(Generic[P, R]):
 
     @cached_property
     def arguments(self) -> "type[BaseModel]":
-        """The Pydantic model that arguments are checked with."""
-        from pydantic import ConfigDict, create_model
+        """The Pydantic model that arguments are checked with.
+
+        Its fields are numbered and have the parameters' names as aliases, so that a parameter may
+        be called ``json`` or ``_x``.
+        """
+        from pydantic import ConfigDict, Field, create_model
+        from pydantic.errors import PydanticSchemaGenerationError
 
         fields: dict[str, Any] = {}
         hints = self._hints
-        for name, parameter in self._signature.parameters.items():
+        for number, (name, parameter) in enumerate(self._signature.parameters.items()):
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (hints.get(name, Any), default)
-        config = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
-        return create_model(f"{self.fn.__name__}_arguments", __config__=config, **fields)
+            fields[f"p{number}"] = (hints.get(name, Any), Field(default, alias=name))
+        config = ConfigDict(extra="forbid")
+        try:
+            return create_model(f"{self.fn.__name__}_arguments", __config__=config, **fields)
+        except PydanticSchemaGenerationError as error:
+            raise self._without_schema(error) from None
 
     @cached_property
     def result(self) -> "TypeAdapter[Any]":
         """What results (for a stream: chunks) are checked with."""
         from pydantic import TypeAdapter
+        from pydantic.errors import PydanticSchemaGenerationError
 
         hint = self._hints.get("return", Any)
         if self.streams:
             parts = typing.get_args(hint)
             hint = parts[0] if parts else Any
-        return TypeAdapter(hint)
+        try:
+            return TypeAdapter(hint)
+        except PydanticSchemaGenerationError as error:
+            raise self._without_schema(error) from None
+
+    def _without_schema(self, error: Exception) -> InvalidParams:
+        return InvalidParams(
+            f"{self.name} has a type hint without a schema: {str(error).splitlines()[0]}",
+            field="hints",
+            hint="use builtins, dataclasses or Pydantic models",
+        )
 
     @cached_property
     def wants_effect_id(self) -> bool:
@@ -194,7 +220,10 @@ class Capability(Generic[P, R]):
 
     def keywords(self, arguments: "BaseModel", effect_id: str | None) -> dict[str, Any]:
         """Return what to call the function with."""
-        keywords = {name: getattr(arguments, name) for name in type(arguments).model_fields}
+        keywords = {
+            name: getattr(arguments, f"p{number}")
+            for number, name in enumerate(self._signature.parameters)
+        }
         if self.wants_effect_id:
             keywords[EFFECT_ID] = effect_id
         return keywords
@@ -210,26 +239,49 @@ class Capability(Generic[P, R]):
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
-        return typing.get_type_hints(self.fn, include_extras=True)
+        annotations: dict[str, Any] = getattr(self.fn, "__annotations__", {})
+        return resolved(self.fn, annotations, self.name)
 
     @cached_property
     def _signature(self) -> inspect.Signature:
-        """What callers may pass.
-
-        Keywords only matter, so ``self`` and ``effect_id`` are left out.
-        """
+        """What callers may pass: ``self`` and ``effect_id`` are left out."""
         signature = inspect.signature(self._function)
-        kept: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise InvalidParams(
-                    f"{self.name}: parameter {parameter.name!r} takes any number of values",
-                    field=parameter.name,
-                    hint="name each parameter; use a list or a dict for many values",
-                )
-            if parameter.name != EFFECT_ID:
-                kept.append(parameter)
+        kept = [p for p in signature.parameters.values() if p.name != EFFECT_ID]
         return signature.replace(parameters=kept)
+
+
+def _check_parameters(fn: Callable[..., Any], name: str) -> None:
+    for parameter in inspect.signature(fn).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise InvalidParams(
+                f"{name}: parameter {parameter.name!r} takes any number of values",
+                field=parameter.name,
+                hint="name each parameter; use a list or a dict for many values",
+            )
+
+
+def resolved(fn: Callable[..., Any], annotations: dict[str, Any], what: str) -> dict[str, Any]:
+    """Return annotations of ``fn`` as types; those that are text are looked up where it stands.
+
+    Raises:
+        InvalidParams: a name in one of them means nothing at run time.
+    """
+    holder = types.SimpleNamespace(__annotations__=annotations)
+    scope = getattr(fn, "__globals__", {})
+    try:
+        nonlocals = dict(inspect.getclosurevars(fn).nonlocals) if inspect.isfunction(fn) else {}
+        return typing.get_type_hints(holder, scope, nonlocals, include_extras=True)
+    except NameError as error:
+        raise InvalidParams(
+            f"{what}: a type hint cannot be read: {error}",
+            field="hints",
+            hint="define the type in the module, or import it outside TYPE_CHECKING",
+        ) from None
+
+
+def summary(target: Any) -> str:
+    """Return the first paragraph of the target's own docstring, on one line."""
+    return inspect.cleandoc(target.__doc__ or "").split("\n\n")[0].replace("\n", " ")
 
 
 class MethodCapability(Generic[P, R]):

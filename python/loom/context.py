@@ -52,6 +52,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
+LEASE = "loom_lease"  # the attribute of a log record that says in which turn it was made
 _BATCHED = QOS_CODES[None]
 
 
@@ -102,7 +103,7 @@ class Context(Struct, Generic[S], gc=False, eq=False):
                 receipt = None  # the careful way says what is wrong
         if receipt is None:
             receipt = self._offer(topic, data, **options)
-        if type(receipt) is int:
+        if isinstance(receipt, int):
             return await host.link.parked(receipt)
         if host.session.pending:
             host.link.drain()
@@ -401,9 +402,18 @@ class Context(Struct, Generic[S], gc=False, eq=False):
         Raises:
             InvalidParams: ``thread_id`` cannot be a token of a topic.
         """
-        subscription = Subscription(self._host.link, [f"thread.{thread_id}.>"], qos="batched")
+        link = self._host.link
+        subscription = Subscription(link, [f"thread.{thread_id}.>"], qos="batched")
+
+        async def broadcast(data: Any) -> Receipt:
+            receipt = self._offer(f"thread.{thread_id}.broadcast", data, thread_id)
+            if isinstance(receipt, int):
+                return await link.parked(receipt)
+            link.look()
+            return receipt
+
         try:
-            yield Thread(self, self._host, thread_id, subscription)
+            yield Thread(thread_id, subscription, broadcast)
         finally:
             subscription.close()
 
@@ -528,12 +538,12 @@ class Context(Struct, Generic[S], gc=False, eq=False):
     # -- who and where ----------------------------------------------------------------------------
 
     @property
-    def log(self) -> logging.Logger:
+    def log(self) -> "logging.LoggerAdapter[logging.Logger]":
         """A logger named ``loom.agent.<name>``.
 
-        Records from INFO up are also events on ``loom.log.<level>``.
+        Records from INFO up are also events on ``loom.log.<level>``, in this turn's thread and run.
         """
-        return self._host.log
+        return logging.LoggerAdapter(self._host.log, {LEASE: self._lease})
 
     @property
     def agent(self) -> str:
@@ -628,12 +638,14 @@ class Thread:
     """One conversation that this context has joined."""
 
     def __init__(
-        self, context: Context[Any], host: Host, thread_id: str, events: Subscription
+        self,
+        thread_id: str,
+        events: Subscription,
+        broadcast: Callable[[Any], Awaitable[Receipt]],
     ) -> None:
         self.id = thread_id
-        self._context = context
-        self._host = host
         self._events = events
+        self._broadcast = broadcast
 
     @property
     def events(self) -> AsyncIterator[Event[Any]]:
@@ -642,12 +654,7 @@ class Thread:
 
     async def broadcast(self, data: Any = None) -> Receipt:
         """Publish ``data`` to all who have joined the thread, this member too."""
-        receipt = self._context._offer(f"thread.{self.id}.broadcast", data, self.id)
-        link = self._host.link
-        if isinstance(receipt, int):
-            return await link.parked(receipt)
-        link.look()
-        return receipt
+        return await self._broadcast(data)
 
 
 if TYPE_CHECKING:
@@ -677,11 +684,23 @@ def _options(
                 hint="give seconds, from 0.001 on",
             )
     content_type = BYTES_TYPE if type(data) is bytes else None
-    pairs = None if headers is None else list(headers.items())
+    pairs = None if headers is None else [_header(name, value) for name, value in headers.items()]
     return (key, thread, ttl_ms, content_type, pairs, None, None, None)
 
 
+def _header(name: Any, value: Any) -> tuple[str, str]:
+    if isinstance(name, str) and isinstance(value, str):
+        return name, value
+    raise InvalidParams(
+        f"header {name!r} is {value!r}", field="headers", hint="names and values are text"
+    )
+
+
 def _seconds(timeout: float) -> float:
+    if not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidParams(
+            f"a timeout of {timeout!r} is not a number", field="timeout", hint="give seconds"
+        )
     if not 0 < timeout * 1000 <= TIMEOUT_MS_MAX:
         raise InvalidParams(
             f"a timeout of {timeout} s is out of range",
@@ -726,9 +745,8 @@ def _validated(type_: Any, envelope: Envelope, field: str) -> Any:
     try:
         return _adapter(type_).validate_json(envelope.payload)
     except ValidationError as error:
-        raise invalid(
-            error, field, f"the {field} is not a {getattr(type_, '__name__', type_)}"
-        ) from None
+        what = f"the {field} is not a {getattr(type_, '__name__', type_)}"
+        raise invalid(error, field, what, expected_of(type_)) from None
 
 
 def _checked(adapter: "TypeAdapter[Any]", payload: bytes, name: str, *, many: bool = False) -> Any:
@@ -748,15 +766,27 @@ def _checked(adapter: "TypeAdapter[Any]", payload: bytes, name: str, *, many: bo
         raise CapabilityError(told.message, field=told.field, who=name) from None
 
 
-def invalid(error: Any, field: str, what: str) -> InvalidParams:
+def invalid(error: Any, field: str, what: str, expected: str | None = None) -> InvalidParams:
     """Return the first of a Pydantic ValidationError's complaints as InvalidParams."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     more = error.error_count() - 1
     text = f"{what}: {place + ': ' if place else ''}{first['msg']}"
     return InvalidParams(
-        text + (f" (and {more} more)" if more else ""), field=f"{field}.{place}" if place else field
+        text + (f" (and {more} more)" if more else ""),
+        field=f"{field}.{place}" if place else field,
+        hint=expected,
     )
+
+
+def expected_of(type_: Any) -> str:
+    """Return what a type takes, for people."""
+    fields: dict[str, Any] = getattr(type_, "model_fields", {})
+    name = getattr(type_, "__name__", str(type_))
+    if not fields:
+        return f"it takes {name}"
+    shown = (f"{key}{'' if value.is_required() else '?'}" for key, value in fields.items())
+    return f"{name} has the fields {', '.join(shown)}"
 
 
 def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:

@@ -43,7 +43,6 @@ ERROR_DETAIL_BYTES: Final = 4_096
 INFO_BYTES: Final = 65_536
 REPLIES: Final = 1_024
 SYNC_THREADS: Final = 8
-SYNC_QUEUE: Final = 64
 MEMORY_BYTES: Final = 67_108_864
 STATES: Final = 100_000
 DRAIN_BATCH: Final = 256
@@ -218,12 +217,6 @@ LIMITS: Final[Mapping[str, Limit]] = {
         SYNC_THREADS,
         SYNC_THREADS,
         "threads that one capability written as a plain function may use",
-    ),
-    "sync_queue": Limit(
-        "calls",
-        SYNC_QUEUE,
-        SYNC_QUEUE,
-        "calls that wait for one of those threads",
     ),
     "memory_bytes": Limit(
         "bytes",

@@ -69,6 +69,10 @@ class Model(Protocol):
         """What this model is called, as shown to people."""
         ...
 
+    async def aclose(self) -> None:
+        """Give back connections; the app that runs it calls this when it stops."""
+        ...
+
     @overload
     async def generate(
         self,

@@ -160,5 +160,59 @@ def test_a_target_can_stand_in_loom_toml(shop: Path) -> None:
     assert (wrong.returncode, "app.traget" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.timeout(70)
+def test_one_ctrl_c_ends_an_app_whose_handler_hangs(shop: Path) -> None:
+    body = APP + HANGS
+    (shop / "hangs.py").write_text(body, encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loom", "run", "hangs.py"],
+        cwd=shop,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "hang" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "still busy" in err
+
+
+HANGS = """
+
+@app.agent("hangs", topics=["hang"])
+class Hangs(loom.Agent):
+    async def on_start(self, ctx: loom.Context) -> None:
+        await ctx.emit("hang")
+
+    async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+        import asyncio
+        await asyncio.get_running_loop().create_future()
+"""
+
+
+@pytest.mark.timeout(70)
+def test_an_error_of_the_users_module_shows_its_own_frames_only(shop: Path) -> None:
+    (shop / "broken.py").write_text("import loom\n\n1 / 0\n", encoding="utf-8")
+    done = loom("run", "broken.py", cwd=shop)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert done.stderr.count("File ") == 1
+
+
+@pytest.mark.timeout(70)
+def test_a_file_may_be_called_as_a_module_and_hold_several_apps(shop: Path) -> None:
+    (shop / "loom.py").write_text((shop / "shop.py").read_text(encoding="utf-8"), encoding="utf-8")
+    assert loom("list", "topics", str(shop / "loom.py"), cwd=shop.parent).returncode == 0
+    (shop / "two.py").write_text(
+        'import loom\n\na = loom.App("a")\nb = loom.App("b")\n', encoding="utf-8"
+    )
+    done = loom("run", "two.py", cwd=shop)
+    assert done.returncode == 2
+    assert "a, b" in done.stderr
+
+
 def test_the_version_is_printed(tmp_path: Path) -> None:
     assert loom("--version", cwd=tmp_path).stdout == "loom 0.1.0a1\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -372,3 +373,44 @@ async def test_a_result_that_cannot_travel_is_a_typed_error_and_the_next_call_wo
 
     assert caught.value.code == "INVALID_PARAMS"
     assert caught.value.field == "result"
+
+
+async def test_plain_functions_that_wait_for_a_thread_are_not_started() -> None:
+    app = loom.App("threads")
+    gate = threading.Event()
+    all_taken = threading.Barrier(9, timeout=20)
+
+    @app.capability("block", effect="unsafe", timeout=60)
+    def block() -> None:
+        if not gate.is_set():
+            all_taken.wait()
+        gate.wait()
+
+    async with Harness(app, clock="system") as h:
+        calls = [asyncio.create_task(h.ctx.tool(block.bind(), timeout=30)) for _ in range(20)]
+        await asyncio.to_thread(all_taken.wait)
+        late = asyncio.create_task(h.ctx.tool(block.bind(), timeout=0.05))
+        with pytest.raises(loom.LoomError) as caught:
+            await late
+        gate.set()
+        await asyncio.gather(*calls)
+
+    assert caught.value.code == "TIMEOUT"  # not INDETERMINATE: it never began
+
+
+async def test_an_answer_after_the_deadline_is_late_also_when_the_loop_was_blocked() -> None:
+    app = loom.App("late")
+
+    @app.agent("blocks", topics=["ask"])
+    async def blocks(ctx: loom.Context, event: loom.Event) -> str:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            pass  # blocks the loop until the deadline has passed
+        return "late"
+
+    async with Harness(app, clock="system") as h:
+        ctx = h.ctx
+        with pytest.raises(loom.LoomError) as caught:
+            await ctx.request("ask", timeout=0.02)
+
+    assert caught.value.code == "TIMEOUT"

@@ -1,30 +1,26 @@
 """What is wrong in a declaration is said where it is written."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.testing import Harness
 
 
 class Counted(BaseModel):
     n: int = 0
 
 
-def refused(code: str, field: str) -> Any:
-    class _Refused:
-        def __enter__(self) -> None:
-            self._raises = pytest.raises(loom.LoomError)
-            self._caught = self._raises.__enter__()
-
-        def __exit__(self, *args: object) -> bool:
-            caught = bool(self._raises.__exit__(*args))
-            assert (self._caught.value.code, self._caught.value.field) == (code, field)
-            assert self._caught.value.hint or self._caught.value.limit
-            return caught
-
-    return _Refused()
+@contextmanager
+def refused(code: str, field: str) -> Generator[None]:
+    with pytest.raises(loom.LoomError) as caught:
+        yield
+    assert (caught.value.code, caught.value.field) == (code, field)
+    assert caught.value.hint or caught.value.limit
 
 
 @pytest.mark.requirement("APP-NO-IO")
@@ -55,18 +51,15 @@ def test_two_agents_of_one_name_are_refused() -> None:
         app.include(other)
 
 
-def test_two_capabilities_of_one_name_and_version_are_refused() -> None:
+def test_two_capabilities_of_one_name_are_refused() -> None:
     app = loom.App("twice")
 
     @app.capability("same")
     async def first() -> None: ...
 
-    @app.capability("same", version="2")
-    async def newer() -> None: ...
-
     with refused("CONFLICT", "name"):
 
-        @app.capability("same")
+        @app.capability("same", version="2")
         async def second() -> None: ...
 
 
@@ -133,11 +126,14 @@ def test_capabilities_of_the_wrong_shape_are_refused() -> None:
     with refused("NOT_SUPPORTED", "needs_approval"):
         app.capability("a", needs_approval=True)
 
-    @app.capability("a", effect="pure")
-    async def a(*values: int) -> None: ...
-
     with refused("INVALID_PARAMS", "values"):
-        a.bind(1)
+
+        @app.capability("many")
+        async def many(*values: int) -> None: ...
+
+    @app.capability("a", effect="pure")
+    async def a(value: int) -> None: ...
+
     with refused("INVALID_PARAMS", "effect"):
 
         @a.probe
@@ -243,3 +239,105 @@ async def test_an_app_that_runs_cannot_be_run_again_at_the_same_time() -> None:
                 pytest.fail("it runs twice")
 
     assert idle.value.code == caught.value.code == "NOT_SUPPORTED"
+
+
+def test_an_agent_that_cannot_be_made_or_read_is_refused() -> None:
+    app: Any = loom.App("shapes")
+
+    class Needs(loom.Agent):
+        def __init__(self, database: str) -> None: ...
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async def unreadable(ctx: loom.Context, event: "loom.Event[Nowhere]") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    with refused("INVALID_PARAMS", "agent"):
+        app.agent("needs", topics=["a"])(Needs)
+    with refused("INVALID_PARAMS", "hints"):
+        app.agent("unreadable", topics=["a"])(unreadable)
+
+
+def test_types_are_found_where_the_handler_was_written() -> None:
+    class Local(BaseModel):
+        n: int
+
+    app = loom.App("local")
+
+    @app.agent("local", topics=["a"])
+    async def handler(ctx: "Unknown", event: "loom.Event[Local]") -> None:  # type: ignore[name-defined]  # noqa: F821
+        assert isinstance(event.data, Local)
+
+    assert app.agents[0].routes[0].accepts is Local
+
+
+async def test_parameters_may_have_any_name_and_need_a_schema() -> None:
+    app = loom.App("names")
+
+    @app.capability("odd", effect="pure")
+    async def odd(json: int, schema: int, _x: int = 3) -> int:
+        return json + schema + _x
+
+    async with app.running() as ctx:
+        assert await ctx.tool(odd.bind(json=1, schema=2)) == 6
+        assert await ctx.tool("odd", args={"json": 1, "schema": 2, "_x": 4}) == 7
+
+    @app.capability("strange", effect="pure")
+    async def strange(what: Counter) -> None: ...
+
+    with refused("INVALID_PARAMS", "hints"):
+        async with app.running():
+            pytest.fail("it runs")
+
+
+class Counter:
+    """Nothing that has a schema."""
+
+
+def test_an_agent_without_a_docstring_has_no_description() -> None:
+    app = loom.App("docs")
+
+    @app.agent("bare", topics=["a"])
+    class Bare(loom.Agent):
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+    assert app.agents[0].description == ""
+
+
+async def test_on_start_and_on_stop_may_call_the_apps_capabilities() -> None:
+    app = loom.App("calls")
+    seen: list[int] = []
+
+    @app.capability("add", effect="pure", timeout=5)
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    @app.agent("calls", topics=["a"])
+    class Calls(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            seen.append(await ctx.tool(add.bind(1, 2)))
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+        async def on_stop(self, ctx: loom.Context) -> None:
+            seen.append(await ctx.tool(add.bind(3, 4)))
+
+    async with app.running():
+        pass
+
+    assert seen == [3, 7]
+
+
+async def test_what_an_agent_logs_is_an_event_of_its_thread() -> None:
+    app = loom.App("logs")
+
+    @app.agent("talks", topics=["a"])
+    async def talks(ctx: loom.Context, event: loom.Event) -> None:
+        ctx.log.info("hello %s", "there")
+
+    async with Harness(app) as h:
+        receipt = await h.ctx.emit("a")
+        await h.idle()
+        (line,) = h.events("loom.log.info")
+
+    assert line.data["message"] == "hello there"
+    assert line.thread_id == receipt.id

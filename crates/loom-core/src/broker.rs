@@ -437,6 +437,7 @@ impl Core {
         let Holding::Work { provider, call } = lease.holding else {
             return false;
         };
+        self.end_if_over(call, at);
         let open = self.calls.get(call).is_some();
         if open {
             self.answer_call(call, end, at);

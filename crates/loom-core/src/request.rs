@@ -376,6 +376,7 @@ impl Core {
         if let Some(found) = self.leases.get_mut(lease) {
             found.answered = true;
         }
+        self.end_if_over(call, at);
         let answer = self.compose_reply(&env, sub, reply, at)?;
         self.copy_reply(sub, &answer, at);
         let heard = self.deliver_reply(call, answer);

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from loom.app import App
-from loom.cli.show import EventLines, event_record, figures, print_figures, print_json
+from loom.cli.show import EventLines, counted, event_record, figures, print_figures, print_json
 from loom.cli.target import load_target
 from loom.codec import decode, encode
 from loom.context import Context
@@ -55,9 +56,12 @@ class _View:
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._lines = EventLines(self._console)
+        self._events = 0
 
     def event(self, event: Event[Any]) -> None:
         """Show one event, unless it is the directory's book-keeping."""
+        if not event.topic.startswith("loom."):
+            self._events += 1
         if self._quiet:
             return
         if self._as_json:
@@ -69,7 +73,8 @@ class _View:
         """Say that the app runs and how it ends."""
         if not self._quiet and not self._as_json:
             self._console.print(
-                f"{app.name} runs: {len(app.agents)} agents, {len(app.capabilities)} capabilities. "
+                f"{app.name} runs: {counted(len(app.agents), 'agent', 'agents')}, "
+                f"{counted(len(app.capabilities), 'capability', 'capabilities')}. "
                 "Ctrl-C stops it.",
                 style="dim",
                 highlight=False,
@@ -82,11 +87,12 @@ class _View:
         if self._as_json:
             print_json({"type": "result", "result": decode(encode(value, field="result"))})
         else:
-            Console().print(str(value), markup=False, highlight=False)
+            sys.stdout.write(f"{value}\n")
+            sys.stdout.flush()
 
     def figures(self, stats: dict[str, Any], seconds: float) -> None:
         """Print the figures of the run."""
-        told = figures(stats, seconds)
+        told = figures(stats, self._events, seconds)
         if self._as_json and not self._quiet:
             print_json(told)
         elif not self._quiet:
@@ -110,12 +116,13 @@ async def _run(app: App, main: _Main | None, args: list[str], view: _View) -> in
                 await stop.wait()
             else:
                 await _once(main, run.context, args, stop, view)
-            await run.quiet()
+            await run.finish()
             stats = run.engine.stats()
+            seconds = time.perf_counter() - begun
             for tap, reader in readers:
                 tap.close()
                 await reader
-            view.figures(stats, time.perf_counter() - begun)
+            view.figures(stats, seconds)
     return stop.exit_code
 
 

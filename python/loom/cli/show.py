@@ -3,6 +3,7 @@
 It never reaches the terminal raw.
 """
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from loom.envelope import Event
 
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _PREVIEW = 400  # characters of data that are looked at for one line
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red")
 
@@ -59,7 +61,8 @@ class EventLines:
         colour = self._colours.setdefault(sender, _COLOURS[len(self._colours) % len(_COLOURS)])
         clock = time.strftime("%H:%M:%S", time.localtime(event.time))
         line = Text(f"{clock}.{int(event.time % 1 * 1000):03d} ", style="dim", no_wrap=True)
-        line.append(f"{'  ' * min(event.hop, 6)}{printable(event.topic)}", style="bold")
+        topic = _UUID.sub(lambda found: "…" + found[0][-6:], printable(event.topic))
+        line.append(f"{'  ' * min(event.hop, 6)}{topic}", style="bold")
         line.append(f" ← {printable(sender)} ", style=colour)
         if event.content_type == "application/json":
             line.append(printable(event.payload[:_PREVIEW].decode(errors="replace")))
@@ -68,13 +71,21 @@ class EventLines:
         self._console.print(line, overflow="ellipsis", no_wrap=True, soft_wrap=False)
 
 
-def figures(stats: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Return the figures of a run: totals, and per agent and capability their P50 and P99."""
+def counted(number: int, one: str, many: str) -> str:
+    """Return ``1 agent`` or ``2 agents``."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def figures(stats: Mapping[str, Any], events: int, seconds: float) -> dict[str, Any]:
+    """Return the figures of a run: totals, and per agent and capability their P50 and P99.
+
+    ``events`` are those that were shown, without the engine's own.
+    """
     agents = [s for s in stats["subscriptions"] if s["kind"] == "agent"]
     return {
         "type": "figures",
         "seconds": round(seconds, 3),
-        "events": stats["events"]["published"],
+        "events": events,
         "delivered": sum(agent["delivered"] for agent in agents),
         "dropped": sum(sum(agent["dropped"].values()) for agent in agents),
         "calls": sum(capability["calls"] for capability in stats["capabilities"]),
@@ -93,15 +104,19 @@ def figures(stats: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 def print_figures(console: Console, told: Mapping[str, Any]) -> None:
     """Print the figures of a run as a line and a table."""
-    console.print(
-        f"{told['events']} events, {told['calls']} calls, {told['errors']} errors, "
+    parts = (
+        counted(told["events"], "event", "events"),
+        counted(told["calls"], "call", "calls"),
+        counted(told["errors"], "error", "errors"),
         f"{told['dropped']} dropped in {told['seconds']:.2f} s",
-        highlight=False,
     )
+    console.print(", ".join(parts), highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "count", "P50", "P99"):
         table.add_column(title, justify="left" if not title else "right")
     for entry in told["agents"]:
+        if not entry["events"]:
+            continue
         table.add_row(f"{entry['name']}: wait for its turn", *_cells(entry, "events"))
     for entry in told["capabilities"]:
         table.add_row(f"{entry['name']}: call", *_cells(entry, "calls"))

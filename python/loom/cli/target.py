@@ -3,12 +3,15 @@
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from loom.app import App
 from loom.config import load
-from loom.errors import InvalidParams, NotFound
+from loom.errors import InvalidParams, LoomError, NotFound
 
 
 def load_target(target: str | None) -> tuple[App, ModuleType]:
@@ -31,8 +34,14 @@ def load_target(target: str | None) -> tuple[App, ModuleType]:
     if name:
         app = getattr(module, name, None)
     else:
-        apps = [value for value in vars(module).values() if isinstance(value, App)]
-        app = getattr(module, "app", apps[0] if len(apps) == 1 else None)
+        apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
+        app = apps.get("app", next(iter(apps.values())) if len(apps) == 1 else None)
+        if app is None and apps:
+            raise InvalidParams(
+                f"{text} has several Apps: {', '.join(apps)}",
+                field="target",
+                hint=f"name one of them: {where}:{next(iter(apps))}",
+            )
     if not isinstance(app, App):
         raise InvalidParams(
             f"{text} has no App called {name or 'app'!r}",
@@ -49,13 +58,31 @@ def _from_file(path: Path) -> ModuleType:
         )
     path = path.resolve()
     sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_target"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InvalidParams(f"{path} is not a Python file", field="target")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    with _own_errors(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _own_errors(path: Path) -> Generator[None]:
+    """Show what the user's file raises with its own frames only, and leave with exit code 1."""
+    try:
+        yield
+    except LoomError:
+        raise
+    except Exception as error:  # the root of the user's module
+        told = traceback.TracebackException.from_exception(error)
+        files = [frame.filename for frame in told.stack]
+        if str(path) in files:
+            del told.stack[: files.index(str(path))]
+        sys.stderr.write("".join(told.format()))
+        raise SystemExit(1) from None
 
 
 def _from_module(name: str) -> ModuleType:

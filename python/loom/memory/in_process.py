@@ -36,6 +36,8 @@ class InProcessMemory:
             Exhausted: the memory is full.
             InvalidParams: the value has no JSON form, or ``ttl`` is not positive.
         """
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
+            raise InvalidParams(f"the key is {key!r}, not text", field="key")
         if ttl is not None and ttl <= 0:
             raise InvalidParams(f"a ttl of {ttl} s is out of range", field="ttl")
         if isinstance(value, bytes):

@@ -28,6 +28,9 @@ class ExtractiveModel:
     name = "extractive (offline)"
     provider = "extractive (offline)"
 
+    async def aclose(self) -> None:
+        """Nothing to give back."""
+
     @overload
     async def generate(
         self,

@@ -87,6 +87,11 @@ class Pool:
         self._start_worker()
 
     @property
+    def is_of_agent(self) -> bool:
+        """Whether it runs an agent's turns, not a capability."""
+        return self._work.host.sender == self.handle
+
+    @property
     def has_started(self) -> bool:
         """Whether ``start`` was called."""
         return bool(self._workers)

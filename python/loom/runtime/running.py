@@ -13,10 +13,10 @@ from loom.agent import AgentSpec, capabilities_of
 from loom.capabilities import Capability
 from loom.codec import encode
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
-from loom.context import Context
+from loom.context import LEASE, Context
 from loom.directory import EFFECTS
-from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS
-from loom.link import Link, Local, open_local
+from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS, SYNC_THREADS
+from loom.link import Link, Local, VirtualClock, open_local
 from loom.protocols import Memory, Model
 from loom.runtime.host import Host, Services
 from loom.runtime.pool import Pool
@@ -26,6 +26,8 @@ from loom.runtime.turns import Turns
 if TYPE_CHECKING:
     from loom.app import App
 
+_CALM_ROUNDS = 3  # a finished future needs two turns of the loop to reach its task
+_THREAD_POLL = 0.001  # seconds between two looks at threads, which tell the loop when they end
 _logger = logging.getLogger("loom")
 
 
@@ -64,6 +66,20 @@ class Running:
             and not self.link.waiting
         )
 
+    def is_calm(self) -> bool:
+        """Whether nothing can go on by itself: all that has not ended waits for something."""
+        if self.link.session.pending:
+            self.link.look()
+            return False
+        return not self.busy_threads and all(
+            pool.is_quiet or pool.blocked_workers() for pool in self.pools
+        )
+
+    @property
+    def busy_threads(self) -> int:
+        """How many synchronous functions run."""
+        return sum(serving.busy_threads for serving in self.servings)
+
     async def quiet(self) -> None:
         """Return once all events that were published have been handled."""
         while not self.is_quiet():
@@ -72,6 +88,29 @@ class Running:
             self.link.look()
             if self.link.waiting:
                 await asyncio.sleep(0)
+
+    async def calm(self) -> None:
+        """Return once nothing can go on by itself."""
+        rounds = 0
+        while rounds < _CALM_ROUNDS:
+            rounds = rounds + 1 if self.is_calm() else 0
+            await asyncio.sleep(_THREAD_POLL if self.busy_threads else 0)
+
+    async def finish(self) -> None:
+        """Let what was published be handled, at most ``STOP_SECONDS`` long.
+
+        On a virtual clock, which nobody moves any more, this ends as soon as nothing goes on by
+        itself.
+        """
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                if isinstance(self.engine.clock, VirtualClock):
+                    await self.calm()
+                else:
+                    await self.quiet()
+        except TimeoutError:
+            busy = sum(pool.busy for pool in self.pools)
+            _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
 
 
 @asynccontextmanager
@@ -93,13 +132,14 @@ async def running(
     engine = open_local(virtual=virtual_clock, seed=seed)
     link = engine.attach(app.namespace, app.name)
     settled = load() if config is None else config
+    made: list[Model] = [] if model is None else [model]
     services = Services(
         engine=engine,
         link=link,
         namespace=app.namespace,
         app=app.name,
         memory=memory or _factory(MEMORY_FACTORY)(engine.clock),
-        model=_once(model, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
+        model=_once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
         random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
     )
     host = Host(
@@ -119,57 +159,71 @@ async def running(
         yield run
     finally:
         await _stop(run)
+        if model is None and made:
+            await made[0].aclose()
 
 
 async def _start(run: Running, app: "App") -> None:
-    """Capabilities first, then agents, so that an agent finds what it calls.
+    """Register everything, then start: capabilities, then agent by agent.
 
-    Then each agent's ``on_start``.
+    An agent's ``on_start`` finds the app's functions and the agents declared before it at work.
     """
-    link = run.link
-    for capability in app.capabilities:
-        _provide(run, capability, app.name)
-    for spec in app.agents:
-        agent = spec.make()
-        methods = capabilities_of(agent, spec.methods)
-        for capability in methods:
-            _provide(run, capability, spec.name)
-        try:
-            handle = link.session.register(
-                spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods)
-            )
-        except link.refusal as error:
-            raise link.translate(error) from None
-        host = Host(
-            services=run.services,
-            link=link,
-            sender=handle,
-            session=link.session,
-            offer=link.session.offer,
-            name=spec.name,
-            log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
-            state_type=spec.state_type,
-        )
-        run.agents.append((spec, agent, host))
-        turns = Turns(host, spec, agent)
-        name = f"loom agent {spec.name}"
-        run.pools.append(Pool(link, handle, turns, limit=spec.concurrency, name=name))
-    link.look()
-    for _, agent, host in run.agents:
+    functions = [_provide(run, capability, app.name) for capability in app.capabilities]
+    agents = [_register(run, spec) for spec in app.agents]
+    run.link.look()
+    for pool in functions:
+        pool.start()
+    for agent, host, pools in agents:
         if hasattr(agent, "on_start"):
             await agent.on_start(Context(host))
-    for pool in run.pools:
-        pool.start()
+        for pool in pools:
+            pool.start()
 
 
-def _provide(run: Running, capability: Capability[..., Any], provider: str) -> None:
+def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
+    """Register an agent and what it offers; nothing of it runs yet."""
+    link = run.link
+    agent = spec.make()
+    methods = capabilities_of(agent, spec.methods)
+    pools = [_provide(run, capability, spec.name) for capability in methods]
+    try:
+        handle = link.session.register(
+            spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods)
+        )
+    except link.refusal as error:
+        raise link.translate(error) from None
+    host = Host(
+        services=run.services,
+        link=link,
+        sender=handle,
+        session=link.session,
+        offer=link.session.offer,
+        name=spec.name,
+        log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
+        state_type=spec.state_type,
+    )
+    run.agents.append((spec, agent, host))
+    turns = Turns(host, spec, agent)
+    name = f"loom agent {spec.name}"
+    pool = Pool(link, handle, turns, limit=spec.concurrency, name=name)
+    run.pools.append(pool)
+    return agent, host, [*pools, pool]
+
+
+def _provide(run: Running, capability: Capability[..., Any], provider: str) -> Pool:
+    """Offer a capability; nothing of it runs yet.
+
+    A plain function gets no more calls at a time than it has threads: the others wait in the
+    engine, not started.
+    """
     link, terms = run.link, capability.terms
+    limit = AGENT_CONCURRENCY if capability.is_async else SYNC_THREADS
     try:
         handle = link.session.provide(
             terms.name,
             terms.version,
             EFFECTS.index(terms.effect),
-            AGENT_CONCURRENCY,
+            limit,
             _capability_info(capability, provider),
         )
     except link.refusal as error:
@@ -177,8 +231,9 @@ def _provide(run: Running, capability: Capability[..., Any], provider: str) -> N
     run.services.timeouts[terms.name] = terms.timeout
     serving = Serving(run.host, capability)
     run.servings.append(serving)
-    name = f"loom capability {terms.name}"
-    run.pools.append(Pool(link, handle, serving, limit=AGENT_CONCURRENCY, name=name))
+    pool = Pool(link, handle, serving, limit=limit, name=f"loom capability {terms.name}")
+    run.pools.append(pool)
+    return pool
 
 
 async def _stop(run: Running) -> None:
@@ -189,24 +244,17 @@ async def _stop(run: Running) -> None:
     started = all(pool.has_started for pool in run.pools)
     try:
         if started:
-            await _let_finish(run)
+            await run.finish()
     finally:
-        await asyncio.gather(*(pool.stop() for pool in run.pools))
+        turns = [pool for pool in run.pools if pool.is_of_agent]
+        await asyncio.gather(*(pool.stop() for pool in turns))
         for _, agent, host in run.agents:
             if started and hasattr(agent, "on_stop"):
                 await _finish(agent.on_stop(Context(host)), host.name)
+        await asyncio.gather(*(pool.stop() for pool in run.pools))
         for serving in run.servings:
             serving.close()
         run.link.close()
-
-
-async def _let_finish(run: Running) -> None:
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await run.quiet()
-    except TimeoutError:
-        busy = sum(pool.busy for pool in run.pools)
-        _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
 
 
 async def _finish(ending: Coroutine[Any, Any, None], name: str) -> None:
@@ -262,7 +310,8 @@ class _BusHandler(logging.Handler):
         """Publish one record."""
         payload = encode({"message": record.getMessage(), "logger": record.name})
         try:
-            self._link.session.log(self._sender, 0, record.levelname.lower(), payload)
+            lease: int = getattr(record, LEASE, 0)
+            self._link.session.log(self._sender, lease, record.levelname.lower(), payload)
         except self._link.refusal:
             self.handleError(record)
 
@@ -271,6 +320,8 @@ def _bus_logger(name: str, link: Link, sender: int) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.handlers = [h for h in logger.handlers if not isinstance(h, _BusHandler)]
     logger.addHandler(_BusHandler(link, sender))
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     return logger
 
 
@@ -283,8 +334,8 @@ def _factory(path: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", getattr(importlib.import_module(module), name))
 
 
-def _once(given: Model | None, make: Callable[[], Model]) -> Callable[[], Model]:
-    made: list[Model] = [] if given is None else [given]
+def _once(made: list[Model], make: Callable[[], Model]) -> Callable[[], Model]:
+    """Return what gives the one model of ``made``, making it at its first use."""
 
     def model() -> Model:
         if not made:

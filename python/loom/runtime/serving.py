@@ -128,7 +128,9 @@ class Serving:
         try:
             arguments = self._arguments.model_validate_json(item.payload or b"{}")
         except ValidationError as error:
-            raise invalid(error, "args", f"{self._name} cannot take these arguments") from None
+            raise invalid(
+                error, "args", f"{self._name} cannot take these arguments", self._capability.usage
+            ) from None
         return self._capability.keywords(arguments, item.effect_id)
 
     async def _stream(self, chunks: AsyncIterator[Any], lease: int, *, live: bool) -> bytes:

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from typing import Any
 
 from loom.errors import Exhausted
-from loom.limits import SYNC_QUEUE, SYNC_THREADS
+from loom.limits import SYNC_THREADS
 
 _Job = tuple["asyncio.Future[Any]", Callable[[], Any]]
 
@@ -31,27 +31,27 @@ class Threads:
 
     @property
     def busy(self) -> int:
-        """How many functions run or wait for a thread."""
+        """How many functions run."""
         return self._running
 
     async def run(self, fn: Callable[..., Any], keywords: dict[str, Any]) -> Any:
         """Return what ``fn(**keywords)`` returns, run in a thread with this task's variables.
 
         Raises:
-            Exhausted: too many calls wait for a thread already.
+            Exhausted: every thread still runs a function that nobody waits for any more.
         """
-        if self._running >= SYNC_THREADS + SYNC_QUEUE:
+        if self._running >= SYNC_THREADS:
             raise Exhausted(
-                f"{self._running} calls run or wait in the threads of {self._name}",
-                limit="sync_queue",
+                f"all {SYNC_THREADS} threads of {self._name} run functions that were given up",
+                limit="sync_threads",
                 who=self._name,
-                hint="call it less often at a time, or make it async",
+                hint="give what blocks in it a timeout of its own, or make it async",
             )
         self._running += 1
         done: asyncio.Future[Any] = self._loop.create_future()
         variables = copy_context()
         self._jobs.put((done, lambda: variables.run(fn, **keywords)))
-        if self._threads < min(self._running, SYNC_THREADS):
+        if self._threads < self._running:
             self._threads += 1
             threading.Thread(target=self._work, name=f"loom-{self._name}", daemon=True).start()
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from loom.agent import AgentSpec, Route
 from loom.codec import encode
-from loom.context import invalid
+from loom.context import expected_of, invalid
 from loom.envelope import BYTES_TYPE, Envelope
 from loom.errors import HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
@@ -76,8 +76,9 @@ class Turns:
             told: LoomError = error
         else:
             told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
+        stack = None if isinstance(error, InvalidParams) else error  # that is the sender's mistake
         _logger.error(
-            "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=error
+            "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=stack
         )
         link = self.host.link
         link.session.fail(lease, error_number(told), error_detail(told, who=who))
@@ -97,12 +98,13 @@ def _validator(accepts: Any) -> Callable[[bytes], Any] | None:
 
     adapter = TypeAdapter[Any](accepts)
     name = getattr(accepts, "__name__", str(accepts))
+    hint = expected_of(accepts)
     from_json = adapter.validator.validate_json
 
     def validate(payload: bytes) -> Any:
         try:
             return from_json(payload)
         except ValidationError as error:
-            raise invalid(error, "data", f"the data is not a {name}") from None
+            raise invalid(error, "data", f"the data is not a {name}", hint) from None
 
     return validate

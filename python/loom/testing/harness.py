@@ -129,11 +129,7 @@ class Harness:
             TimeoutError: something keeps running for ``_PATIENCE`` real seconds.
         """
         async with asyncio.timeout(_PATIENCE):
-            calm = 0
-            while calm < 3:
-                calm = calm + 1 if self._is_calm() else 0
-                busy = any(serving.busy_threads for serving in self._running.servings)
-                await asyncio.sleep(0.001 if busy else 0)
+            await self._running.calm()
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -188,15 +184,6 @@ class Harness:
                 "the harness is not running", field="harness", hint="use it in `async with`"
             )
         return self._run
-
-    def _is_calm(self) -> bool:
-        run = self._running
-        if run.link.session.pending:
-            run.link.look()
-            return False
-        return not any(s.busy_threads for s in run.servings) and all(
-            pool.is_quiet or pool.blocked_workers() for pool in run.pools
-        )
 
     async def _record(self, tap: Subscription) -> None:
         async for event in tap:

@@ -32,6 +32,9 @@ class ScriptedModel:
         self._answers = list(answers)
         self.prompts: list[Prompt] = []
 
+    async def aclose(self) -> None:
+        """Nothing to give back."""
+
     async def generate(
         self,
         prompt: str,

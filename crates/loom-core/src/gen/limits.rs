@@ -88,9 +88,6 @@ pub const REPLIES: usize = 1_024;
 /// In threads: threads that one capability written as a plain function may use.
 pub const SYNC_THREADS: usize = 8;
 
-/// In calls: calls that wait for one of those threads.
-pub const SYNC_QUEUE: usize = 64;
-
 /// In bytes: what ctx.memory holds in one process.
 pub const MEMORY_BYTES: usize = 67_108_864;
 
