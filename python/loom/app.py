@@ -31,8 +31,8 @@ class App:
         Raises:
             InvalidParams: a name is not made of lower-case letters, digits, '_', '-' and dots.
         """
-        self.name = check_name(name)
-        self.namespace = check_name(namespace, field="namespace")
+        self.name: str = check_name(name)
+        self.namespace: str = check_name(namespace, field="namespace")
         self.agents: list[AgentSpec] = []
         self.capabilities: list[Capability[..., Any]] = []
         self._running: Running | None = None

@@ -206,6 +206,7 @@ def test_an_error_of_the_users_module_shows_its_own_frames_only(shop: Path) -> N
 def test_a_file_may_be_called_as_a_module_and_hold_several_apps(shop: Path) -> None:
     (shop / "loom.py").write_text((shop / "shop.py").read_text(encoding="utf-8"), encoding="utf-8")
     assert loom("list", "topics", str(shop / "loom.py"), cwd=shop.parent).returncode == 0
+    (shop / "loom.py").unlink()
     (shop / "two.py").write_text(
         'import loom\n\na = loom.App("a")\nb = loom.App("b")\n', encoding="utf-8"
     )

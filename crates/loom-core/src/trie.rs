@@ -143,29 +143,36 @@ impl Trie {
 
     /// All subscriptions with a filter that matches: each once, in the order of their ids.
     pub(crate) fn find(&self, topic: &str) -> Vec<SubId> {
-        let tokens: SmallVec<[&str; 16]> = topic.split('.').collect();
-        let mut found = Vec::new();
-        self.walk(ROOT, &tokens, &mut found);
-        found.sort_unstable();
-        found.dedup();
-        found
+        self.find_counted(topic).0
     }
 
-    fn walk(&self, at: u32, tokens: &[&str], found: &mut Vec<SubId>) {
+    /// Also says how many nodes were visited, which is what matching costs.
+    fn find_counted(&self, topic: &str) -> (Vec<SubId>, usize) {
+        let tokens: SmallVec<[&str; 16]> = topic.split('.').collect();
+        let mut found = Vec::new();
+        let visited = self.walk(ROOT, &tokens, &mut found);
+        found.sort_unstable();
+        found.dedup();
+        (found, visited)
+    }
+
+    fn walk(&self, at: u32, tokens: &[&str], found: &mut Vec<SubId>) -> usize {
         let Some(node) = self.nodes.get(at as usize) else {
-            return;
+            return 0;
         };
         let Some((token, rest)) = tokens.split_first() else {
             found.extend_from_slice(&node.here);
-            return;
+            return 1;
         };
         found.extend_from_slice(&node.tail);
+        let mut visited = 1;
         if let Some(next) = node.children.get(*token) {
-            self.walk(*next, rest, found);
+            visited += self.walk(*next, rest, found);
         }
         if let Some(next) = node.star {
-            self.walk(next, rest, found);
+            visited += self.walk(next, rest, found);
         }
+        visited
     }
 
     #[cfg(test)]
@@ -190,6 +197,21 @@ mod tests {
         trie.insert(&filter("a.*"), SubId(1));
         trie.insert(&filter("a.>"), SubId(1));
         assert_eq!(trie.find("a.b"), vec![SubId(1)]);
+    }
+
+    // requirement: TOPIC-COST
+    #[test]
+    fn ten_thousand_filters_that_do_not_match_cost_no_visit_more() {
+        let mut trie = Trie::new();
+        for text in ["order.*.paid", "order.>", "*.eu.paid"] {
+            trie.insert(&filter(text), SubId(1));
+        }
+        let before = trie.find_counted("order.eu.paid");
+        for n in 0..10_000 {
+            trie.insert(&filter(&format!("order.eu{n}.>")), SubId(2));
+            trie.insert(&filter(&format!("other{n}.*.paid")), SubId(2));
+        }
+        assert_eq!(trie.find_counted("order.eu.paid"), before);
     }
 
     #[test]

@@ -717,8 +717,7 @@ impl World {
                     format!("event {index} was parked")
                 })?;
                 self.tickets.insert(ticket, (session, index));
-                self.book.event(index)?.state = State::Parked;
-                Ok(())
+                self.book.wait(index, State::Parked)
             }
             Offer::Logging(ticket, record) => {
                 ensure(durable, "TICKETS-ORDERED", || {

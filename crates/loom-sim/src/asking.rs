@@ -112,9 +112,8 @@ impl World {
         if went && !waiting {
             return self.book.apply(index, true);
         }
-        event.state = State::Unsure;
         self.seen.note_if("request parked", !waiting);
-        Ok(())
+        self.book.wait(index, State::Unsure)
     }
 
     fn check_refused(&mut self, index: usize, outlook: &Outlook, error: &Error) -> Check {

@@ -281,6 +281,7 @@ impl Book {
         let responders = event.responders();
         if responders > 0 {
             self.load(index);
+            self.wait(index, State::Unsure)?;
         }
         Ok(responders)
     }
@@ -305,6 +306,18 @@ impl Book {
     pub(crate) fn refuse(&mut self, index: usize) -> Check {
         self.unload(index, None);
         self.event(index)?.state = State::Refused;
+        Ok(())
+    }
+
+    /// An event waits: when it goes into the queues of its targets, if it does, is not told.
+    pub(crate) fn wait(&mut self, index: usize, state: State) -> Check {
+        let event = self.event(index)?;
+        event.state = state;
+        let members = event.targets.iter().flat_map(|target| target.members.clone());
+        for member in members.collect::<Vec<usize>>() {
+            let sub = self.sub(member)?;
+            sub.ring.blurred |= sub.lossy;
+        }
         Ok(())
     }
 
@@ -348,7 +361,6 @@ impl Book {
                     sub.shared += 1;
                 }
                 if sub.lossy || qos == Qos::Realtime {
-                    sub.ring.blurred |= !known;
                     let item = RingItem {
                         event: index,
                         placed: beat,

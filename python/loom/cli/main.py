@@ -10,7 +10,7 @@ from loom import __version__
 if TYPE_CHECKING:
     from loom.errors import LoomError
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="loom",
     no_args_is_help=True,
     rich_markup_mode=None,

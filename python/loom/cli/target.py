@@ -76,7 +76,7 @@ def _own_errors(path: Path) -> Generator[None]:
         yield
     except LoomError:
         raise
-    except Exception as error:  # the root of the user's module
+    except Exception as error:  # noqa: BLE001  the root of the user's module
         told = traceback.TracebackException.from_exception(error)
         files = [frame.filename for frame in told.stack]
         if str(path) in files:

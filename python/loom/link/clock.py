@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -42,8 +43,8 @@ class SystemClock:
     """Real time."""
 
     def __init__(self, source: TimeSource) -> None:
-        self.now = source.now
-        self.wall = source.wall
+        self.now: Callable[[], float] = source.now
+        self.wall: Callable[[], float] = source.wall
 
     async def sleep(self, seconds: float) -> None:
         """Return after ``seconds``."""
@@ -55,8 +56,8 @@ class VirtualClock:
 
     def __init__(self, source: TimeSource) -> None:
         self._source = source
-        self.now = source.now
-        self.wall = source.wall
+        self.now: Callable[[], float] = source.now
+        self.wall: Callable[[], float] = source.wall
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 

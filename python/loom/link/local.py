@@ -55,7 +55,7 @@ class Link:
         self.session = session
         self.clock = clock
         self.refusal = refusal
-        self.has_null = _has_null()
+        self.has_null: Callable[[bytes], bool] = _has_null()
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[int, Waiter] = {}
         self._ready: dict[int, Callable[[], None]] = {}
@@ -434,7 +434,7 @@ class Chunks:
         self._granted = STREAM_CHUNKS
         self._error: LoomError | None = None
         self._more = asyncio.Event()
-        self.ended = False
+        self.ended: bool = False
 
     def answer(self, envelope: Envelope) -> None:
         """A call has no replies."""

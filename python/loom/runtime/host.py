@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loom.codec import encode
+from loom.envelope import Receipt
 from loom.errors import CODES, Exhausted, LoomError, NotSupported
 from loom.limits import ERROR_DETAIL_BYTES, STATES
 from loom.link import Link, Local
 from loom.protocols import Memory, Model
 
 if TYPE_CHECKING:
-    from loom._engine import Receipt, Session
+    from loom.link.local import Session
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Host:
     link: Link
     sender: int
     session: "Session"  # the link's, at hand for the hot path
-    offer: Callable[..., "Receipt | int | None"]  # the session's
+    offer: Callable[..., Receipt | int | None]  # the session's
     name: str
     log: logging.Logger
     state_type: type[Any] | None = None

@@ -29,7 +29,8 @@ class Serving:
 
     def __init__(self, host: Host, capability: Capability[..., Any]) -> None:
         self.host = host
-        self.only = Target(self._serve)
+        self._target = Target(self._serve)
+        self.only: Target | None = self._target
         self._link = host.link
         self._capability = capability
         self._name = capability.name
@@ -54,7 +55,7 @@ class Serving:
 
     def find(self, topic: str) -> Target:
         """Return what runs the function, whatever the name it was called by."""
-        return self.only
+        return self._target
 
     async def _serve(self, ctx: Context[Any], event: Event[Any]) -> None:
         """Run the function for one invocation, and give its result back.

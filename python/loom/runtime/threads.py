@@ -27,7 +27,7 @@ class Threads:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = 0
         self._running = 0
-        self.abandoned = 0
+        self.abandoned: int = 0
 
     @property
     def busy(self) -> int:

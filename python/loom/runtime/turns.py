@@ -27,7 +27,7 @@ class Turns:
         self._spec = spec
         self._made = [_target(agent, route) for route in spec.routes]
         self._targets: dict[str, Target] = {}
-        self.only = self._made[0] if len(self._made) == 1 else None
+        self.only: Target | None = self._made[0] if len(self._made) == 1 else None
 
     def find(self, topic: str) -> Target:
         """Return the first handler in source order that takes the topic.

@@ -30,7 +30,7 @@ _ARCHIVE_AFTER_DAYS: Final = 7
 _REFUSED: Final = 400
 _DAILY: Final = "temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"
 
-app = loom.App("weather")
+app: loom.App = loom.App("weather")
 
 
 class Weather(BaseModel):

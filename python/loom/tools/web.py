@@ -18,7 +18,7 @@ __all__ = ["SearchProvider", "SearchResult", "SearchResults", "app", "provider",
 RESULTS_MAX: Final = 50
 QUERY_CHARACTERS: Final = 1_000
 
-app = loom.App("web")
+app: loom.App = loom.App("web")
 
 
 def cache_directory(environment: Mapping[str, str]) -> Path | None:
