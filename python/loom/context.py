@@ -12,7 +12,6 @@ from functools import lru_cache
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 
-from msgspec import Struct
 from typing_extensions import TypedDict, TypeVar, Unpack
 
 from loom.capabilities import Bound
@@ -40,6 +39,7 @@ from loom.errors import (
 )
 from loom.limits import STREAM_CHUNKS, TIMEOUT_MS_MAX, TTL_MS_MAX
 from loom.protocols import Memory, Model
+from loom.record import Record
 from loom.runtime.host import Host
 from loom.runtime.stream import Subscription
 from loom.topics import matches
@@ -66,14 +66,13 @@ class EmitOptions(TypedDict, total=False):
     headers: Mapping[str, str] | None
 
 
-class Context(Struct, Generic[S], gc=False, eq=False):
+class Context(Record, Generic[S], gc=False, eq=False):
     """What a handler may do: publish, ask, call, remember, wait.
 
     Outside a handler (``app.running()``, ``on_start``) it belongs to the app or the agent, and each
     emit opens a new thread. Inside one, events it publishes carry the turn's thread, run and cause.
     """
 
-    # A Struct, because one is made for each turn: it is made without a frame of Python.
     _host: Host
     _envelope: Envelope | None = None
     _lease: int = 0

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, cast
 
-from msgspec import Struct
 from typing_extensions import TypeVar
 
 from loom.codec import CANNOT_DECODE, decode, from_json
 from loom.errors import LoomError
+from loom.record import Record
 
 QoS: TypeAlias = Literal["realtime", "batched", "background"]
 """Delivery class: newest wins, sender waits for room (the default), or spills."""
@@ -111,13 +111,12 @@ class Receipt(Protocol):
     def position(self) -> str | None: ...
 
 
-class Event(Struct, Generic[T], gc=False, eq=False):
+class Event(Record, Generic[T], gc=False, eq=False):
     """One event with its data decoded. Immutable.
 
     ``Event[Model]`` in a handler's hints validates its data.
     """
 
-    # A Struct, because one is made for each event: it is made without a frame of Python.
     _envelope: Envelope
     _data: object = _UNREAD
 

@@ -16,19 +16,18 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import Any, Protocol
 
-from msgspec import Struct
-
 from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.limits import TURN_BATCH
 from loom.link import Link
+from loom.record import Record
 from loom.runtime.host import Host
 
 _LAST_MOMENT = 1.0  # seconds that cancelled user code has to end
 _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
 
 
-class Target(Struct, gc=False, eq=False):
+class Target(Record, gc=False, eq=False):
     """User code ready to run, and what checks its data: None where it takes anything."""
 
     handle: Callable[[Context[Any], Event[Any]], Awaitable[Any]]
