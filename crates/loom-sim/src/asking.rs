@@ -1,6 +1,8 @@
 //! Requests, calls and streams: asking, answering, cancelling, and what must be refused.
 
-use loom_core::{CallId, Code, Error, Fault, Invoke, LeaseId, Nanos, Publish, Qos, Reply, Request};
+use loom_core::{
+    CallId, Code, Error, Fault, Invoke, LeaseId, Nanos, Publish, Qos, Reply, Request, SessionId,
+};
 
 use crate::actions::{CAPABILITIES, From, Habits};
 use crate::book::{Event, State, tag};
@@ -489,6 +491,10 @@ impl World {
                     .map(|e| e.code)
             }),
         ];
+        let refused = refused
+            .into_iter()
+            .chain(self.speak_foreign(other, lease, &held));
+        let refused: Vec<Option<Code>> = refused.collect();
         self.note(format!("{other:?} uses {lease:?} -> {refused:?}"));
         self.seen.note("foreign lease refused");
         let all = refused.iter().all(|code| *code == Some(Code::Fenced));
@@ -497,6 +503,30 @@ impl World {
                 "{other:?} used {lease:?} of {:?}: {refused:?}",
                 held.session
             )
+        })
+    }
+
+    /// Publishes in a turn, and with a handle, of another session.
+    fn speak_foreign(
+        &mut self,
+        other: SessionId,
+        lease: LeaseId,
+        held: &Held,
+    ) -> [Option<Code>; 2] {
+        let roots = |session| self.core.root(session).ok();
+        let (own, theirs) = (roots(other), roots(held.session));
+        [(own, Some(lease)), (theirs, None)].map(|(sender, turn)| {
+            let publish = Publish {
+                sender: sender?,
+                turn,
+                topic: "a",
+                payload: tag(b'X', 0, 9),
+                qos: Qos::Realtime,
+                options: None,
+                durable: false,
+            };
+            let offered = self.core.offer(other, publish, self.at);
+            offered.err().map(|error| error.code)
         })
     }
 

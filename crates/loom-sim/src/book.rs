@@ -313,7 +313,10 @@ impl Book {
     pub(crate) fn wait(&mut self, index: usize, state: State) -> Check {
         let event = self.event(index)?;
         event.state = state;
-        let members = event.targets.iter().flat_map(|target| target.members.clone());
+        let members = event
+            .targets
+            .iter()
+            .flat_map(|target| target.members.clone());
         for member in members.collect::<Vec<usize>>() {
             let sub = self.sub(member)?;
             sub.ring.blurred |= sub.lossy;

@@ -14,6 +14,8 @@ mod trace;
 mod waits;
 mod world;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use loom_core::Core;
 
 pub use crate::campaign::{Campaign, Catch, hunt};
@@ -22,7 +24,7 @@ pub use crate::trace::Violation;
 
 use crate::actions::Habits;
 use crate::dice::Dice;
-use crate::trace::{Check, Trace};
+use crate::trace::{Check, Trace, broken};
 use crate::world::World;
 
 /// What a run of one seed showed.
@@ -66,7 +68,8 @@ pub fn simulate(seed: u64, setup: Setup) -> Run {
     let mut core = Core::new(limits, seed);
     (setup.prepare)(&mut core);
     let mut world = World::new(core, dice, Trace::new(setup.traced));
-    let ended = live(&mut world, &habits);
+    let ended = catch_unwind(AssertUnwindSafe(|| live(&mut world, &habits)));
+    let ended = ended.unwrap_or_else(|_| broken("NO-PANIC", "the engine panicked"));
     world.look_back();
     Run {
         seed,

@@ -767,7 +767,7 @@ fn show_notice(notice: &Notice) -> String {
         Notice::Outcome(call, code, body) => {
             format!(
                 "outcome {call:?} {code:?} {}",
-                String::from_utf8_lossy(body)
+                String::from_utf8_lossy(body).escape_debug()
             )
         }
         other => format!("{other:?}"),
