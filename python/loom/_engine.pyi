@@ -93,6 +93,8 @@ class Delivery:
     @property
     def is_json(self) -> bool: ...
     @property
+    def json(self) -> bytes | None: ...  # the payload if it is JSON
+    @property
     def sender(self) -> str: ...
     @property
     def namespace(self) -> str: ...
@@ -179,7 +181,7 @@ class Session:
     def offer(
         self,
         sender: int,
-        turn: int,
+        turn: Delivery | None,
         topic: str,
         payload: bytes,
         qos: int,
@@ -190,7 +192,7 @@ class Session:
     def request(
         self,
         sender: int,
-        turn: int,
+        turn: Delivery | None,
         topic: str,
         payload: bytes,
         timeout: float,
@@ -202,7 +204,7 @@ class Session:
     def call(
         self,
         sender: int,
-        turn: int,
+        turn: Delivery | None,
         capability: str,
         payload: bytes,
         timeout: float,
@@ -214,7 +216,7 @@ class Session:
     # absolute number of chunks granted so far
     def grant(self, call: int, total: int, /) -> None: ...
     # ends lease `done` well (0: none), gives the next
-    def take(self, handle: int, done: int, /) -> Delivery | None: ...
+    def take(self, handle: int, done: Delivery | None, /) -> Delivery | None: ...
     # False: nobody waits any more
     def reply(self, lease: int, payload: bytes, content_type: str | None, /) -> bool: ...
     def result(self, lease: int, payload: bytes, /) -> bool: ...  # ends an invocation well
@@ -223,9 +225,9 @@ class Session:
     # ends a turn or an invocation with an error
     def fail(self, lease: int, code: int, detail: bytes, /) -> bool: ...
     # loom.log.{level}
-    def log(self, sender: int, turn: int, level: str, payload: bytes, /) -> None: ...
+    def log(self, sender: int, turn: Delivery | None, level: str, payload: bytes, /) -> None: ...
     # loom.error.{code}
-    def report(self, sender: int, turn: int, code: int, detail: bytes, /) -> None: ...
+    def report(self, sender: int, turn: Delivery | None, code: int, detail: bytes, /) -> None: ...
     def drain(self, most: int, /) -> list[_Notice]: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent

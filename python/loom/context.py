@@ -52,7 +52,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
-LEASE = "loom_lease"  # the attribute of a log record that says in which turn it was made
+TURN = "loom_turn"  # the attribute of a log record that says in which turn it was made
 _BATCHED = QOS_CODES[None]
 
 
@@ -74,8 +74,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
     """
 
     _host: Host
-    _envelope: Envelope | None = None
-    _lease: int = 0
+    _envelope: Any = None  # the engine's Delivery of this turn, an Envelope; None outside a handler
 
     # -- publishing -------------------------------------------------------------------------------
 
@@ -96,7 +95,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         if not options and type(data) is not bytes:
             try:
                 receipt = host.offer(
-                    host.sender, self._lease, topic, to_json(data), _BATCHED, None, True
+                    host.sender, self._envelope, topic, to_json(data), _BATCHED, None, True
                 )
             except (*CANNOT_ENCODE, host.link.refusal):
                 receipt = None  # the careful way says what is wrong
@@ -129,7 +128,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         payload = encode(data, "data", host.link.has_null)
         try:
             receipt = host.offer(
-                host.sender, self._lease, topic, payload, QOS_CODES[qos], more, False
+                host.sender, self._envelope, topic, payload, QOS_CODES[qos], more, False
             )
         except host.link.refusal as error:
             raise host.link.translate(error) from None
@@ -261,7 +260,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         link = self._host.link
         content_type = BYTES_TYPE if type(data) is bytes else None
         try:
-            link.session.reply(self._lease, encode(data), content_type)
+            link.session.reply(envelope.lease, encode(data), content_type)
         except link.refusal as error:
             raise link.translate(error) from None
         link.look()
@@ -542,7 +541,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
         Records from INFO up are also events on ``loom.log.<level>``, in this turn's thread and run.
         """
-        return logging.LoggerAdapter(self._host.log, {LEASE: self._lease})
+        return logging.LoggerAdapter(self._host.log, {TURN: self._envelope})
 
     @property
     def agent(self) -> str:
@@ -582,7 +581,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         try:
             return link.session.request(
                 host.sender,
-                self._lease,
+                self._envelope,
                 topic,
                 encode(data),
                 _seconds(timeout),
@@ -622,7 +621,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
         host = self._host
         link = host.link
         try:
-            return link.session.call(host.sender, self._lease, name, payload, timeout, key, credit)
+            return link.session.call(
+                host.sender, self._envelope, name, payload, timeout, key, credit
+            )
         except link.refusal as error:
             raise link.translate(error) from None
         except TypeError:

@@ -7,7 +7,7 @@ An Event is a view of the engine's immutable Envelope; its data is decoded when 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, cast
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
@@ -45,6 +45,8 @@ class Envelope(Protocol):
     def content_type(self) -> str: ...
     @property
     def is_json(self) -> bool: ...
+    @property
+    def json(self) -> bytes | None: ...
     @property
     def sender(self) -> str: ...
     @property
@@ -128,13 +130,13 @@ class Event(Record, Generic[T], gc=False, eq=False):
         """
         data = self._data
         if data is _UNREAD:
-            envelope = self._envelope
+            payload = self._envelope.json
             try:
-                data = from_json(envelope.payload) if envelope.is_json else envelope.payload
+                data = self._envelope.payload if payload is None else from_json(payload)
             except CANNOT_DECODE:
-                data = decode(envelope.payload)  # says what is wrong
+                data = decode(self._envelope.payload)  # says what is wrong
             self._data = data
-        return cast("T", data)
+        return data  # pyright: ignore[reportReturnType]  what was checked against T, or T is Any
 
     @property
     def envelope(self) -> Envelope:

@@ -64,21 +64,21 @@ def is_readable(session: Session) -> bool:
 
 
 def emit(session: Session, topic: str, payload: bytes = b"{}") -> Receipt:
-    receipt = session.offer(session.root, 0, topic, payload, BATCHED, None)
+    receipt = session.offer(session.root, None, topic, payload, BATCHED, None)
     assert isinstance(receipt, Receipt)
     return receipt
 
 
 def request(session: Session, topic: str, timeout: float = 1.0) -> int:
-    return session.request(session.root, 0, topic, b"{}", timeout, 1, False, None)
+    return session.request(session.root, None, topic, b"{}", timeout, 1, False, None)
 
 
 def call(session: Session, name: str, credit: int = 0) -> int:
-    return session.call(session.root, 0, name, b"{}", 1.0, None, credit)
+    return session.call(session.root, None, name, b"{}", 1.0, None, credit)
 
 
 def must_take(session: Session, handle: int) -> Delivery:
-    delivery = session.take(handle, 0)
+    delivery = session.take(handle, None)
     assert delivery is not None
     return delivery
 
@@ -122,7 +122,7 @@ def test_an_event_is_read_field_by_field(engine: Engine, session: Session) -> No
         "00-aa-bb-01",
         None,
     )
-    receipt = session.offer(session.root, 0, "question.new", b"hi", BATCHED, options)
+    receipt = session.offer(session.root, None, "question.new", b"hi", BATCHED, options)
     assert isinstance(receipt, Receipt)
     assert (receipt.level, receipt.matched, receipt.position) == ("accepted", 1, None)
     event = must_take(session, handle)
@@ -158,7 +158,7 @@ def test_what_a_turn_sends_quotes_its_lease(session: Session) -> None:
     second = session.register("b", ["r"], "", 4, b"{}")
     root = emit(session, "q")
     turn = must_take(session, first)
-    session.offer(first, turn.lease, "r", b"{}", BATCHED, None)
+    session.offer(first, turn, "r", b"{}", BATCHED, None)
     event = must_take(session, second)
     assert (event.run_id, event.causation_id, event.sender, event.hop) == (
         root.id,
@@ -280,17 +280,17 @@ def test_an_error_of_a_handler_reaches_who_asked_and_who_watches(session: Sessio
     error = must_take(session, watch)
     assert error.topic == "loom.error.handler_error"
     assert json.loads(error.payload)["event_id"] == turn.id
-    assert session.take(watch, 0) is None
+    assert session.take(watch, None) is None
 
 
 def test_logs_and_reports_are_events_of_the_engine(session: Session) -> None:
     watch = session.subscribe(["loom.log.>", "loom.error.>"], BATCHED)
-    session.log(session.root, 0, "info", b'{"message":"hello"}')
-    session.report(session.root, 0, 3, b'{"message":"bad"}')
+    session.log(session.root, None, "info", b'{"message":"hello"}')
+    session.report(session.root, None, 3, b'{"message":"bad"}')
     assert must_take(session, watch).topic == "loom.log.info"
     assert must_take(session, watch).topic == "loom.error.capability_error"
     with pytest.raises(EngineError) as caught:
-        session.log(session.root, 0, "loud", b"{}")
+        session.log(session.root, None, "loud", b"{}")
     assert refused(caught)[:2] == (INVALID_PARAMS, "level")
 
 
@@ -299,7 +299,7 @@ def test_an_offer_without_room_is_a_ticket_first(session: Session) -> None:
     handle = session.register("a", ["q"], "", 1, b"{}")
     for _ in range(1_024):
         emit(session, "q")
-    ticket = session.offer(session.root, 0, "q", b"{}", BATCHED, None)
+    ticket = session.offer(session.root, None, "q", b"{}", BATCHED, None)
     assert isinstance(ticket, int)
     must_take(session, handle)
     ((accepted, receipt),) = drain(session).accepted
@@ -323,7 +323,7 @@ def test_wrong_arguments_name_their_field(session: Session) -> None:
     for given, expected in offers:
         arguments: list[Any] = [*given, *("q", b"{}", BATCHED, None)[len(given) :]]
         with pytest.raises(EngineError) as caught:
-            session.offer(session.root, 0, *arguments)
+            session.offer(session.root, None, *arguments)
         assert refused(caught) == expected
     for seconds in (float("nan"), -1.0, float("inf"), 1e9):
         with pytest.raises(EngineError) as caught:
@@ -335,9 +335,9 @@ def test_wrong_arguments_name_their_field(session: Session) -> None:
 def test_handles_of_another_session_are_fenced(session: Session, other: Session) -> None:
     handle = session.register("a", ["q"], "", 4, b"{}")
     for use in (
-        lambda: other.take(handle, 0),
+        lambda: other.take(handle, None),
         lambda: other.remove(handle),
-        lambda: other.offer(handle, 0, "q", b"{}", BATCHED, None),
+        lambda: other.offer(handle, None, "q", b"{}", BATCHED, None),
     ):
         with pytest.raises(EngineError) as caught:
             use()
@@ -405,7 +405,7 @@ def test_a_session_is_woken_by_another_and_not_by_itself(session: Session, other
     assert drain(session).ready == [handle]
     assert not session.pending
     turn = must_take(session, handle)
-    assert session.take(handle, turn.lease) is None
+    assert session.take(handle, turn) is None
     emit(other, "q")
     assert session.pending
     assert is_readable(session)
@@ -433,17 +433,17 @@ def test_no_wake_up_is_lost_between_two_threads(engine: Engine) -> None:
         while left:
             assert select.select([answering.fd], [], [], 10)[0], "not woken"
             answering.drain(256)
-            lease = 0
-            while (turn := answering.take(handle, lease)) is not None:
-                lease = turn.lease
-                answering.reply(lease, b"1", None)
+            done: Delivery | None = None
+            while (turn := answering.take(handle, done)) is not None:
+                answering.reply(turn.lease, b"1", None)
+                done = turn
                 left -= 1
 
     thread = threading.Thread(target=answer)
     thread.start()
     answered = 0
     for _ in range(rounds):
-        asking.request(asking.root, 0, "q", b"1", 60.0, 1, False, None)
+        asking.request(asking.root, None, "q", b"1", 60.0, 1, False, None)
         if not asking.pending:
             assert select.select([asking.fd], [], [], 10)[0], "not woken"
         answered += len(drain(asking).outcomes)
@@ -475,7 +475,7 @@ if child == 0:
     refused = 0
     for use in (
         lambda: engine.stats(),
-        lambda: session.offer(session.root, 0, "q", b"1", 1, None),
+        lambda: session.offer(session.root, None, "q", b"1", 1, None),
         lambda: session.drain(1),
         lambda: engine.attach("default", "again"),
     ):
@@ -485,11 +485,11 @@ if child == 0:
             refused += error.args[0] == 15
     fresh = Engine().attach("default", "child")
     fresh.register("a", ["q"], "", 1, b"{}")
-    matched = fresh.offer(fresh.root, 0, "q", b"1", 1, None).matched
+    matched = fresh.offer(fresh.root, None, "q", b"1", 1, None).matched
     del session, engine
     os._exit(0 if (refused, matched) == (4, 1) else 1)
 _, status = os.waitpid(child, 0)
-assert session.offer(session.root, 0, "q", b"1", 1, None).matched == 1
+assert session.offer(session.root, None, "q", b"1", 1, None).matched == 1
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
@@ -501,9 +501,9 @@ engine = Engine()
 session = engine.attach("default", "app")
 handle = session.register("a", ["q"], "", 1, b"{}")
 stream = session.subscribe([">"], 0)
-session.offer(session.root, 0, "q", b"1", 1, None)
-turn = session.take(handle, 0)
-session.request(session.root, 0, "q", b"1", 60.0, 1, False, None)
+session.offer(session.root, None, "q", b"1", 1, None)
+turn = session.take(handle, None)
+session.request(session.root, None, "q", b"1", 60.0, 1, False, None)
 sys.exit(7)
 """
 

@@ -340,7 +340,7 @@ impl Core {
         Ok((name, chosen))
     }
 
-    fn poke_provider(&mut self, id: ProviderId) {
+    pub(crate) fn poke_provider(&mut self, id: ProviderId) {
         let Some(provider) = self.providers.get_mut(id) else {
             return;
         };

@@ -184,7 +184,11 @@ impl Core {
 
     /// Ends a call whose deadline has passed, also when nobody has ticked since: what comes now is late.
     pub(crate) fn end_if_over(&mut self, call: CallId, at: Moment) {
-        if self.calls.get(call).is_some_and(|pending| pending.deadline <= at.now) {
+        if self
+            .calls
+            .get(call)
+            .is_some_and(|pending| pending.deadline <= at.now)
+        {
             self.call_is_due(call, at);
         }
     }

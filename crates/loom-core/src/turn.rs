@@ -80,6 +80,9 @@ impl Core {
                 let detail = Detail::message("the work ended without a result");
                 self.end_call(call, End::Failed(Code::CapabilityError, detail), at);
                 self.free_work(provider);
+                if taker != Kind::Provider(provider) {
+                    self.poke_provider(provider);
+                }
             }
         }
         Ok(())

@@ -1,6 +1,9 @@
 //! Python's values to the core's and back.
 
-use loom_core::{Code, Error, LeaseId, Notice, Options};
+use std::sync::LazyLock;
+
+use loom_core::{Code, Error, Notice, Options};
+use memchr::memmem::Finder;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -28,7 +31,8 @@ create_exception!(
 #[pyfunction]
 #[pyo3(signature = (payload, /))]
 pub(crate) fn has_null(payload: &[u8]) -> bool {
-    memchr::memmem::find(payload, b"null").is_some()
+    static NULL: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"null"));
+    NULL.find(payload).is_some()
 }
 
 pub(crate) fn refuse(error: Error) -> PyErr {
@@ -62,10 +66,6 @@ pub(crate) fn text<'a>(field: &str, value: &'a Bound<'_, PyString>) -> PyResult<
             Some(field),
         )
     })
-}
-
-pub(crate) fn lease(number: u64) -> Option<LeaseId> {
-    (number != 0).then_some(LeaseId(number))
 }
 
 /// Seconds to whole milliseconds, rounded up.

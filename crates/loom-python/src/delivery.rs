@@ -56,6 +56,10 @@ impl Delivery {
         Self { inner }
     }
 
+    pub(crate) fn lease_id(&self) -> Option<loom_core::LeaseId> {
+        self.inner.lease
+    }
+
     fn env(&self) -> &loom_core::Envelope {
         &self.inner.envelope
     }
@@ -95,6 +99,12 @@ impl Delivery {
     #[getter]
     fn is_json(&self) -> bool {
         self.env().is_json()
+    }
+
+    /// The payload if it is JSON: both in one look.
+    #[getter]
+    fn json<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        self.is_json().then(|| self.payload(py))
     }
 
     #[getter]

@@ -12,6 +12,10 @@ mod wake;
 
 use pyo3::prelude::*;
 
+/// Events are made and freed in quick succession; this allocator is made for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The compiled engine: a dozen names, conversion and no policy.
 #[pymodule]
 mod _engine {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::clock::seconds;
-use crate::convert::{lease, millis, show_notice, text};
+use crate::convert::{millis, show_notice, text};
 use crate::delivery::{Delivery, Receipt};
 use crate::engine::Shared;
 use crate::wake::Wake;
@@ -68,6 +68,11 @@ impl Drop for Session {
             let _ = self.end();
         }
     }
+}
+
+/// The lease of a delivery; a reply has none.
+fn lease_of(delivery: &Bound<'_, Delivery>) -> Option<LeaseId> {
+    delivery.get().lease_id()
 }
 
 fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
@@ -173,7 +178,7 @@ impl Session {
         &self,
         py: Python<'py>,
         sender: u64,
-        turn: u64,
+        turn: Option<&Bound<'_, Delivery>>,
         topic: &Bound<'py, PyString>,
         payload: &[u8],
         qos: u8,
@@ -185,7 +190,7 @@ impl Session {
         }
         let publish = Publish {
             sender: Handle(sender),
-            turn: lease(turn),
+            turn: turn.and_then(lease_of),
             topic: text("topic", topic)?,
             payload: payload.into(),
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
@@ -208,7 +213,7 @@ impl Session {
     fn request(
         &self,
         sender: u64,
-        turn: u64,
+        turn: Option<&Bound<'_, Delivery>>,
         topic: &Bound<'_, PyString>,
         payload: &[u8],
         timeout: f64,
@@ -218,7 +223,7 @@ impl Session {
     ) -> PyResult<u64> {
         let publish = Publish {
             sender: Handle(sender),
-            turn: lease(turn),
+            turn: turn.and_then(lease_of),
             topic: text("topic", topic)?,
             payload: payload.into(),
             qos: Qos::Batched,
@@ -243,7 +248,7 @@ impl Session {
     fn call(
         &self,
         sender: u64,
-        turn: u64,
+        turn: Option<&Bound<'_, Delivery>>,
         capability: &Bound<'_, PyString>,
         payload: &[u8],
         timeout: f64,
@@ -253,7 +258,7 @@ impl Session {
         let key = key.map(|key| text("key", key)).transpose()?;
         let invoke = Invoke {
             sender: Handle(sender),
-            turn: lease(turn),
+            turn: turn.and_then(lease_of),
             capability: text("capability", capability)?,
             payload: payload.into(),
             timeout_ms: millis("timeout", timeout)?,
@@ -275,8 +280,9 @@ impl Session {
     }
 
     #[pyo3(signature = (handle, done, /))]
-    fn take(&self, handle: u64, done: u64) -> PyResult<Option<Delivery>> {
-        let taken = self.step(|core, at| core.take(self.id, Handle(handle), lease(done), at))?;
+    fn take(&self, handle: u64, done: Option<&Bound<'_, Delivery>>) -> PyResult<Option<Delivery>> {
+        let done = done.and_then(lease_of);
+        let taken = self.step(|core, at| core.take(self.id, Handle(handle), done, at))?;
         Ok(taken.map(Delivery::new))
     }
 
@@ -323,14 +329,14 @@ impl Session {
     fn log(
         &self,
         sender: u64,
-        turn: u64,
+        turn: Option<&Bound<'_, Delivery>>,
         level: &Bound<'_, PyString>,
         payload: &[u8],
     ) -> PyResult<()> {
         let level = text("level", level)?;
         let line = LogLine {
             sender: Handle(sender),
-            turn: lease(turn),
+            turn: turn.and_then(lease_of),
             level,
             payload,
         };
@@ -338,11 +344,17 @@ impl Session {
     }
 
     #[pyo3(signature = (sender, turn, code, detail, /))]
-    fn report(&self, sender: u64, turn: u64, code: u16, detail: &[u8]) -> PyResult<()> {
+    fn report(
+        &self,
+        sender: u64,
+        turn: Option<&Bound<'_, Delivery>>,
+        code: u16,
+        detail: &[u8],
+    ) -> PyResult<()> {
         let code = crate::convert::code(code)?;
         let report = Report {
             sender: Handle(sender),
-            turn: lease(turn),
+            turn: turn.and_then(lease_of),
             code,
             detail,
         };

@@ -534,7 +534,7 @@ impl World {
             .retain(|(other, _)| *other != session);
         self.waits
             .credits_due
-            .retain(|(other, _), _| *other != session);
+            .retain(|(other, _, _)| *other != session);
     }
 
     /// What was parked will never go; what is with the log goes without its session.
@@ -752,11 +752,19 @@ impl World {
         Some((lease, self.held.get(&lease)?.clone()))
     }
 
+    /// Ends a turn, mostly with the next take of the same handle.
     pub(crate) fn finish_some(&mut self) -> Check {
-        match self.some_held(|_| true) {
-            Some((lease, held)) => self.take(held.taker, Some(lease)).map(|_| ()),
-            None => Ok(()),
-        }
+        let Some((lease, held)) = self.some_held(|_| true) else {
+            return Ok(());
+        };
+        let mut takers = self.live_takers();
+        takers.retain(|taker| {
+            self.taker(*taker)
+                .is_some_and(|(session, _, _)| session == held.session)
+        });
+        let other = self.dice.pick(&takers).filter(|_| self.dice.chance(20));
+        let taker = other.unwrap_or(held.taker);
+        self.take(taker, Some(lease)).map(|_| ())
     }
 
     fn fail_some(&mut self) -> Check {

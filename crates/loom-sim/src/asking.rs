@@ -277,7 +277,9 @@ impl World {
             Ok(_) => offered && !over,
             Err(error) => match (error.code, error.limit) {
                 (Code::Exhausted, Some("hops")) => over,
-                (Code::Exhausted, Some("provider_queue")) => offered,
+                (Code::Exhausted, Some("provider_queue")) => {
+                    offered && self.queued(key) >= self.limits.provider_queue
+                }
                 (Code::Exhausted, Some("pending_calls")) => true,
                 (Code::NotFound, _) => !offered && gone_before == 0,
                 (Code::ProviderUnavailable, _) => !offered && gone_before > 0,
@@ -303,6 +305,16 @@ impl World {
             ending: None,
         };
         self.open_wait(call, &from, deadline, Wanted::Call(served))
+    }
+
+    /// Calls of a capability that nobody has begun; some may have ended unseen.
+    fn queued(&self, key: (usize, &'static str)) -> usize {
+        let open = self.waits.all.values().filter(|wait| !wait.is_over());
+        let queued = open.filter(|wait| {
+            matches!(&wait.wanted, Wanted::Call(served)
+                if !served.taken && (served.space, served.capability) == key)
+        });
+        queued.count()
     }
 
     pub(crate) fn result_some(&mut self) -> Check {
@@ -408,7 +420,7 @@ impl World {
                 && let Some(lease) = served.lease
                 && let Some(held) = self.held.get(&lease)
             {
-                self.waits.credits_due.insert((held.session, lease), total);
+                self.waits.credits_due.insert((held.session, lease, total));
             }
         }
         Ok(())

@@ -31,6 +31,10 @@ pub(crate) struct Sub {
     /// Events and bytes that it may hold at most, and the most there ever were.
     load: (usize, usize),
     peak: (usize, usize),
+    /// Realtime events among them: only these may be lost while no offer waits.
+    fleeting: u64,
+    /// An offer has waited that was for it too.
+    waited: bool,
     ring: Ring,
 }
 
@@ -69,6 +73,8 @@ impl Sub {
             shared: 0,
             load: (0, 0),
             peak: (0, 0),
+            fleeting: 0,
+            waited: false,
             ring: Ring::default(),
         }
     }
@@ -320,6 +326,7 @@ impl Book {
         for member in members.collect::<Vec<usize>>() {
             let sub = self.sub(member)?;
             sub.ring.blurred |= sub.lossy;
+            sub.waited = true;
         }
         Ok(())
     }
@@ -364,6 +371,7 @@ impl Book {
                     sub.shared += 1;
                 }
                 if sub.lossy || qos == Qos::Realtime {
+                    sub.fleeting += 1;
                     let item = RingItem {
                         event: index,
                         placed: beat,
@@ -575,6 +583,16 @@ impl Book {
             },
         )?;
         let full = sub.peak.0 > limits.queue_items || sub.peak.1 > limits.queue_bytes;
+        ensure(
+            sub.waited || row.dropped <= sub.fleeting,
+            "QOS-BATCHED",
+            || {
+                format!(
+                    "{row:?} lost more than the {} realtime events",
+                    sub.fleeting
+                )
+            },
+        )?;
         ensure(row.dropped == 0 || full, "QOS-BATCHED", || {
             format!(
                 "{row:?} lost events, and never had more than {:?}",

@@ -92,7 +92,7 @@ pub(crate) struct Waits {
     pub(crate) replies: Vec<(CallId, String)>,
     read: BTreeSet<usize>,
     pub(crate) cancels_due: BTreeSet<(SessionId, LeaseId)>,
-    pub(crate) credits_due: BTreeMap<(SessionId, LeaseId), u64>,
+    pub(crate) credits_due: BTreeSet<(SessionId, LeaseId, u64)>,
     /// Providers that went, by namespace and capability.
     pub(crate) gone: BTreeMap<(usize, &'static str), u64>,
 }

@@ -380,9 +380,9 @@ impl World {
             Notice::Chunk(call, bytes) => self.waits.hear_chunk(session, call, &bytes),
             Notice::Credit(lease, total) => {
                 self.seen.note("credit told to a provider");
-                let due = self.waits.credits_due.remove(&(session, lease));
-                ensure(due.is_some_and(|due| due >= total), "STREAM-CREDIT", || {
-                    format!("credit {total} for {lease:?}, due is {due:?}")
+                let due = self.waits.credits_due.remove(&(session, lease, total));
+                ensure(due, "STREAM-CREDIT", || {
+                    format!("credit {total} for {lease:?} is not due")
                 })
             }
             Notice::Cancel(lease, _) => {
@@ -636,7 +636,7 @@ impl World {
         }
         let due = (
             self.waits.cancels_due.first(),
-            self.waits.credits_due.first_key_value(),
+            self.waits.credits_due.first(),
         );
         ensure(due.0.is_none(), "CALL-CANCEL", || {
             format!("{due:?} was never told")

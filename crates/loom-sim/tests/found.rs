@@ -1,7 +1,9 @@
 //! What the simulator found in the engine, each as the shortest story that shows it.
 
-use loom_core::{AgentSpec, Core, Delivery, Handle, Limits, Moment, Nanos, Notice, Offer, Options};
-use loom_core::{Position, Publish, Qos, Request, Result, SessionId};
+use loom_core::{
+    AgentSpec, Core, Delivery, EffectClass, Handle, Limits, Moment, Nanos, Notice, Offer, Options,
+};
+use loom_core::{Invoke, Position, ProviderSpec, Publish, Qos, Request, Result, SessionId};
 use loom_sim::{Setup, simulate};
 
 const NOW: Moment = Moment {
@@ -11,7 +13,7 @@ const NOW: Moment = Moment {
 
 /// Seeds that failed once, for the engine's sake or the simulator's.
 const KEPT: &[u64] = &[
-    1, 4, 10, 18, 71, 122, 303, 590, 4_711, 138_708, 1_000_003, 7_777_777,
+    1, 4, 10, 18, 71, 122, 303, 590, 4_711, 138_708, 401_098, 1_000_003, 7_777_777,
 ];
 
 struct Bus {
@@ -144,6 +146,41 @@ fn a_stream_that_goes_while_a_request_waits_for_room_declines_nothing() -> Resul
         .iter()
         .any(|notice| matches!(notice, Notice::Outcome(..)));
     assert!(!ended, "the agent that was asked is at work: {notices:?}");
+    Ok(())
+}
+
+// requirement: WAKE-LOOP
+#[test]
+fn a_call_that_waits_is_announced_when_another_handle_ends_the_one_before() -> Result<()> {
+    let mut bus = Bus::new(8)?;
+    let agent = bus.agent("agent", "", &["a"])?;
+    let spec = ProviderSpec {
+        name: "look",
+        version: "1",
+        effect: EffectClass::Pure,
+        concurrency: 1,
+        info: b"{}",
+    };
+    let provider = bus.core.provide(bus.session, &spec, NOW)?;
+    for _ in 0..2 {
+        let invoke = Invoke {
+            sender: bus.core.root(bus.session)?,
+            turn: None,
+            capability: "look",
+            payload: Box::default(),
+            timeout_ms: 100,
+            key: None,
+            credit: 0,
+        };
+        bus.core.call(bus.session, invoke, NOW)?;
+    }
+    let first = bus.take(provider)?.and_then(|delivery| delivery.lease);
+    assert!(bus.take(provider)?.is_none());
+    bus.core.drain(bus.session, 16)?;
+    bus.core.take(bus.session, agent, first, NOW)?;
+    let notices = bus.core.drain(bus.session, 16)?;
+    let told = |notice: &Notice| matches!(notice, Notice::Ready(handle) if *handle == provider);
+    assert!(notices.iter().any(told), "{notices:?}");
     Ok(())
 }
 

@@ -51,11 +51,11 @@ class Work(Protocol):
         """Return what takes this topic. What it raises fails the lease."""
         ...
 
-    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+    def settle(self, item: Envelope, result: Any) -> None:
         """Do what a result that is not None asks for. What it raises fails the lease."""
         ...
 
-    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
+    def failed(self, item: Envelope, error: BaseException) -> None:
         """Tell the engine that the lease has failed."""
         ...
 
@@ -145,7 +145,7 @@ class Pool:
             return True
         return False
 
-    def _start_worker(self, done: int = 0) -> None:
+    def _start_worker(self, done: Any = None) -> None:
         self._about_to_take += 1
         worker = self._loop.create_task(
             self._run(done), name=self._name, context=self._variables.copy()
@@ -183,9 +183,10 @@ class Pool:
 
     # -- working ----------------------------------------------------------------------------------
 
-    async def _run(self, done: int) -> None:  # noqa: C901  the hot path: a call less for each event
+    async def _run(self, done: Any) -> None:  # noqa: C901  the hot path: a call less for each event
         take, handle, work = self._link.session.take, self.handle, self._work
         host, only, find, settle = work.host, work.only, work.find, work.settle
+        handler, validate = (only.handle, only.validate) if only else (_nobody, None)
         link, variables = self._link, self._variables
         self._about_to_take -= 1
         left = TURN_BATCH
@@ -195,24 +196,26 @@ class Pool:
                 link.look()
                 if not await self._park():
                     return
-                done, left = 0, TURN_BATCH
+                done, left = None, TURN_BATCH
                 continue
-            self._armed = False
             if not self._checking:
+                self._armed = False
                 self._look_again()
-            done = item.lease
             try:
-                target = only or find(item.topic)
-                if target.validate is None:
+                if only is None:
+                    target = find(item.topic)
+                    handler, validate = target.handle, target.validate
+                if validate is None:
                     event: Event[Any] = Event(item)
                 else:
-                    event = Event(item, target.validate(item.payload))
-                result = await target.handle(Context(host, item, done), event)
+                    event = Event(item, validate(item.payload))
+                result = await handler(Context(host, item), event)
                 if result is not None:
-                    settle(item, done, result)
+                    settle(item, result)
+                done = item
             except BaseException as error:
-                work.failed(item, done, error)
-                done = 0
+                work.failed(item, error)
+                done = None
                 if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                     raise
             if copy_context() != variables:
@@ -243,6 +246,10 @@ class Pool:
             raise
         self._about_to_take -= 1
         return True
+
+
+async def _nobody(ctx: Context[Any], event: Event[Any]) -> None:
+    """Stands in until a topic has been looked up."""
 
 
 def _is_cancelled() -> bool:

@@ -13,7 +13,7 @@ from loom.agent import AgentSpec, capabilities_of
 from loom.capabilities import Capability
 from loom.codec import encode
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
-from loom.context import LEASE, Context
+from loom.context import TURN, Context
 from loom.directory import EFFECTS
 from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS, SYNC_THREADS
 from loom.link import Link, Local, VirtualClock, open_local
@@ -310,8 +310,8 @@ class _BusHandler(logging.Handler):
         """Publish one record."""
         payload = encode({"message": record.getMessage(), "logger": record.name})
         try:
-            lease: int = getattr(record, LEASE, 0)
-            self._link.session.log(self._sender, lease, record.levelname.lower(), payload)
+            turn: Any = getattr(record, TURN, None)
+            self._link.session.log(self._sender, turn, record.levelname.lower(), payload)
         except self._link.refusal:
             self.handleError(record)
 

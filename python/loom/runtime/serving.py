@@ -81,14 +81,14 @@ class Serving:
                 task.uncancel()
             if not given_up or task.cancelling():
                 raise
-            self.failed(item, lease, error)
+            self.failed(item, error)
         finally:
             self._link.off_cancel(lease)
 
-    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+    def settle(self, item: Envelope, result: Any) -> None:
         """Never called: ``_serve`` has no result."""
 
-    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
+    def failed(self, item: Envelope, error: BaseException) -> None:
         """Tell the caller that it failed.
 
         Text and stack of an error that is not a LoomError stay in this process's log.
@@ -102,7 +102,7 @@ class Serving:
             told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
         if not isinstance(told, InvalidParams | Cancelled):
             _logger.error("capability %s failed: %s", name, told, exc_info=error)
-        self._link.session.fail(lease, error_number(told), error_detail(told, who=name))
+        self._link.session.fail(item.lease, error_number(told), error_detail(told, who=name))
         self._link.look()
 
     async def _invoke(self, item: Envelope, lease: int) -> None:

@@ -13,7 +13,7 @@ class Subscription:
 
     def __init__(self, link: Link, filters: Sequence[str], *, qos: QoS) -> None:
         self._link = link
-        self._done = 0
+        self._done: Any = None
         self._ready = asyncio.Event()
         self._closed = False
         try:
@@ -28,11 +28,11 @@ class Subscription:
     async def __anext__(self) -> Event[Any]:
         while not self._closed:
             self._ready.clear()
-            done, self._done = self._done, 0
+            done, self._done = self._done, None
             item = self._link.session.take(self._handle, done)
             self._link.look()
             if item is not None:
-                self._done = item.lease
+                self._done = item
                 return Event(item)
             await self._ready.wait()
         raise StopAsyncIteration

@@ -50,7 +50,7 @@ class Turns:
         target = self._targets[topic] = self._made[self._spec.routes.index(route)]
         return target
 
-    def settle(self, item: Envelope, lease: int, result: Any) -> None:
+    def settle(self, item: Envelope, result: Any) -> None:
         """Give back what a handler returned as the reply."""
         if not item.wants_reply:
             raise HandlerError(
@@ -61,11 +61,11 @@ class Turns:
         link = self.host.link
         content_type = BYTES_TYPE if type(result) is bytes else None
         try:
-            link.session.reply(lease, encode(result, "return", link.has_null), content_type)
+            link.session.reply(item.lease, encode(result, "return", link.has_null), content_type)
         except link.refusal as error:
             raise link.translate(error, payload="return") from None
 
-    def failed(self, item: Envelope, lease: int, error: BaseException) -> None:
+    def failed(self, item: Envelope, error: BaseException) -> None:
         """Tell the engine that the turn failed.
 
         Text and stack of an error that is not a LoomError stay in this process's log.
@@ -81,7 +81,7 @@ class Turns:
             "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=stack
         )
         link = self.host.link
-        link.session.fail(lease, error_number(told), error_detail(told, who=who))
+        link.session.fail(item.lease, error_number(told), error_detail(told, who=who))
         link.look()
 
 
