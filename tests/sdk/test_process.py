@@ -85,7 +85,7 @@ def test_an_engine_that_is_held_by_a_global_at_exit_does_no_harm() -> None:
         engine = Engine()
         sessions = [engine.attach("default", f"s{n}") for n in range(3)]
         handle = sessions[0].subscribe([">"], 0)
-        sessions[1].offer(sessions[1].root, 0, "a", b"1", 1, None)
+        sessions[1].offer(sessions[1].root, None, "a", b"1", 1, None)
         print("leaving")
         """
     )
