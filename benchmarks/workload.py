@@ -11,6 +11,7 @@ import msgspec
 from benchmarks.model import Sample
 
 EVENT_BYTES: Final = 256
+LONGEST: Final = 120.0  # seconds after which a phase is given up
 WARM_UP: Final = 10  # one part in so many is done once before the clock starts
 
 encode: Final = msgspec.json.Encoder().encode
@@ -61,8 +62,9 @@ async def measure_rate(
     for phase in (max(1, count // WARM_UP), count):
         tally.reset(phase)
         start = perf_counter()
-        await send(phase)
-        await tally.done.wait()
+        async with asyncio.timeout(LONGEST):
+            await send(phase)
+            await tally.done.wait()
         seconds = perf_counter() - start
         check(tally.seen == phase, f"{tally.seen} of {phase} events arrived")
     check(tally.value == EVENT["sequence"], "the handler read something else")
@@ -76,7 +78,8 @@ async def measure_requests(
     each = max(1, count // concurrency)
     await _ask_all(max(1, each // WARM_UP), concurrency, ask)
     start = perf_counter()
-    taken = await _ask_all(each, concurrency, ask)
+    async with asyncio.timeout(LONGEST):
+        taken = await _ask_all(each, concurrency, ask)
     seconds = perf_counter() - start
     check(len(taken) == each * concurrency, "an answer is missing")
     return {
