@@ -8,6 +8,10 @@ use loom_core::{Nanos, Qos, SessionId};
 use crate::trace::{Check, Violation, broken, ensure};
 
 /// One subscription of an agent, or an ordered stream.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own and changes alone"
+)]
 pub(crate) struct Sub {
     pub(crate) session: SessionId,
     pub(crate) handle: Handle,
