@@ -43,26 +43,27 @@ class Results:
         return Spread.of(values) if values else None
 
     def outcome(self, target: Target) -> Spread | None:
-        """Return what is compared with the promise, None where a peer is missing.
+        """Return what is compared with the promise, None where a side or its figure is missing.
 
         A ratio is made of the two samples of one round, so that what slows both cancels out.
         """
         values: list[float] = []
         for samples in self.rounds:
-            own = samples[target.of]
-            if own is None:
+            own = _figure(samples[target.of], target.metric)
+            other = (
+                1.0 if target.against is None else _figure(samples[target.against], target.metric)
+            )
+            if own is None or other is None:
                 return None
-            if target.against is None:
-                values.append(own[target.metric])
-                continue
-            other = samples[target.against]
-            if other is None:
-                return None
-            values.append(own[target.metric] / other[target.metric])
+            values.append(own / other)
         return Spread.of(values)
 
     def _samples(self, name: str) -> list[Sample]:
         return [sample for samples in self.rounds if (sample := samples[name]) is not None]
+
+
+def _figure(sample: Sample | None, metric: Metric) -> float | None:
+    return None if sample is None else sample.get(metric)
 
 
 def run(case: Case, *, rounds: int, scale: float, progress: Callable[[str], None]) -> Results:

@@ -4,7 +4,7 @@ import subprocess
 from functools import partial
 
 from benchmarks.model import Case, Sample, Side, Target
-from benchmarks.peers.processes import measure, python
+from benchmarks.peers.processes import measure_time, python
 
 # Libraries of models, of MCP and of the web: the command line loads none to show its help.
 HEAVY = (
@@ -37,7 +37,7 @@ def help_of_loom(count: int) -> Sample:
     done = subprocess.run(python("-c", _LOADED), check=True, capture_output=True, text=True)
     if done.stderr:
         raise AssertionError(f"loom --help loads {done.stderr}")
-    return measure(count, _LOOM)
+    return measure_time(count, _LOOM)
 
 
 CASE = Case(
@@ -47,12 +47,12 @@ CASE = Case(
         Side(name="Loom", run=help_of_loom, count=8),
         Side(
             name="an empty Typer application, same settings",
-            run=partial(measure, command=python("-c", _EMPTY.format(settings=_SAME_SETTINGS))),
+            run=partial(measure_time, command=python("-c", _EMPTY.format(settings=_SAME_SETTINGS))),
             count=8,
         ),
         Side(
             name="an empty Typer application as it comes",
-            run=partial(measure, command=python("-c", _EMPTY.format(settings=""))),
+            run=partial(measure_time, command=python("-c", _EMPTY.format(settings=""))),
             count=8,
         ),
     ),

@@ -3,19 +3,18 @@
 from functools import partial
 
 from benchmarks.model import Case, Side, Target
-from benchmarks.peers.processes import measure, python
+from benchmarks.peers.processes import measure_program
 
-_LOOM = python("-c", "import loom; loom.App('x')")
-_PEER = python("-c", "import asyncio; from pydantic import BaseModel, TypeAdapter")
-_EMPTY = python("-c", "")
+_LOOM = "import loom; loom.App('x')"
+_PEER = "import asyncio; from pydantic import BaseModel, TypeAdapter"
 
 CASE = Case(
     name="start",
     title='import loom; loom.App("x")',
     sides=(
-        Side(name="Loom", run=partial(measure, command=_LOOM), count=8),
-        Side(name="asyncio and pydantic", run=partial(measure, command=_PEER), count=8),
-        Side(name="an empty program", run=partial(measure, command=_EMPTY), count=8),
+        Side(name="Loom", run=partial(measure_program, program=_LOOM), count=8),
+        Side(name="asyncio and pydantic", run=partial(measure_program, program=_PEER), count=8),
+        Side(name="an empty program", run=partial(measure_program, program=""), count=8),
     ),
     targets=(
         Target(

@@ -1,16 +1,21 @@
 """Whole processes: how long one takes from start to end, and the most memory it held."""
 
-import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from time import perf_counter
 
-from benchmarks.model import Metric, Sample
+from benchmarks.model import Sample
 
-_UNIT = 1 if sys.platform == "darwin" else 1024  # in which getrusage tells memory, in bytes
+# Linux tells the peak of a process to itself only: to its parent it tells the parent's own too.
+_TELL_PEAK = """
+try:
+    print(open("/proc/self/status").read())
+except OSError:
+    pass
+"""
 
 
 def python(*arguments: str) -> Sequence[str]:
@@ -18,24 +23,29 @@ def python(*arguments: str) -> Sequence[str]:
     return (sys.executable, "-I", *arguments)
 
 
-def measure(count: int, command: Sequence[str]) -> Sample:
-    """Run ``command`` ``count`` times, after once to warm up, and return the medians."""
+def measure_time(count: int, command: Sequence[str]) -> Sample:
+    """Run ``command`` ``count`` times, after once to warm up, and return the median."""
     _run(command)
-    runs = [_run(command) for _ in range(count)]
-    figures: dict[Metric, float] = {"time": statistics.median(run[0] for run in runs) * 1e3}
-    memory = statistics.median(run[1] for run in runs)
-    if memory > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
-        figures["memory"] = memory * _UNIT / 2**20
+    return {"time": statistics.median(_seconds(command) for _ in range(count)) * 1e3}
+
+
+def measure_program(count: int, program: str) -> Sample:
+    """Return time and, where the system tells it, memory of a program in Python."""
+    figures = dict(measure_time(count, python("-c", program)))
+    told = re.search(r"VmHWM:\s+(\d+) kB", _run(python("-c", program + _TELL_PEAK)))
+    if told is not None:
+        figures["memory"] = int(told[1]) / 1024
     return figures
 
 
-def _run(command: Sequence[str]) -> tuple[float, int]:
-    """Return seconds and the peak of memory, which is never told below that of this process."""
+def _seconds(command: Sequence[str]) -> float:
     start = perf_counter()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise AssertionError(f"{' '.join(command)} ended with {process.returncode}")
-    return seconds, usage.ru_maxrss
+    _run(command)
+    return perf_counter() - start
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    return done.stdout
