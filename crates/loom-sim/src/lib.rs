@@ -5,11 +5,21 @@
 #![warn(missing_docs)]
 
 mod actions;
-mod asking;
 mod book;
+mod calls;
 mod campaign;
+mod checks;
+mod coming;
 mod dice;
+mod event;
+mod habits;
+mod inbox;
+mod misuse;
+mod pace;
+mod publishing;
+mod requests;
 mod seen;
+mod sub;
 mod trace;
 mod waits;
 mod world;
@@ -22,8 +32,8 @@ pub use crate::campaign::{Campaign, Catch, hunt};
 pub use crate::seen::{RARE, Seen};
 pub use crate::trace::Violation;
 
-use crate::actions::Habits;
 use crate::dice::Dice;
+use crate::habits::Habits;
 use crate::trace::{Check, Trace, broken};
 use crate::world::World;
 
@@ -63,7 +73,7 @@ impl Default for Setup {
 /// Runs one seed to its end, or to the first promise that is broken.
 pub fn simulate(seed: u64, setup: Setup) -> Run {
     let mut dice = Dice::new(seed);
-    let limits = actions::draw_limits(&mut dice);
+    let limits = habits::draw_limits(&mut dice);
     let habits = Habits::draw(&mut dice);
     let mut core = Core::new(limits, seed);
     (setup.prepare)(&mut core);

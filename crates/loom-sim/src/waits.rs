@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use loom_core::{CallId, Code, Delivery, LeaseId, Nanos, SessionId};
 
-use crate::book::read_tag;
+use crate::event::read_tag;
 use crate::trace::{Check, broken, ensure};
 
 pub(crate) struct Wait {

@@ -1,16 +1,19 @@
-//! One run: the engine, those who use it, their clock and their log, and the checks between the steps.
+//! One run: the engine, those who use it, and the work they have taken.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use loom_core::{CallId, Code, Core, Delivery, Envelope, Error, Gauges, Handle, LeaseId};
-use loom_core::{Limits, Moment, Nanos, Notice, Position, Reason, Receipt, SessionId, Ticket};
+use loom_core::{
+    CallId, Code, Core, Delivery, Envelope, Error, Handle, LeaseId, Limits, Moment, Nanos,
+    Position, SessionId, Ticket,
+};
 
-use crate::book::{Book, State, space_name};
+use crate::book::Book;
 use crate::dice::Dice;
+use crate::event::space_name;
 use crate::seen::Seen;
 use crate::trace::{Check, Trace, broken, ensure};
-use crate::waits::{Wait, Waits, Wanted, is_pure};
+use crate::waits::{Waits, is_pure};
 
 /// Who takes work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,9 +26,9 @@ pub(crate) enum Taker {
 #[derive(Default)]
 pub(crate) struct Call {
     /// Its last take gave work, so it need not be told of more.
-    busy: bool,
+    pub(crate) busy: bool,
     /// It was told that there is work.
-    called: bool,
+    pub(crate) called: bool,
 }
 
 pub(crate) struct Provider {
@@ -44,9 +47,9 @@ pub(crate) struct Peer {
     pub(crate) root: Handle,
     pub(crate) live: bool,
     /// It was woken since its inbox was empty last.
-    woken: bool,
+    pub(crate) woken: bool,
     /// The last of its logged offers that was taken.
-    last_logged: usize,
+    pub(crate) last_logged: usize,
 }
 
 /// An open turn or invocation.
@@ -156,8 +159,6 @@ impl World {
             .collect()
     }
 
-    // Taking work.
-
     /// Ends a lease, if one is given, and takes the next work.
     pub(crate) fn take(&mut self, taker: Taker, done: Option<LeaseId>) -> Check<bool> {
         let Some((session, handle, _)) = self.taker(taker) else {
@@ -198,7 +199,7 @@ impl World {
         current.map_or(Ok(()), |lease| self.end_held(lease, None))
     }
 
-    fn hold(&mut self, session: SessionId, taker: Taker, delivery: &Delivery) -> Check {
+    pub(crate) fn hold(&mut self, session: SessionId, taker: Taker, delivery: &Delivery) -> Check {
         let Some(lease) = delivery.lease else {
             return broken("LEASE-FENCED", "work came without a lease");
         };
@@ -220,7 +221,11 @@ impl World {
         Ok(())
     }
 
-    fn begin_turn(&mut self, index: usize, delivery: &Delivery) -> Check<Option<CallId>> {
+    pub(crate) fn begin_turn(
+        &mut self,
+        index: usize,
+        delivery: &Delivery,
+    ) -> Check<Option<CallId>> {
         let known = self.book.deliver(index, delivery, self.at.now)?;
         let Some(event) = known else {
             let reply = delivery.envelope.topic.starts_with("thread.");
@@ -241,13 +246,18 @@ impl World {
         Ok(call)
     }
 
-    fn begin_work(&mut self, index: usize, lease: LeaseId, delivery: &Delivery) -> Check<CallId> {
+    pub(crate) fn begin_work(
+        &mut self,
+        index: usize,
+        lease: LeaseId,
+        delivery: &Delivery,
+    ) -> Check<CallId> {
         let env = &delivery.envelope;
         let Some(provider) = self.providers.get(index) else {
             return broken("SIM-BOOK", "the simulator lost a provider");
         };
         let (space, concurrency) = (provider.space, provider.concurrency);
-        let number = crate::book::read_tag(b'C', &env.payload);
+        let number = crate::event::read_tag(b'C', &env.payload);
         let now = self.at.now;
         let busy = self
             .held
@@ -320,414 +330,6 @@ impl World {
             asked.declined += 1;
         }
     }
-
-    // Reading inboxes.
-
-    /// The shell wakes those that the engine names.
-    pub(crate) fn wake(&mut self) {
-        for session in self.core.take_woken() {
-            if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == session) {
-                peer.woken = true;
-            }
-        }
-    }
-
-    pub(crate) fn drain(&mut self, session: SessionId, most: usize) -> Check {
-        self.wake();
-        let notices = match self.core.drain(session, most) {
-            Ok(notices) => notices,
-            Err(error) => return broken("LEASE-FENCED", format!("drain was refused: {error}")),
-        };
-        let left = self.core.waiting(session);
-        if let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == session) {
-            ensure(peer.woken || notices.is_empty(), "WAKE-LOOP", || {
-                format!(
-                    "{session:?} has {} notices and was not woken",
-                    notices.len()
-                )
-            })?;
-            peer.woken = left > 0;
-        }
-        for notice in notices {
-            self.note(format!("{session:?} reads {}", show_notice(&notice)));
-            self.read(session, notice)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn drain_all(&mut self, session: SessionId) -> Check {
-        while self.core.waiting(session) > 0 {
-            self.drain(session, 8)?;
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, session: SessionId, notice: Notice) -> Check {
-        match notice {
-            Notice::Ready(handle) => {
-                let all = self.takers.keys().copied();
-                let found = all.into_iter().find(|taker| {
-                    self.taker(*taker)
-                        .is_some_and(|(own, h, _)| own == session && h == handle)
-                });
-                if let Some(call) = found.and_then(|taker| self.takers.get_mut(&taker)) {
-                    call.called = true;
-                }
-                Ok(())
-            }
-            Notice::Answer(call, delivery) => self.waits.hear(session, call, &delivery),
-            Notice::Outcome(call, code, body) => self.read_outcome(session, call, code, &body),
-            Notice::Chunk(call, bytes) => self.waits.hear_chunk(session, call, &bytes),
-            Notice::Credit(lease, total) => {
-                self.seen.note("credit told to a provider");
-                let due = self.waits.credits_due.remove(&(session, lease, total));
-                ensure(due, "STREAM-CREDIT", || {
-                    format!("credit {total} for {lease:?} is not due")
-                })
-            }
-            Notice::Cancel(lease, _) => {
-                self.seen.note("cancel told to a provider");
-                let due = self.waits.cancels_due.remove(&(session, lease));
-                ensure(due, "CALL-CANCEL", || {
-                    format!("{lease:?} was cancelled for no reason")
-                })
-            }
-            Notice::Accepted(ticket, receipt) => self.read_accepted(session, ticket, &receipt),
-            Notice::Refused(ticket, error) => self.read_refused(session, ticket, &error),
-        }
-    }
-
-    fn read_outcome(
-        &mut self,
-        session: SessionId,
-        call: CallId,
-        code: Option<Code>,
-        body: &[u8],
-    ) -> Check {
-        self.waits.end(session, call, (code, body), self.at.now)?;
-        let Some(wait) = self.waits.all.get_mut(&call) else {
-            return Ok(());
-        };
-        let request = wait.asked().is_some();
-        let declined = wait
-            .asked()
-            .is_some_and(|asked| asked.refused && !asked.waiting);
-        self.seen
-            .note_if("call indeterminate", code == Some(Code::Indeterminate));
-        let gone = code == Some(Code::ProviderUnavailable) && !request;
-        self.seen.note_if("call of a provider that went", gone);
-        let due = code == Some(Code::Timeout);
-        self.seen.note_if(
-            if request {
-                "request timed out"
-            } else {
-                "call timed out"
-            },
-            due,
-        );
-        if declined {
-            self.seen.note("request declined by all");
-            let open = self
-                .held
-                .values()
-                .any(|h| h.call == Some(call) && h.asked && !h.answered);
-            ensure(!open, "REQUEST-DECLINED", || {
-                format!("{call:?} ended as declined while one who was asked is at work")
-            })?;
-        }
-        Ok(())
-    }
-
-    fn read_accepted(&mut self, session: SessionId, ticket: Ticket, receipt: &Receipt) -> Check {
-        let Some((owner, event)) = self.tickets.remove(&ticket) else {
-            return broken("TICKETS-ORDERED", format!("{ticket:?} was taken twice"));
-        };
-        let known = self.book.event(event)?;
-        let (durable, matched, state) = (known.durable, known.targets.len(), known.state);
-        ensure(
-            owner == session && receipt.matched == matched,
-            "TICKETS-ORDERED",
-            || format!("{ticket:?} of {owner:?} for {matched}: {receipt:?} at {session:?}"),
-        )?;
-        if !durable {
-            self.seen.note("batched publish taken after it was parked");
-            return self.book.apply(event, false);
-        }
-        let position = self.positions.get(&event).copied();
-        let logged = state == State::Applied && position.is_some() && receipt.position == position;
-        ensure(logged, "TICKETS-ORDERED", || {
-            format!("{ticket:?} was taken as {receipt:?}, the log has {position:?}")
-        })?;
-        let peer = self.peers.iter_mut().find(|peer| peer.id == session);
-        let last = peer.map(|peer| std::mem::replace(&mut peer.last_logged, event));
-        ensure(
-            last.is_some_and(|last| last <= event),
-            "TICKETS-ORDERED",
-            || format!("event {event} was taken after {last:?}"),
-        )
-    }
-
-    fn read_refused(&mut self, session: SessionId, ticket: Ticket, error: &Error) -> Check {
-        let Some((owner, event)) = self.tickets.remove(&ticket) else {
-            return broken("TICKETS-ORDERED", format!("{ticket:?} was refused twice"));
-        };
-        let state = self.book.event(event)?.state;
-        ensure(
-            owner == session && state == State::Refused,
-            "TICKETS-ORDERED",
-            || format!("{ticket:?} was refused, its event is {state:?}: {error}"),
-        )
-    }
-
-    // Time.
-
-    /// Moves the clock, and tells the engine unless its shell is late.
-    pub(crate) fn pass(&mut self, nanos: u64, told: bool) -> Check {
-        self.at.now = self.at.now.plus(nanos);
-        self.at.wall_ms += nanos / 1_000_000;
-        self.note(format!("now {} told {told}", self.at.now.0));
-        if told { self.tick() } else { Ok(()) }
-    }
-
-    fn tick(&mut self) -> Check {
-        let mut next = self.core.tick(self.at);
-        for _ in 0..64 {
-            if next.is_none_or(|next| next > self.at.now) {
-                break;
-            }
-            next = self.core.tick(self.at);
-        }
-        self.end_due();
-        let open = self.waits.all.values().filter(|wait| {
-            let begun = matches!(&wait.wanted, Wanted::Call(served) if served.taken);
-            begun && !wait.is_over()
-        });
-        let first = open.map(|wait| wait.deadline).min();
-        ensure(
-            first.is_none_or(|first| next.is_some_and(|next| next <= first)),
-            "TIMERS",
-            || format!("the next deadline is {next:?}, and a call is due at {first:?}"),
-        )
-    }
-
-    fn end_due(&mut self) {
-        let mut due = Vec::new();
-        for (call, wait) in &mut self.waits.all {
-            if wait.deadline <= self.at.now {
-                wait.due = true;
-                due.push(*call);
-            }
-        }
-        for call in due {
-            self.end_call(call, Code::Timeout);
-        }
-    }
-
-    /// What is answered after its deadline has ended then, also when nobody has ticked since.
-    pub(crate) fn end_if_over(&mut self, call: CallId) {
-        let wait = self.waits.all.get_mut(&call);
-        if let Some(wait) = wait.filter(|wait| wait.deadline <= self.at.now) {
-            wait.due = true;
-            self.end_call(call, Code::Timeout);
-        }
-    }
-
-    /// A call ends without an answer of its provider.
-    pub(crate) fn end_call(&mut self, call: CallId, code: Code) {
-        let lease = self.waits.served(call).and_then(|served| served.lease);
-        let provider = lease
-            .and_then(|lease| self.held.get(&lease))
-            .map(|held| held.session);
-        self.waits.end_unanswered(call, code, provider);
-    }
-
-    // The log.
-
-    /// Gives one answer to the engine, and does what follows from all that are answered in order.
-    pub(crate) fn answer_log(&mut self, at: usize, accepted: bool) -> Check {
-        let Some(record) = self.log.get_mut(at) else {
-            return Ok(());
-        };
-        let (ticket, event) = (record.ticket, record.event);
-        let n = self.log_end;
-        let position = Position {
-            partition: 1,
-            epoch: 1,
-            n,
-        };
-        let answer = if accepted {
-            Answer::Logged(position)
-        } else {
-            Answer::Refused
-        };
-        record.answer = Some(answer);
-        self.seen.note_if("log answered out of order", at > 0);
-        self.seen.note_if("log refused a record", !accepted);
-        self.note(format!("log {ticket:?} event {event} -> {answer:?}"));
-        match answer {
-            Answer::Logged(position) => self.core.logged(ticket, position, self.at),
-            Answer::Refused => self.core.refused(ticket, log_error(), self.at),
-        }
-        self.log_end += self.dice.between(1, 3);
-        self.settle_log()
-    }
-
-    fn settle_log(&mut self) -> Check {
-        while self
-            .log
-            .first()
-            .is_some_and(|record| record.answer.is_some())
-        {
-            let record = self.log.remove(0);
-            if let Some(Answer::Logged(position)) = record.answer {
-                self.positions.insert(record.event, position);
-                self.book.apply(record.event, true)?;
-            } else {
-                self.book.refuse(record.event)?;
-            }
-        }
-        Ok(())
-    }
-
-    // Checks.
-
-    /// Reads all inboxes, lets those look for work who were not told of any, and holds both books against each other.
-    pub(crate) fn check(&mut self) -> Check {
-        self.note("check");
-        self.drain_every()?;
-        self.probe()?;
-        self.drain_every()?;
-        self.check_waits()?;
-        self.check_books()
-    }
-
-    pub(crate) fn drain_every(&mut self) -> Check {
-        for session in self.live_peers() {
-            self.drain_all(session)?;
-        }
-        Ok(())
-    }
-
-    /// No wake-up is lost: who found nothing and was not told since finds nothing.
-    fn probe(&mut self) -> Check {
-        for taker in self.live_takers() {
-            let idle = self
-                .takers
-                .get(&taker)
-                .is_some_and(|call| !call.busy && !call.called);
-            let streaming = matches!(taker, Taker::Sub(index)
-                if self.book.subs.get(index).is_some_and(|s| s.stream && !s.open.is_empty()));
-            if idle && !streaming {
-                let found = self.take(taker, None)?;
-                ensure(!found, "WAKE-LOOP", || {
-                    format!("{taker:?} had work and was not told")
-                })?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_waits(&mut self) -> Check {
-        for (call, wait) in &self.waits.all {
-            let over = wait.is_over() || is_doubted(wait);
-            ensure(wait.told || wait.gone || !over, "CALL-ONE-OUTCOME", || {
-                format!("{call:?} is over and has no outcome")
-            })?;
-        }
-        let due = (
-            self.waits.cancels_due.first(),
-            self.waits.credits_due.first(),
-        );
-        ensure(due.0.is_none(), "CALL-CANCEL", || {
-            format!("{due:?} was never told")
-        })?;
-        ensure(due.1.is_none(), "STREAM-CREDIT", || {
-            format!("{due:?} was never told")
-        })
-    }
-
-    fn check_books(&mut self) -> Check {
-        let audit = self.core.audit();
-        ensure(audit.balanced, "CONSERVATION", || format!("{audit:?}"))?;
-        for (index, sub) in self
-            .book
-            .subs
-            .iter()
-            .enumerate()
-            .filter(|(_, sub)| sub.live)
-        {
-            let space = space_name(sub.space);
-            let row = audit
-                .subscriptions
-                .iter()
-                .find(|row| row.name == sub.name && row.namespace == space);
-            let Some(row) = row else {
-                return broken("CONSERVATION", format!("{} is not in the audit", sub.name));
-            };
-            self.seen.note_if("event expired", row.expired > 0);
-            self.book.check_row(index, row, &self.limits)?;
-        }
-        let gauges = audit.gauges;
-        let leased = self.held.len();
-        ensure(gauges.leased == leased, "BOUNDED", || {
-            format!("{leased} leases, {gauges:?}")
-        })?;
-        ensure(gauges.tickets == self.log.len(), "BOUNDED", || {
-            format!("{gauges:?}")
-        })
-    }
-
-    /// Nothing is left to do: every queue is empty and who still waits has nobody to wait for.
-    pub(crate) fn check_rest(&mut self) -> Check {
-        self.check()?;
-        let audit = self.core.audit();
-        for row in &audit.subscriptions {
-            ensure(row.queued == 0 && row.leased == 0, "SETTLES", || {
-                format!("{row:?}")
-            })?;
-        }
-        let gauges = audit.gauges;
-        let rest = gauges.parked + gauges.tickets + gauges.inbox + gauges.leased + gauges.lanes;
-        ensure(rest == 0, "SETTLES", || format!("{gauges:?}"))?;
-        for (call, wait) in &self.waits.all {
-            let waiting = matches!(&wait.wanted, Wanted::Request(asked) if asked.waiting);
-            ensure(wait.told || wait.gone || waiting, "SETTLES", || {
-                format!("{call:?} has no outcome, and all work is done")
-            })?;
-        }
-        self.book.check_rings()
-    }
-
-    /// All sessions have ended: nothing is left.
-    pub(crate) fn check_gone(&mut self) -> Check {
-        let gauges = self.core.gauges();
-        ensure(gauges == Gauges::default(), "BOUNDED", || {
-            format!("left behind: {gauges:?}")
-        })
-    }
-
-    /// Notes the rare states that only the engine's own counts show.
-    pub(crate) fn look_back(&mut self) {
-        let lost = |reason| self.core.dropped(reason) > 0;
-        let (lagging, overflow) = (lost(Reason::Lagging), lost(Reason::Overflow));
-        self.seen
-            .note_if("lagging subscription lost an event", lagging);
-        self.seen.note_if("realtime event overflowed", overflow);
-    }
-}
-
-fn is_doubted(wait: &Wait) -> bool {
-    matches!(&wait.wanted, Wanted::Request(asked) if asked.doubted)
-}
-
-fn log_error() -> Error {
-    Error {
-        code: Code::Unavailable,
-        message: "the log cannot take it now".to_owned(),
-        field: None,
-        limit: None,
-        hint: None,
-    }
 }
 
 impl Peer {
@@ -758,18 +360,5 @@ fn show_taken(given: &Result<Option<Delivery>, Error>) -> String {
         }
         Ok(None) => "nothing".to_owned(),
         Err(error) => error.to_string(),
-    }
-}
-
-fn show_notice(notice: &Notice) -> String {
-    match notice {
-        Notice::Answer(call, delivery) => format!("answer {call:?} {}", delivery.envelope.id),
-        Notice::Outcome(call, code, body) => {
-            format!(
-                "outcome {call:?} {code:?} {}",
-                String::from_utf8_lossy(body).escape_debug()
-            )
-        }
-        other => format!("{other:?}"),
     }
 }

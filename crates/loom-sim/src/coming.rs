@@ -1,0 +1,377 @@
+//! Coming and going: sessions, agents, streams and providers.
+
+use loom_core::{AgentSpec, Code, EffectClass, LeaseId, ProviderSpec, Qos, SessionId};
+
+use crate::calls::CAPABILITIES;
+use crate::event::{State, space_name};
+use crate::habits::Habits;
+use crate::sub::Sub;
+use crate::trace::{Check, broken, ensure};
+use crate::waits::is_pure;
+use crate::world::{Call, Peer, Provider, Taker, World};
+
+const FILTERS: &[&str] = &["a", "a.*", "a.>", "a.b", "b.>", "x.y", "x.*", "a.*.c", "b"];
+const WIDE_FILTERS: &[&str] = &[">", "*", "*.b", "loom.>", "loom.error.*", "thread.>"];
+const GROUPS: &[&str] = &["g0", "g1"];
+
+const MOST_PEERS: usize = 4;
+const MOST_SUBS: usize = 9;
+const MOST_PROVIDERS: usize = 4;
+
+impl World {
+    pub(crate) fn attach(&mut self) -> Check {
+        if self.live_peers().len() >= MOST_PEERS {
+            return Ok(());
+        }
+        let space = usize::from(self.dice.chance(25));
+        let name = format!("s{}", self.peers.len());
+        let session = self.core.attach(&space_name(space), &name);
+        let Ok((id, root)) = session.and_then(|id| Ok((id, self.core.root(id)?))) else {
+            return broken("BAD-INPUT", "a session was refused");
+        };
+        self.note(format!("attach {id:?} to n{space}"));
+        self.peers.push(Peer::new(id, space, name, root));
+        Ok(())
+    }
+
+    pub(crate) fn some_peer(&mut self) -> Option<usize> {
+        let live = self.peers.iter().enumerate().filter(|(_, peer)| peer.live);
+        let live: Vec<usize> = live.map(|(at, _)| at).collect();
+        self.dice.pick(&live)
+    }
+
+    pub(crate) fn draw_filters(&mut self, habits: &Habits) -> Vec<String> {
+        let count = self.dice.count(1, 3);
+        let mut filters = Vec::new();
+        for _ in 0..count {
+            let wide = self.dice.chance(habits.wide);
+            filters.push(
+                self.dice
+                    .word(if wide { WIDE_FILTERS } else { FILTERS })
+                    .to_owned(),
+            );
+        }
+        filters
+    }
+
+    pub(crate) fn register(&mut self, habits: &Habits) -> Check {
+        let live = self.book.subs.iter().filter(|sub| sub.live).count();
+        let Some(peer) = self.some_peer().and_then(|at| self.peers.get(at)) else {
+            return Ok(());
+        };
+        if live >= MOST_SUBS {
+            return Ok(());
+        }
+        let (session, space) = (peer.id, peer.space);
+        let name = format!("a{}", self.book.subs.len());
+        let grouped = self.dice.chance(habits.grouped);
+        let group = if grouped { self.dice.word(GROUPS) } else { "" };
+        // A lane can stay with one member only if all hear the same.
+        let twin = self
+            .book
+            .subs
+            .iter()
+            .find(|sub| sub.live && sub.group == group);
+        let twin = twin.map(|sub| {
+            sub.filters
+                .iter()
+                .filter(|f| !f.starts_with("spawn"))
+                .cloned()
+        });
+        let mut filters = match twin {
+            Some(filters) => filters.collect(),
+            None => self.draw_filters(habits),
+        };
+        let concurrency = self.dice.pick(&[1, 1, 2, 3]).unwrap_or(1);
+        let texts: Vec<&str> = filters.iter().map(String::as_str).collect();
+        let spec = AgentSpec {
+            name: &name,
+            filters: &texts,
+            group,
+            concurrency,
+            info: b"{}",
+        };
+        let handle = self.core.register(session, &spec, self.at);
+        self.note(format!(
+            "register {name} at {session:?} in {group:?} for {filters:?}"
+        ));
+        let Ok(handle) = handle else {
+            return broken("BAD-INPUT", format!("an agent was refused: {handle:?}"));
+        };
+        filters.push(format!("spawn.{name}"));
+        let own = if group.is_empty() {
+            name.clone()
+        } else {
+            group.to_owned()
+        };
+        let mut sub = Sub::new(session, space, name, own);
+        sub.handle = handle;
+        sub.filters = filters;
+        sub.concurrency = concurrency as usize;
+        self.enter_sub(sub);
+        self.ask_waiting(space)
+    }
+
+    pub(crate) fn subscribe(&mut self, habits: &Habits) -> Check {
+        let Some(peer) = self.some_peer().and_then(|at| self.peers.get(at)) else {
+            return Ok(());
+        };
+        let (session, space, name) = (peer.id, peer.space, peer.name.clone());
+        let has = self
+            .book
+            .subs
+            .iter()
+            .any(|sub| sub.stream && sub.session == session);
+        if has {
+            return Ok(());
+        }
+        let filters = self.draw_filters(habits);
+        let lossy = self.dice.chance(40);
+        let texts: Vec<&str> = filters.iter().map(String::as_str).collect();
+        let qos = if lossy { Qos::Realtime } else { Qos::Batched };
+        let handle = self.core.subscribe(session, &texts, qos);
+        self.note(format!("subscribe {name} to {filters:?} lossy {lossy}"));
+        let Ok(handle) = handle else {
+            return broken("BAD-INPUT", format!("a stream was refused: {handle:?}"));
+        };
+        let group = format!("stream of {name}");
+        let mut sub = Sub::new(session, space, name, group);
+        sub.handle = handle;
+        sub.filters = filters;
+        sub.stream = true;
+        sub.lossy = lossy;
+        self.enter_sub(sub);
+        Ok(())
+    }
+
+    pub(crate) fn enter_sub(&mut self, sub: Sub) {
+        self.takers
+            .insert(Taker::Sub(self.book.subs.len()), Call::default());
+        self.book.subs.push(sub);
+    }
+
+    /// An agent came: requests that wait for a hearer may have found one.
+    pub(crate) fn ask_waiting(&mut self, space: usize) -> Check {
+        let waiting = self.waits.all.iter_mut().filter_map(|(_, wait)| {
+            let open = !wait.told && !wait.gone;
+            wait.asked()
+                .filter(|asked| open && asked.waiting && !asked.cancelled)
+        });
+        for asked in waiting {
+            let Some(event) = self.book.events.get(asked.event) else {
+                continue;
+            };
+            if event.space != space {
+                continue;
+            }
+            let responders = self.book.aim(asked.event)?;
+            if responders > 0 {
+                asked.matched = responders;
+                asked.waiting = false;
+                self.seen.note("request heard by a later agent");
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn provide(&mut self) -> Check {
+        let live = self
+            .providers
+            .iter()
+            .filter(|provider| provider.live)
+            .count();
+        let Some(peer) = self.some_peer().and_then(|at| self.peers.get(at)) else {
+            return Ok(());
+        };
+        if live >= MOST_PROVIDERS {
+            return Ok(());
+        }
+        let (session, space) = (peer.id, peer.space);
+        let capability = self.dice.word(CAPABILITIES);
+        let effect = if is_pure(capability) {
+            EffectClass::Pure
+        } else {
+            EffectClass::Unsafe
+        };
+        let concurrency = self.dice.pick(&[1, 1, 2]).unwrap_or(1);
+        let spec = ProviderSpec {
+            name: capability,
+            version: "1",
+            effect,
+            concurrency,
+            info: b"{}",
+        };
+        let handle = self.core.provide(session, &spec, self.at);
+        self.note(format!("provide {capability} at {session:?}"));
+        let Ok(handle) = handle else {
+            return broken("BAD-INPUT", format!("a provider was refused: {handle:?}"));
+        };
+        self.takers
+            .insert(Taker::Provider(self.providers.len()), Call::default());
+        let concurrency = concurrency as usize;
+        self.providers.push(Provider {
+            session,
+            handle,
+            space,
+            capability,
+            concurrency,
+            live: true,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self) -> Check {
+        let takers = self.live_takers();
+        let Some(taker) = self.dice.pick(&takers) else {
+            return Ok(());
+        };
+        let Some((session, handle, _)) = self.taker(taker) else {
+            return Ok(());
+        };
+        let removed = self.core.remove(session, handle, self.at);
+        self.note(format!("remove {taker:?}"));
+        ensure(removed.is_ok(), "LEASE-FENCED", || format!("{removed:?}"))?;
+        self.end_streamed(taker)?;
+        match taker {
+            Taker::Sub(index) => {
+                let sub = self.book.sub(index)?;
+                sub.live = false;
+                let open = !sub.open.is_empty();
+                self.seen
+                    .note_if("subscription removed with turns open", open);
+            }
+            Taker::Provider(index) => self.retire(index, Some(session)),
+        }
+        Ok(())
+    }
+
+    /// A provider goes: what it has begun ends.
+    pub(crate) fn retire(&mut self, index: usize, told: Option<SessionId>) {
+        let Some(provider) = self
+            .providers
+            .get_mut(index)
+            .filter(|provider| provider.live)
+        else {
+            return;
+        };
+        provider.live = false;
+        *self
+            .waits
+            .gone
+            .entry((provider.space, provider.capability))
+            .or_default() += 1;
+        let work = self
+            .held
+            .values()
+            .filter(|held| held.taker == Taker::Provider(index));
+        let calls: Vec<_> = work.filter_map(|held| held.call).collect();
+        for call in calls {
+            self.waits
+                .end_unanswered(call, Code::ProviderUnavailable, told);
+        }
+    }
+
+    pub(crate) fn close_one(&mut self) -> Check {
+        match self.some_peer() {
+            Some(at) => self.close(at),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn close(&mut self, at: usize) -> Check {
+        let Some(peer) = self.peers.get(at) else {
+            return Ok(());
+        };
+        let session = peer.id;
+        self.drain_all(session)?;
+        self.core.close(session, self.at);
+        self.note(format!("close {session:?}"));
+        if let Some(peer) = self.peers.get_mut(at) {
+            peer.live = false;
+        }
+        for sub in self
+            .book
+            .subs
+            .iter_mut()
+            .filter(|sub| sub.session == session)
+        {
+            sub.live = false;
+        }
+        for index in 0..self.providers.len() {
+            if self
+                .providers
+                .get(index)
+                .is_some_and(|provider| provider.session == session)
+            {
+                self.retire(index, None);
+            }
+        }
+        self.close_held(session);
+        self.close_waits(session);
+        self.close_tickets(session)
+    }
+
+    pub(crate) fn close_held(&mut self, session: SessionId) {
+        let held = self.held.iter().filter(|(_, held)| held.session == session);
+        let held: Vec<LeaseId> = held.map(|(lease, _)| *lease).collect();
+        self.seen
+            .note_if("session closed with turns open", !held.is_empty());
+        for lease in held {
+            let Some(held) = self.held.remove(&lease) else {
+                continue;
+            };
+            self.past.push(lease);
+            match held.taker {
+                Taker::Sub(index) => {
+                    if let Ok(sub) = self.book.sub(index) {
+                        sub.open.remove(&lease);
+                    }
+                    self.decline(&held);
+                }
+                Taker::Provider(_) => {
+                    if let Some(call) = held.call {
+                        self.waits
+                            .end_unanswered(call, Code::ProviderUnavailable, None);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn close_waits(&mut self, session: SessionId) {
+        let own = self
+            .waits
+            .all
+            .iter()
+            .filter(|(_, wait)| wait.session == session && !wait.told);
+        let own: Vec<_> = own.map(|(call, _)| *call).collect();
+        for call in own {
+            self.end_call(call, Code::Cancelled);
+            if let Some(wait) = self.waits.all.get_mut(&call) {
+                wait.gone = true;
+            }
+        }
+        self.waits
+            .cancels_due
+            .retain(|(other, _)| *other != session);
+        self.waits
+            .credits_due
+            .retain(|(other, _, _)| *other != session);
+    }
+
+    /// What was parked will never go; what is with the log goes without its session.
+    pub(crate) fn close_tickets(&mut self, session: SessionId) -> Check {
+        let own = self
+            .tickets
+            .iter()
+            .filter(|(_, (owner, _))| *owner == session);
+        let own: Vec<_> = own.map(|(ticket, (_, event))| (*ticket, *event)).collect();
+        for (ticket, event) in own {
+            self.tickets.remove(&ticket);
+            if self.book.event(event)?.state == State::Parked {
+                self.book.refuse(event)?;
+            }
+        }
+        Ok(())
+    }
+}

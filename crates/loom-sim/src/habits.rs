@@ -1,0 +1,138 @@
+//! What a run leans to: which steps it takes how often, and with which limits.
+
+use loom_core::Limits;
+
+use crate::dice::Dice;
+
+/// A step that a run may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step {
+    Attach,
+    Register,
+    Subscribe,
+    Provide,
+    Remove,
+    Close,
+    Publish,
+    Request,
+    Invoke,
+    Take,
+    Finish,
+    Fail,
+    Reply,
+    Result,
+    Chunk,
+    Grant,
+    Cancel,
+    Drain,
+    AnswerLog,
+    Pass,
+    Misuse,
+    Check,
+    Settle,
+}
+
+/// How often a step is taken in an ordinary run.
+const USUAL: &[(Step, u64)] = &[
+    (Step::Attach, 2),
+    (Step::Register, 5),
+    (Step::Subscribe, 2),
+    (Step::Provide, 3),
+    (Step::Remove, 1),
+    (Step::Close, 1),
+    (Step::Publish, 34),
+    (Step::Request, 14),
+    (Step::Invoke, 14),
+    (Step::Take, 26),
+    (Step::Finish, 10),
+    (Step::Fail, 4),
+    (Step::Reply, 9),
+    (Step::Result, 7),
+    (Step::Chunk, 8),
+    (Step::Grant, 5),
+    (Step::Cancel, 3),
+    (Step::Drain, 12),
+    (Step::AnswerLog, 8),
+    (Step::Pass, 12),
+    (Step::Misuse, 3),
+    (Step::Check, 4),
+    (Step::Settle, 1),
+];
+
+/// What a run leans to: the dice change how often each step is taken, and leave some out.
+pub(crate) struct Habits {
+    weights: Vec<(Step, u64)>,
+    pub(crate) durable: u64,
+    pub(crate) keyed: u64,
+    pub(crate) mortal: u64,
+    pub(crate) wide: u64,
+    pub(crate) realtime: u64,
+    pub(crate) grouped: u64,
+}
+
+impl Habits {
+    pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let mut weights = USUAL.to_vec();
+        for (_, weight) in &mut weights {
+            *weight = match dice.between(0, 9) {
+                0 => 0,
+                1 | 2 => *weight * 3,
+                3 => weight.div_ceil(3),
+                _ => *weight,
+            };
+        }
+        Self {
+            weights,
+            durable: if dice.chance(50) {
+                dice.between(0, 50)
+            } else {
+                0
+            },
+            keyed: dice.between(10, 90),
+            mortal: if dice.chance(50) {
+                dice.between(0, 40)
+            } else {
+                0
+            },
+            wide: if dice.chance(40) {
+                dice.between(5, 40)
+            } else {
+                0
+            },
+            realtime: dice.between(0, 60),
+            grouped: if dice.chance(50) {
+                dice.between(20, 90)
+            } else {
+                0
+            },
+        }
+    }
+
+    pub(crate) fn draw_step(&self, dice: &mut Dice) -> Step {
+        let all: u64 = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut at = dice.between(0, all.max(1) - 1);
+        for (step, weight) in &self.weights {
+            if at < *weight {
+                return *step;
+            }
+            at -= weight;
+        }
+        Step::Check
+    }
+}
+
+/// Small limits, so that what is rare with the real ones is common.
+pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
+    Limits {
+        queue_items: dice.count(1, 6),
+        queue_bytes: dice.count(40, 400),
+        batched_wait_ms: dice.between(1, 40),
+        hops: dice.count(2, 6),
+        parked_offers: dice.count(1, 5),
+        provider_queue: dice.count(1, 4),
+        pending_calls: dice.count(4, 30),
+        stream_chunks_max: dice.count(1, 5),
+        topic_cache: dice.count(1, 8),
+        ..Limits::default()
+    }
+}

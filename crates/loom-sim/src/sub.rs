@@ -1,0 +1,137 @@
+//! What is known of one subscription: what it hears, what it may hold, and what it was given.
+
+use std::collections::BTreeMap;
+
+use loom_core::{Handle, Ident, LeaseId, SessionId};
+
+use crate::trace::{Check, ensure};
+
+/// One subscription of an agent, or an ordered stream.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own and changes alone"
+)]
+pub(crate) struct Sub {
+    pub(crate) session: SessionId,
+    pub(crate) handle: Handle,
+    pub(crate) space: usize,
+    /// Of the agent; of a stream, its session's. No two are equal.
+    pub(crate) name: String,
+    /// Of a stream: a name that nobody else has.
+    pub(crate) group: String,
+    pub(crate) stream: bool,
+    pub(crate) lossy: bool,
+    pub(crate) filters: Vec<String>,
+    pub(crate) concurrency: usize,
+    pub(crate) live: bool,
+    pub(crate) open: BTreeMap<LeaseId, Ident>,
+    /// Turns that ended.
+    pub(crate) ended: u64,
+    /// Events that were for it and nobody else of its group.
+    pub(crate) sole: u64,
+    /// Events that were for it or another member.
+    pub(crate) shared: u64,
+    /// Events and bytes that it may hold at most, and the most there ever were.
+    pub(crate) load: (usize, usize),
+    pub(crate) peak: (usize, usize),
+    /// Realtime events among them: only these may be lost while no offer waits.
+    pub(crate) fleeting: u64,
+    /// An offer has waited that was for it too.
+    pub(crate) waited: bool,
+    pub(crate) ring: Ring,
+}
+
+/// Realtime events of one subscription in the order they were put into its queue.
+#[derive(Default)]
+pub(crate) struct Ring {
+    pub(crate) items: Vec<RingItem>,
+    /// Some came at a time that is not known.
+    pub(crate) blurred: bool,
+}
+
+pub(crate) struct RingItem {
+    pub(crate) event: usize,
+    pub(crate) placed: u64,
+    pub(crate) taken: Option<u64>,
+    /// It may have gone because its time was up.
+    pub(crate) mortal: bool,
+}
+
+impl Sub {
+    pub(crate) fn new(session: SessionId, space: usize, name: String, group: String) -> Self {
+        Self {
+            session,
+            handle: Handle(0),
+            space,
+            name,
+            group,
+            stream: false,
+            lossy: false,
+            filters: Vec::new(),
+            concurrency: 1,
+            live: true,
+            open: BTreeMap::new(),
+            ended: 0,
+            sole: 0,
+            shared: 0,
+            load: (0, 0),
+            peak: (0, 0),
+            fleeting: 0,
+            waited: false,
+            ring: Ring::default(),
+        }
+    }
+
+    pub(crate) fn hears(&self, topic: &str) -> bool {
+        self.filters.iter().any(|filter| hears(filter, topic))
+    }
+
+    /// It may get events that this book does not know beforehand: the engine's own, and copies of replies.
+    pub(crate) fn hears_engine(&self) -> bool {
+        let firsts = self
+            .filters
+            .iter()
+            .filter_map(|filter| filter.split('.').next());
+        firsts
+            .into_iter()
+            .any(|first| matches!(first, "*" | ">" | "loom" | "thread"))
+    }
+}
+
+impl Ring {
+    pub(crate) fn check(&self, name: &str) -> Check {
+        let last = self.items.last().map_or(0, |item| item.placed);
+        let first_lost = self
+            .items
+            .iter()
+            .position(|item| item.taken.is_none() && !item.mortal);
+        let Some(first_lost) = first_lost else {
+            return Ok(());
+        };
+        let survivor = self
+            .items
+            .iter()
+            .take(first_lost)
+            .find(|item| item.taken > Some(last));
+        ensure(survivor.is_none(), "QOS-REALTIME", || {
+            format!("{name} lost a newer realtime event and kept an older one")
+        })
+    }
+}
+
+/// A filter's grammar, read token by token.
+pub(crate) fn hears(filter: &str, topic: &str) -> bool {
+    let filter: Vec<&str> = filter.split('.').collect();
+    let topic: Vec<&str> = topic.split('.').collect();
+    matches(&filter, &topic)
+}
+
+fn matches(filter: &[&str], topic: &[&str]) -> bool {
+    match (filter, topic) {
+        ([], []) | ([">"], [_, ..]) => true,
+        ([first, filter @ ..], [token, topic @ ..]) => {
+            (*first == "*" || first == token) && matches(filter, topic)
+        }
+        _ => false,
+    }
+}
