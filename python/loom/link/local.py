@@ -62,6 +62,7 @@ class Link:
         self._credit: dict[int, asyncio.Future[None]] = {}
         self._cancel: dict[int, Callable[[], object]] = {}
         self._parked: dict[int, asyncio.Future[Receipt]] = {}
+        self._settled = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
         self._notices = self._by_kind()
@@ -90,6 +91,7 @@ class Link:
             return await taken
         finally:
             self._parked.pop(ticket, None)
+            self._tell_settled()
 
     def look(self) -> None:
         """Drain if this session's own calls put something into its inbox."""
@@ -133,6 +135,7 @@ class Link:
             yield stream
         finally:
             self._forget(call, cancel=not stream.ended)
+            self._tell_settled()
 
     async def _wait(
         self, call: int, waiter: Waiter, done: "asyncio.Future[Any]", timeout: float
@@ -149,6 +152,7 @@ class Link:
             raise
         finally:
             self._waiters.pop(call, None)
+            self._tell_settled()
 
     def _forget(self, call: int, *, cancel: bool) -> None:
         self._waiters.pop(call, None)
@@ -288,6 +292,16 @@ class Link:
     def waiting(self) -> int:
         """How many calls, requests and parked offers of this link have not ended."""
         return len(self._waiters) + len(self._parked)
+
+    def _tell_settled(self) -> None:
+        if not self._waiters and not self._parked:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Return once every call, request and parked offer of this link has ended."""
+        while self.waiting:
+            self._settled.clear()
+            await self._settled.wait()
 
     def close(self) -> None:
         """Detach: registrations go, calls in flight are cancelled, waiters are told."""

@@ -77,11 +77,13 @@ class Pool:
         self._about_to_take = 0  # workers started, woken or yielding that have not run since
         self._checking = False
         self._ramp = 1
+        self._started = False
         self._stopping = False
         self._quiet = asyncio.Event()
 
     def start(self) -> None:
         """Let the first worker look for work."""
+        self._started = True
         self._link.on_ready(self.handle, self._on_ready)
         self._start_worker()
 
@@ -93,7 +95,7 @@ class Pool:
     @property
     def has_started(self) -> bool:
         """Whether ``start`` was called."""
-        return bool(self._workers)
+        return self._started
 
     @property
     def busy(self) -> int:
@@ -103,7 +105,7 @@ class Pool:
     @property
     def is_quiet(self) -> bool:
         """Whether every worker is parked and the engine had nothing more to take."""
-        return self._armed and not self.busy
+        return not self.busy and (self._armed or not self._started)
 
     def blocked_workers(self) -> bool:
         """Whether every worker waits for something; for tests that step a virtual clock."""

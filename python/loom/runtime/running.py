@@ -86,8 +86,7 @@ class Running:
             for pool in self.pools:
                 await pool.quiet()
             self.link.look()
-            if self.link.waiting:
-                await asyncio.sleep(0)
+            await self.link.settled()
 
     async def calm(self) -> None:
         """Return once nothing can go on by itself."""
