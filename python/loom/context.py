@@ -8,7 +8,6 @@ import logging
 import uuid as _uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 
@@ -21,7 +20,6 @@ from loom.envelope import (
     BYTES_TYPE,
     QOS_CODES,
     AckLevel,
-    Envelope,
     Event,
     QoS,
     Receipt,
@@ -29,7 +27,6 @@ from loom.envelope import (
 )
 from loom.errors import (
     CODES,
-    CapabilityError,
     Internal,
     InvalidParams,
     LoomError,
@@ -43,9 +40,7 @@ from loom.record import Record
 from loom.runtime.host import Host
 from loom.runtime.stream import Subscription
 from loom.topics import matches
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from loom.validation import adapter_of, checked, validated
 
 S = TypeVar("S", default=Any)
 T = TypeVar("T")
@@ -205,7 +200,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         answer = await self._host.link.one_answer(call, timeout)
         if returns is None:
             return Event(answer)
-        return Event(answer, _validated(returns, answer, "reply"))
+        return Event(answer, validated(returns, answer, "reply"))
 
     async def request_many(
         self,
@@ -316,9 +311,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
         number = self._call(name, payload, limit, key, 0)
         result = await self._host.link.outcome(number, limit)
         if isinstance(call, Bound):
-            return _checked(call.capability.result, result, name, many=call.capability.streams)
+            return checked(call.capability.result, result, name, many=call.capability.streams)
         if returns is not None:
-            return _checked(_adapter(returns), result, name)
+            return checked(adapter_of(returns), result, name)
         return decode(result) if result else None
 
     @overload
@@ -369,7 +364,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
             async def decoded() -> AsyncIterator[Any]:
                 async for chunk in chunks:
-                    yield decode(chunk) if adapter is None else _checked(adapter, chunk, name)
+                    yield decode(chunk) if adapter is None else checked(adapter, chunk, name)
 
             yield decoded()
 
@@ -593,9 +588,6 @@ class Context(Record, Generic[S], gc=False, eq=False):
             raise link.translate(error) from None
         except TypeError as error:
             raise _wrong_type(topic, error) from None
-        finally:
-            if link.session.pending:
-                link.drain()
 
     def _call_of(
         self, call: Bound[Any] | str, args: Mapping[str, Any] | None, timeout: float | None
@@ -727,66 +719,6 @@ def _wrong_type(topic: Any, error: Exception) -> LoomError:
             f"the topic is of type {type(topic).__name__}, not text", field="topic"
         )
     return InvalidParams(f"an option has the wrong type: {error}", field="options")
-
-
-@lru_cache(maxsize=256)
-def _adapter(type_: Any) -> "TypeAdapter[Any]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(type_)
-
-
-def _validated(type_: Any, envelope: Envelope, field: str) -> Any:
-    """Return the envelope's data as ``type_``."""
-    from pydantic import ValidationError
-
-    if type_ is bytes:
-        return envelope.payload
-    try:
-        return _adapter(type_).validate_json(envelope.payload)
-    except ValidationError as error:
-        what = f"the {field} is not a {getattr(type_, '__name__', type_)}"
-        raise invalid(error, field, what, expected_of(type_)) from None
-
-
-def _checked(adapter: "TypeAdapter[Any]", payload: bytes, name: str, *, many: bool = False) -> Any:
-    """Return a result as what the capability declares.
-
-    Raises:
-        CapabilityError: it is something else.
-    """
-    from pydantic import ValidationError
-
-    try:
-        if many:
-            return [adapter.validate_python(part) for part in decode(payload)]
-        return adapter.validate_json(payload or b"null")
-    except ValidationError as error:
-        told = invalid(error, "result", f"{name} returned what it does not declare")
-        raise CapabilityError(told.message, field=told.field, who=name) from None
-
-
-def invalid(error: Any, field: str, what: str, expected: str | None = None) -> InvalidParams:
-    """Return the first of a Pydantic ValidationError's complaints as InvalidParams."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    more = error.error_count() - 1
-    text = f"{what}: {place + ': ' if place else ''}{first['msg']}"
-    return InvalidParams(
-        text + (f" (and {more} more)" if more else ""),
-        field=f"{field}.{place}" if place else field,
-        hint=expected,
-    )
-
-
-def expected_of(type_: Any) -> str:
-    """Return what a type takes, for people."""
-    fields: dict[str, Any] = getattr(type_, "model_fields", {})
-    name = getattr(type_, "__name__", str(type_))
-    if not fields:
-        return f"it takes {name}"
-    shown = (f"{key}{'' if value.is_required() else '?'}" for key, value in fields.items())
-    return f"{name} has the fields {', '.join(shown)}"
 
 
 def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:

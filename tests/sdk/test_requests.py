@@ -269,3 +269,26 @@ async def test_a_cancelled_request_is_taken_back() -> None:
         assert h.stats()["requests"]["pending"] == 0
         assert h.stats()["requests"]["cancelled"] == 1
         gate.set()
+
+
+async def test_a_request_that_is_lost_at_once_ends_at_once() -> None:
+    app = loom.App("lagging")
+    gate = asyncio.Event()
+
+    @app.agent("slow", topics=["job"], concurrency=1)
+    async def slow(ctx: loom.Context, event: loom.Event) -> None:
+        await gate.wait()
+
+    async with Harness(app) as h:
+        for _ in range(1_025):  # one is taken, the others fill the queue
+            await h.ctx.emit("job")
+            await h.idle()
+        parked = asyncio.create_task(h.ctx.emit("job"))
+        await h.advance(1.1)  # its wait for room ends, and the agent lags
+        assert (await parked).matched is not None
+        with pytest.raises(loom.LoomError) as caught:
+            await h.ctx.request("job")
+        gate.set()
+        await h.idle()
+
+    assert caught.value.code == "UNAVAILABLE"

@@ -72,6 +72,7 @@ class Link:
 
     def translate(self, error: Exception, *, payload: str = "data") -> LoomError:
         """Return what the engine refused; ``payload`` is the caller's word for that field."""
+        self.look()  # the refusal may be an event to somebody
         code, message, field, limit, hint = error.args
         if field == "payload":
             field = payload

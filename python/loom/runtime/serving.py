@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from loom.capabilities import Capability
 from loom.codec import encode
-from loom.context import Context, invalid
+from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
 from loom.limits import PAYLOAD_BYTES
 from loom.runtime.host import Host, error_detail, error_number
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
+from loom.validation import invalid
 
 _logger = logging.getLogger("loom.capability")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from loom.agent import AgentSpec, Route
 from loom.codec import encode
-from loom.context import expected_of, invalid
 from loom.envelope import BYTES_TYPE, Envelope
 from loom.errors import HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
 from loom.runtime.host import Host, error_detail, error_number
 from loom.runtime.pool import Target
+from loom.validation import expected_of, invalid
 
 _logger = logging.getLogger("loom.agent")
 
