@@ -177,7 +177,8 @@ class Session:
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
     # A publish. An int is a ticket: wait for ACCEPTED or REFUSED. None: nothing was done, because the
-    # offer was wary and the payload holds "null"; look through the value for NaN and offer it again.
+    # offer was wary and there is no room, or the payload holds "null": look through the value for NaN,
+    # and offer it again. A wary offer writes this session's own fd where it put something into the inbox.
     def offer(
         self,
         sender: int,

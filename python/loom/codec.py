@@ -16,17 +16,32 @@ import msgspec
 from loom.errors import InvalidParams
 
 _MAX_DEPTH: Final = 512
+_MAX_WRITERS: Final = 1_024
 
 
 def _encode_other(value: object) -> object:
-    serializer = getattr(type(value), "__pydantic_serializer__", None)
+    kind = type(value)
+    serializer = getattr(kind, "__pydantic_serializer__", None)
     if serializer is None:
-        raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+        raise TypeError(f"a value of type {kind.__name__} has no JSON form")
     return msgspec.Raw(serializer.to_json(value))
 
 
 to_json: Final = msgspec.json.Encoder(enc_hook=_encode_other).encode
 from_json: Final = msgspec.json.Decoder().decode
+
+
+WRITERS: Final[dict[Any, Callable[[Any], bytes]]] = dict.fromkeys(
+    (dict, list, str, int, float, bool, type(None)), to_json
+)
+"""What writes a value as JSON, by its type: types seen before, and bytes never."""
+
+
+def _remember(kind: type) -> None:
+    """Let the next value of this type be written without a detour: models by their serializer."""
+    if len(WRITERS) < _MAX_WRITERS:
+        serializer = getattr(kind, "__pydantic_serializer__", None)
+        WRITERS[kind] = to_json if serializer is None else serializer.to_json
 
 
 CANNOT_ENCODE: Final = (
@@ -75,6 +90,8 @@ def encode(
             field=field,
             hint="send Pydantic models, dataclasses, dicts, lists, numbers, strings, or bytes",
         ) from None
+    if type(value) not in WRITERS:
+        _remember(type(value))
     if has_null(payload):
         path = _not_finite(value, field, 0)
         if path is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 from typing_extensions import TypedDict, TypeVar, Unpack
 
 from loom.capabilities import Bound
-from loom.codec import CANNOT_ENCODE, decode, encode, to_json
+from loom.codec import CANNOT_ENCODE, WRITERS, decode, encode
 from loom.directory import AgentInfo, CapabilityInfo
 from loom.envelope import (
     BYTES_TYPE,
@@ -86,20 +86,20 @@ class Context(Record, Generic[S], gc=False, eq=False):
             NotSupported: an ack above "accepted".
         """
         host = self._host
-        receipt = None
-        if not options and type(data) is not bytes:
+        if not options:
             try:
+                payload = WRITERS[type(data)](data)
                 receipt = host.offer(
-                    host.sender, self._envelope, topic, to_json(data), _BATCHED, None, True
+                    host.sender, self._envelope, topic, payload, _BATCHED, None, True
                 )
-            except (*CANNOT_ENCODE, host.link.refusal):
+            except (KeyError, *CANNOT_ENCODE, host.link.refusal):
                 receipt = None  # the careful way says what is wrong
-        if receipt is None:
-            receipt = self._offer(topic, data, **options)
+            if receipt is not None:
+                return receipt  # pyright: ignore[reportReturnType]  a wary offer gives no ticket
+        receipt = self._offer(topic, data, **options)
         if isinstance(receipt, int):
             return await host.link.parked(receipt)
-        if host.session.pending:
-            host.link.drain()
+        host.link.look()
         return receipt
 
     def _offer(

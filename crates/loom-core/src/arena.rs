@@ -72,9 +72,24 @@ pub(crate) struct Arena<K, T> {
     key: PhantomData<fn(K) -> K>,
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the low half is the index")]
+/// Bits of a key that are its slot. More slots than that do not fit into memory; the rest is the generation. The keys of
+/// a first generation stay below 2^30, which Python keeps in one digit.
+const SLOT_BITS: u32 = 28;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a generation has 32 bits and a slot fewer"
+)]
 fn split(raw: u64) -> (u32, usize) {
-    ((raw >> 32) as u32, raw as u32 as usize)
+    (
+        (raw >> SLOT_BITS) as u32,
+        (raw & ((1 << SLOT_BITS) - 1)) as usize,
+    )
+}
+
+fn join(generation: u32, slot: u64) -> u64 {
+    debug_assert!(slot >> SLOT_BITS == 0, "more slots than keys can name");
+    u64::from(generation) << SLOT_BITS | slot
 }
 
 impl<K: Key, T> Arena<K, T> {
@@ -97,8 +112,8 @@ impl<K: Key, T> Arena<K, T> {
             .last()
             .and_then(|index| Some((*index, self.slots.get(*index as usize)?)));
         match reused {
-            Some((index, slot)) => K::from_raw(u64::from(slot.generation) << 32 | u64::from(index)),
-            None => K::from_raw(1 << 32 | self.slots.len() as u64),
+            Some((index, slot)) => K::from_raw(join(slot.generation, u64::from(index))),
+            None => K::from_raw(join(1, self.slots.len() as u64)),
         }
     }
 
@@ -107,14 +122,14 @@ impl<K: Key, T> Arena<K, T> {
             && let Some(slot) = self.slots.get_mut(index as usize)
         {
             slot.value = Some(value);
-            return K::from_raw(u64::from(slot.generation) << 32 | u64::from(index));
+            return K::from_raw(join(slot.generation, u64::from(index)));
         }
         let index = self.slots.len() as u64;
         self.slots.push(Slot {
             generation: 1,
             value: Some(value),
         });
-        K::from_raw(1 << 32 | index)
+        K::from_raw(join(1, index))
     }
 
     pub(crate) fn get(&self, key: K) -> Option<&T> {
@@ -167,10 +182,7 @@ impl<K: Key, T> Arena<K, T> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (K, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             let value = slot.value.as_ref()?;
-            Some((
-                K::from_raw(u64::from(slot.generation) << 32 | index as u64),
-                value,
-            ))
+            Some((K::from_raw(join(slot.generation, index as u64)), value))
         })
     }
 }

@@ -92,6 +92,7 @@ impl Core {
             deadline: None,
         };
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
+        let eager = publish.eager;
         let env = Arc::new(self.compose(source, draft, at)?);
         let targets = self.pick(&route, env.lane());
         let plan = Plan {
@@ -108,6 +109,7 @@ impl Core {
         } else {
             match self.judge(&plan)? {
                 Verdict::Room => Offer::Done(self.apply(&plan, at)),
+                Verdict::Park if eager => Offer::NoRoom,
                 Verdict::Park => Offer::Parked(self.park(session, plan, at)?),
             }
         };

@@ -72,6 +72,8 @@ pub struct Publish<'a> {
     pub options: Option<Box<Options>>,
     /// Whether it must be in the log before anyone sees it.
     pub durable: bool,
+    /// Whether it is taken at once or not at all: it is not parked where there is no room.
+    pub eager: bool,
 }
 
 /// An event whose sender waits for answers.

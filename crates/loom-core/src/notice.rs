@@ -24,6 +24,8 @@ pub enum Offer {
     Done(Receipt),
     /// Waits for room: [`Notice::Accepted`] or [`Notice::Refused`] will follow.
     Parked(Ticket),
+    /// Was eager, and there is no room: nothing was done.
+    NoRoom,
     /// Must be logged: the shell appends the record and says [`crate::Core::logged`] or [`crate::Core::refused`].
     Logging(Ticket, Arc<Envelope>),
 }

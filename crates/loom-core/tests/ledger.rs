@@ -136,7 +136,7 @@ impl Run {
             Ok(Offer::Parked(ticket)) => {
                 self.parked.insert(ticket, topic);
             }
-            Ok(Offer::Logging(..)) => unreachable!("there is no log"),
+            Ok(Offer::Logging(..) | Offer::NoRoom) => unreachable!("no log, and nothing is eager"),
             Err(error) => assert_eq!(error.code, loom_core::Code::Exhausted),
         }
         self.settle();

@@ -196,9 +196,15 @@ impl Session {
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
             options: crate::convert::options(options)?,
             durable: false,
+            eager: wary,
         };
-        match self.step(|core, at| core.offer(self.id, publish, at))? {
+        let offer = self.step(|core, at| core.offer(self.id, publish, at))?;
+        if wary && self.wake.is_pending() {
+            self.wake.write();
+        }
+        match offer {
             Offer::Done(receipt) => Ok(Some(Bound::new(py, Receipt::new(receipt))?.into_any())),
+            Offer::NoRoom => Ok(None),
             Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
                 Ok(Some(ticket.0.into_pyobject(py)?.into_any()))
             }
@@ -229,6 +235,7 @@ impl Session {
             qos: Qos::Batched,
             options: crate::convert::options(options)?,
             durable: false,
+            eager: false,
         };
         let request = Request {
             publish,

@@ -90,6 +90,7 @@ impl World {
                 qos: Qos::Realtime,
                 options: None,
                 durable: false,
+                eager: false,
             };
             let offered = self.core.offer(other, publish, self.at);
             offered.err().map(|error| error.code)

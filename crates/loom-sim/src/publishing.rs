@@ -122,6 +122,7 @@ impl World {
         event.durable = event.qos != Qos::Realtime && self.dice.chance(habits.durable);
         let (qos, durable, topic, size) = (event.qos, event.durable, event.topic, event.size);
         let over = self.hops_over(&from);
+        let eager = qos == Qos::Batched && !durable && self.dice.chance(25);
         let index = self.book.offer(event);
         let offer = self.core.offer(
             from.session,
@@ -133,6 +134,7 @@ impl World {
                 qos,
                 options,
                 durable,
+                eager,
             },
             self.at,
         );
@@ -141,6 +143,13 @@ impl World {
             from.sender
         ));
         match offer {
+            Ok(Offer::NoRoom) => {
+                self.seen.note("eager publish found no room");
+                ensure(eager, "QOS-BATCHED", || {
+                    format!("event {index} was not eager, and was not taken")
+                })?;
+                self.book.refuse(index)
+            }
             Ok(offer) => {
                 ensure(!over, "EVENT-HOPS", || {
                     format!("event {index} went too far")
@@ -185,6 +194,9 @@ impl World {
                 self.tickets.insert(ticket, (session, index));
                 self.book.wait(index, State::Parked)
             }
+            Offer::NoRoom => ensure(false, "QOS-BATCHED", || {
+                format!("event {index} was given up")
+            }),
             Offer::Logging(ticket, record) => {
                 ensure(durable, "TICKETS-ORDERED", || {
                     format!("{record:?} is not durable")

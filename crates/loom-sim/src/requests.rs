@@ -69,6 +69,7 @@ impl World {
             qos: Qos::Batched,
             options,
             durable: false,
+            eager: false,
         };
         let request = Request {
             publish,

@@ -7,6 +7,7 @@ pub const RARE: &[&str] = &[
     "answer of a provider that comes late",
     "background publish refused",
     "batched publish parked",
+    "eager publish found no room",
     "batched publish taken after it was parked",
     "call indeterminate",
     "call of a provider that went",

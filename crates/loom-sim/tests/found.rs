@@ -56,6 +56,7 @@ impl Bus {
             qos: Qos::Batched,
             options: Some(Box::new(options)),
             durable: false,
+            eager: false,
         })
     }
 

@@ -95,6 +95,7 @@ impl World {
             qos: Qos::Batched,
             options: None,
             durable: false,
+            eager: false,
         }
     }
 
