@@ -15,7 +15,7 @@ def describe() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {_memory()} GiB",
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "system": f"{platform.system()} {_release()}, {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, {_build()}",
         "libraries": ", ".join(f"{name} {_version(name)}" for name in _LIBRARIES),
         "load": f"{os.getloadavg()[0]:.2f} runnable processes in the minute before the start",
@@ -29,6 +29,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def _release() -> str:
+    """Return the kernel's two first numbers; the rest names a build."""
+    return ".".join(platform.release().split(".")[:2])
 
 
 def _memory() -> int:
