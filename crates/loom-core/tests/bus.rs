@@ -34,7 +34,7 @@ fn an_event_that_two_filters_match_is_delivered_once() {
 fn namespaces_never_see_each_other() {
     let mut w = World::new();
     let s = w.session();
-    let other = w.core.attach("other", "app").unwrap();
+    let other = w.session_in("other");
     let a = w.agent(other, "a", &["q"]);
     assert_eq!(w.emit(s, "q").matched, 0);
     assert_eq!(w.run(other, a), Vec::<String>::new());

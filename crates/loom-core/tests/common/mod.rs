@@ -10,6 +10,7 @@ use loom_core::{
 pub(crate) struct World {
     pub(crate) core: Core,
     pub(crate) at: Moment,
+    sessions: Vec<SessionId>,
 }
 
 /// What a session found in its inbox, told apart.
@@ -38,11 +39,18 @@ impl World {
         Self {
             core: Core::new(limits, 7),
             at,
+            sessions: Vec::new(),
         }
     }
 
     pub(crate) fn session(&mut self) -> SessionId {
-        self.core.attach("default", "app").unwrap()
+        self.session_in("default")
+    }
+
+    pub(crate) fn session_in(&mut self, namespace: &str) -> SessionId {
+        let session = self.core.attach(namespace, "app").unwrap();
+        self.sessions.push(session);
+        session
     }
 
     pub(crate) fn root(&self, session: SessionId) -> Handle {
@@ -277,10 +285,7 @@ impl Drop for World {
             return;
         }
         self.check();
-        let open: Vec<SessionId> = (0..64)
-            .flat_map(|at| (1..64).map(move |generation: u64| SessionId(generation << 32 | at)))
-            .collect();
-        for session in open {
+        for session in std::mem::take(&mut self.sessions) {
             self.core.close(session, self.at);
         }
         self.core.tick(self.at);
