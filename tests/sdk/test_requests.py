@@ -149,10 +149,12 @@ async def test_request_many_gives_answers_failures_and_what_is_missing() -> None
     async def hangs(ctx: loom.Context, event: loom.Event) -> None:
         await ctx.sleep(60)
 
-    async with app.running() as ctx:
-        first = await ctx.request_many("ask", first_k=1, timeout=10)
-        replies = await ctx.request_many("ask", timeout=0.1)
-        nobody = await ctx.request_many("nobody.here")
+    async with Harness(app) as h:
+        first = await h.ctx.request_many("ask", first_k=1, timeout=10)
+        asked = asyncio.create_task(h.ctx.request_many("ask", timeout=5))
+        await h.advance(6)
+        replies = await asked
+        nobody = await h.ctx.request_many("nobody.here")
 
     assert len(first.items) == 1
     assert sorted(item.data for item in replies.items) == [1, 2]

@@ -39,6 +39,7 @@ class Running:
     host: Host
     pools: list[Pool] = field(default_factory=list[Pool])
     servings: list[Serving] = field(default_factory=list[Serving])
+    finished: bool = False
     agents: list[tuple[AgentSpec, Any, Host]] = field(
         default_factory=list[tuple[AgentSpec, Any, Host]]
     )
@@ -99,8 +100,11 @@ class Running:
         """Let what was published be handled, at most ``STOP_SECONDS`` long.
 
         On a virtual clock, which nobody moves any more, this ends as soon as nothing goes on by
-        itself.
+        itself. A second time it waits no more.
         """
+        if self.finished:
+            return
+        self.finished = True
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 if isinstance(self.engine.clock, VirtualClock):
