@@ -8,10 +8,12 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV := .venv
+BENCH := .venv-bench
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 ENGINE_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find crates/loom-core crates/loom-python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
 Q ?=
 SCALE ?= 1
 
@@ -32,8 +34,8 @@ test: setup ## Check and test everything; prints the time of each stage
 test-deps: ## Install what the tests need from the system's packages
 	@echo "the tests need nothing from the system's packages"
 
-bench: $(STAMPS)/engine-release $(STAMPS)/bench ## Measure, print the table and write it to docs/benchmarks.md
-	@$(PY) -m benchmarks
+bench: $(STAMPS)/bench ## Measure, print the table and write it to docs/benchmarks.md
+	@$(BENCH)/bin/python -m benchmarks
 
 prove: setup ## The long checks: licences and advisories, many simulated seeds (SCALE=10 for ten times as many)
 	@SCALE=$(SCALE) $(PY) tools/stages.py prove
@@ -64,7 +66,7 @@ dist: $(STAMPS)/python ## Build the source distribution, and the wheel from it, 
 	@ls -l dist
 
 clean: ## Remove all that was built or installed here
-	rm -rf target dist build $(VENV) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
+	rm -rf target dist build $(VENV) $(BENCH) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
 	rm -f python/loom/_engine*.so
 	find python tests examples tools -name __pycache__ -prune -exec rm -rf {} +
 
@@ -82,9 +84,17 @@ $(STAMPS)/python: requirements/dev.txt | tools
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/bench: requirements/bench.txt $(STAMPS)/python
-	@echo "installing what the benchmarks compare with"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+$(STAMPS)/bench-python: requirements/runtime.txt requirements/bench.txt $(STAMPS)/python
+	@echo "installing what the benchmarks compare with into $(BENCH)/"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python
+	@echo "building the wheel that is measured (two minutes the first time, seconds later)"
+	@rm -rf target/measured && $(VENV)/bin/maturin build --quiet --release --locked --out target/measured
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/measured/*.whl
 	@touch $@
 
 $(STAMPS)/node: package-lock.json $(STAMPS)/python

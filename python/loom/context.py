@@ -578,7 +578,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 host.sender,
                 self._envelope,
                 topic,
-                encode(data),
+                encode(data, "data", link.has_null),
                 _seconds(timeout),
                 first_k,
                 wait,
@@ -599,7 +599,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 )
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
-            return terms.name, encode(call.arguments, field="args"), _seconds(limit)
+            return (
+                terms.name,
+                encode(call.arguments, "args", self._host.link.has_null),
+                _seconds(limit),
+            )
         if not isinstance(call, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(
                 f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"

@@ -10,7 +10,7 @@ flag or the loop sees the descriptor.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -101,14 +101,14 @@ class Link:
 
     # -- waiting ----------------------------------------------------------------------------------
 
-    async def one_answer(self, call: int, timeout: float) -> Envelope:
+    def one_answer(self, call: int, timeout: float) -> Coroutine[Any, Any, Envelope]:
         """Wait for the first reply to a request.
 
         Raises:
             LoomError: the request ended without one.
         """
         waiter = _OneAnswer(self._loop.create_future())
-        return await self._wait(call, waiter, waiter.done, timeout)
+        return self._wait(call, waiter, waiter.done, timeout)
 
     async def many_answers(self, call: int, timeout: float) -> "_ManyAnswers":
         """Wait until a request to many has ended; its answers and its summary."""
@@ -116,14 +116,14 @@ class Link:
         await self._wait(call, waiter, waiter.done, timeout)
         return waiter
 
-    async def outcome(self, call: int, timeout: float) -> bytes:
+    def outcome(self, call: int, timeout: float) -> Coroutine[Any, Any, bytes]:
         """Wait for the result of a call.
 
         Raises:
             LoomError: the call ended otherwise than well.
         """
         waiter = _Outcome(self._loop.create_future())
-        return await self._wait(call, waiter, waiter.done, timeout)
+        return self._wait(call, waiter, waiter.done, timeout)
 
     @asynccontextmanager
     async def chunks(self, call: int, timeout: float) -> AsyncGenerator["Chunks"]:
