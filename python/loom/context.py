@@ -24,6 +24,7 @@ from loom.envelope import (
     QoS,
     Receipt,
     Replies,
+    opened,
 )
 from loom.errors import (
     CODES,
@@ -199,7 +200,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         call = self._request(topic, data, timeout, 1, wait=wait, key=key)
         answer = await self._host.link.one_answer(call, timeout)
         if returns is None:
-            return Event(answer)
+            return opened(answer)
         return Event(answer, validated(returns, answer, "reply"))
 
     async def request_many(
@@ -235,7 +236,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
             error_from_code(CODES[f["code"]], f["message"], who=f.get("who"))
             for f in cast("list[dict[str, Any]]", summary.get("failures", []))
         ]
-        items: list[Event[Any]] = [Event(envelope) for envelope in done.answers]
+        items: list[Event[Any]] = [opened(envelope) for envelope in done.answers]
         missing = int(summary.get("matched", len(items))) - len(items) - len(failures)
         return Replies(items=items, failures=failures, missing=max(0, missing))
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
-from loom.codec import CANNOT_DECODE, decode, from_json
+from loom.codec import decode
 from loom.errors import LoomError
 from loom.record import Record
 
@@ -27,7 +27,6 @@ _QOS_NAMES: Final[tuple[QoS, ...]] = ("realtime", "batched", "background")
 T = TypeVar("T", default=Any, covariant=True)
 JSON_TYPE: Final = "application/json"
 BYTES_TYPE: Final = "application/octet-stream"
-_UNREAD: Final = object()
 
 
 class Envelope(Protocol):
@@ -113,30 +112,16 @@ class Receipt(Protocol):
     def position(self) -> str | None: ...
 
 
-class Event(Record, Generic[T], gc=False, eq=False):
+class Event(Record, Generic[T], frozen=True, gc=False, eq=False):
     """One event with its data decoded. Immutable.
 
-    ``Event[Model]`` in a handler's hints validates its data.
+    ``data`` is what the handler declared (``Event[Model]`` validates, ``Event[bytes]`` takes the
+    payload as it travelled), else plain JSON values, or bytes where bytes were sent.
     """
 
+    # Decoded before the handler starts, so that reading it costs no frame of Python.
     _envelope: Envelope
-    _data: object = _UNREAD
-
-    @property
-    def data(self) -> T:
-        """The data.
-
-        The declared type if the handler declared one, else plain JSON values, or bytes.
-        """
-        data = self._data
-        if data is _UNREAD:
-            payload = self._envelope.json
-            try:
-                data = self._envelope.payload if payload is None else from_json(payload)
-            except CANNOT_DECODE:
-                data = decode(self._envelope.payload)  # says what is wrong
-            self._data = data
-        return data  # pyright: ignore[reportReturnType]  what was checked against T, or T is Any
+    data: T
 
     @property
     def envelope(self) -> Envelope:
@@ -266,6 +251,16 @@ class Event(Record, Generic[T], gc=False, eq=False):
 
     def __repr__(self) -> str:
         return f"<Event {self.topic} {self.id} from {self.sender}>"
+
+
+def opened(envelope: Envelope) -> Event[Any]:
+    """Return an event with its data as plain JSON values, or bytes.
+
+    Raises:
+        InvalidParams: the payload is not the JSON that its content type says.
+    """
+    payload = envelope.json
+    return Event(envelope, envelope.payload if payload is None else decode(payload))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     class Record:
         """A class of fields, made by position or keyword."""
 
-        def __init_subclass__(cls, *, gc: bool = True, eq: bool = True) -> None: ...
+        def __init_subclass__(
+            cls, *, frozen: bool = False, gc: bool = True, eq: bool = True
+        ) -> None: ...
 
 else:
     from msgspec import Struct as Record

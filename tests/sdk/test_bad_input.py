@@ -224,3 +224,16 @@ async def test_a_payload_that_is_not_json_is_a_typed_error_when_it_is_read() -> 
             await ctx.request("ask", b"\xff\xfe not json")
 
     assert (caught.value.code, caught.value.field) == ("INVALID_PARAMS", "data")
+
+
+async def test_a_handler_may_ask_for_the_payload_as_it_travelled() -> None:
+    app = loom.App("raw")
+
+    @app.agent("raw", topics=["ask"])
+    async def raw(ctx: loom.Context, event: loom.Event[bytes]) -> list[str]:
+        return [event.data.decode(), event.payload.decode()]
+
+    async with app.running() as ctx:
+        answer = await ctx.request("ask", {"n": 1})
+
+    assert answer.data == ['{"n":1}', '{"n":1}']

@@ -16,8 +16,9 @@ from contextvars import Context as Variables
 from contextvars import copy_context
 from typing import Any, Protocol
 
+from loom.codec import CANNOT_DECODE, from_json
 from loom.context import Context
-from loom.envelope import Envelope, Event
+from loom.envelope import Envelope, Event, opened
 from loom.limits import TURN_BATCH
 from loom.link import Link
 from loom.record import Record
@@ -207,10 +208,15 @@ class Pool:
                 if only is None:
                     target = find(item.topic)
                     handler, validate = target.handle, target.validate
-                if validate is None:
-                    event: Event[Any] = Event(item)
+                if validate is not None:
+                    event: Event[Any] = Event(item, validate(item.payload))
+                elif (payload := item.json) is None:
+                    event = Event(item, item.payload)
                 else:
-                    event = Event(item, validate(item.payload))
+                    try:
+                        event = Event(item, from_json(payload))
+                    except CANNOT_DECODE:
+                        event = opened(item)  # says what is wrong
                 result = await handler(Context(host, item), event)
                 if result is not None:
                     settle(item, result)

@@ -20,6 +20,7 @@ from loom.limits import PAYLOAD_BYTES
 from loom.runtime.host import Host, error_detail, error_number
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
+from loom.runtime.turns import as_it_is
 from loom.validation import invalid
 
 _logger = logging.getLogger("loom.capability")
@@ -30,7 +31,7 @@ class Serving:
 
     def __init__(self, host: Host, capability: Capability[..., Any]) -> None:
         self.host = host
-        self._target = Target(self._serve)
+        self._target = Target(self._serve, as_it_is)  # arguments are checked in there
         self.only: Target | None = self._target
         self._link = host.link
         self._capability = capability

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from loom.envelope import QOS_CODES, Event, QoS
+from loom.envelope import QOS_CODES, Event, QoS, opened
+from loom.errors import InvalidParams
 from loom.link import Link
 
 
@@ -33,7 +34,10 @@ class Subscription:
             self._link.look()
             if item is not None:
                 self._done = item
-                return Event(item)
+                try:
+                    return opened(item)
+                except InvalidParams:  # one bad payload must not end who watches
+                    return Event(item, item.payload)
             await self._ready.wait()
         raise StopAsyncIteration
 

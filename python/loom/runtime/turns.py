@@ -90,10 +90,17 @@ def _target(agent: Any, route: Route) -> Target:
     return Target(handle, _validator(route.accepts))
 
 
+def as_it_is(payload: bytes) -> bytes:
+    """Take a payload as it travelled."""
+    return payload
+
+
 def _validator(accepts: Any) -> Callable[[bytes], Any] | None:
     """Return what turns a payload into ``accepts``, None where anything is taken."""
-    if accepts is None or accepts is bytes:
+    if accepts is None:
         return None
+    if accepts is bytes:
+        return as_it_is
     from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter[Any](accepts)
