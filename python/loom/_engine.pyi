@@ -176,9 +176,13 @@ class Session:
     # one ordered stream: watch, join_thread
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
-    # A publish. An int is a ticket: wait for ACCEPTED or REFUSED. None: nothing was done, because the
-    # offer was wary and there is no room, or the payload holds "null": look through the value for NaN,
-    # and offer it again. A wary offer writes this session's own fd where it put something into the inbox.
+    # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
+    # there is no room, or because the payload holds "null": look through the value for NaN, and offer
+    # it. It writes this session's own fd where it put something into the inbox.
+    def emit(
+        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
+    ) -> Receipt | None: ...
+    # Any publish. An int is a ticket: wait for ACCEPTED or REFUSED.
     def offer(
         self,
         sender: int,
@@ -187,9 +191,8 @@ class Session:
         payload: bytes,
         qos: int,
         options: _Options | None,
-        wary: bool = False,
         /,
-    ) -> Receipt | int | None: ...
+    ) -> Receipt | int: ...
     def request(
         self,
         sender: int,

@@ -28,7 +28,6 @@ from loom.envelope import (
 )
 from loom.errors import (
     CODES,
-    Internal,
     InvalidParams,
     LoomError,
     NotFound,
@@ -49,7 +48,6 @@ R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
 TURN = "loom_turn"  # the attribute of a log record that says in which turn it was made
-_BATCHED = QOS_CODES[None]
 
 
 class EmitOptions(TypedDict, total=False):
@@ -89,14 +87,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
         host = self._host
         if not options:
             try:
-                payload = WRITERS[type(data)](data)
-                receipt = host.offer(
-                    host.sender, self._envelope, topic, payload, _BATCHED, None, True
-                )
+                receipt = host.emit(host.sender, self._envelope, topic, WRITERS[type(data)](data))
             except (KeyError, *CANNOT_ENCODE, host.link.refusal):
                 receipt = None  # the careful way says what is wrong
             if receipt is not None:
-                return receipt  # pyright: ignore[reportReturnType]  a wary offer gives no ticket
+                return receipt
         receipt = self._offer(topic, data, **options)
         if isinstance(receipt, int):
             return await host.link.parked(receipt)
@@ -123,16 +118,13 @@ class Context(Record, Generic[S], gc=False, eq=False):
         )
         payload = encode(data, "data", host.link.has_null)
         try:
-            receipt = host.offer(
-                host.sender, self._envelope, topic, payload, QOS_CODES[qos], more, False
+            return host.session.offer(
+                host.sender, self._envelope, topic, payload, QOS_CODES[qos], more
             )
         except host.link.refusal as error:
             raise host.link.translate(error) from None
         except TypeError as error:
             raise _wrong_type(topic, error) from None
-        if receipt is None:
-            raise Internal("the engine was wary of an offer that was looked through")
-        return receipt
 
     async def spawn(self, agent: str, data: Any = None, *, key: str | None = None) -> str:
         """Start a new thread at ``agent`` with ``data``; return the thread's id.

@@ -534,26 +534,26 @@ def test_the_engine_starts_no_thread(session: Session) -> None:
     assert len(os.listdir(tasks)) == before
 
 
-def test_a_wary_offer_is_taken_at_once_or_not_at_all(engine: Engine, session: Session) -> None:
-    def wary(payload: bytes) -> object:
-        return session.offer(session.root, None, "q", payload, BATCHED, None, True)
+def test_a_quick_publish_is_taken_at_once_or_not_at_all(engine: Engine, session: Session) -> None:
+    def quick(payload: bytes) -> object:
+        return session.emit(session.root, None, "q", payload)
 
     session.register("a", ["q"], "", 64, b"{}")
     for _ in range(1_024):
-        assert isinstance(wary(b"1"), Receipt)
-    assert wary(b"1") is None  # no room
-    assert wary(b'{"a":null}') is None  # may hide NaN
+        assert isinstance(quick(b"1"), Receipt)
+    assert quick(b"1") is None  # no room
+    assert quick(b'{"a":null}') is None  # may hide NaN
     stats = json.loads(engine.stats())
     assert stats["gauges"]["parked"] == 0
     assert stats["by_qos"]["batched"] == 1_024
 
 
 @pytest.mark.requirement("WAKE-LOOP")
-def test_a_wary_offer_wakes_its_own_session(session: Session) -> None:
+def test_a_quick_publish_wakes_its_own_session(session: Session) -> None:
     handle = session.register("a", ["q"], "", 64, b"{}")
     assert session.take(handle, None) is None
     drain(session)
-    assert session.offer(session.root, None, "q", b"1", BATCHED, None, True) is not None
+    assert session.emit(session.root, None, "q", b"1") is not None
     assert is_readable(session)
     assert drain(session).ready == [handle]
     assert not is_readable(session)

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use loom_core::{
-    AgentSpec, CallId, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer, ProviderSpec,
+    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer, ProviderSpec,
     Publish, Qos, Reply, Report, Request, SessionId,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
 use crate::clock::seconds;
-use crate::convert::{millis, show_notice, text};
+use crate::convert::{millis, refusal, show_notice, text};
 use crate::delivery::{Delivery, Receipt};
 use crate::engine::Shared;
 use crate::wake::Wake;
@@ -169,7 +169,38 @@ impl Session {
         self.step(|core, at| core.remove(self.id, Handle(handle), at))
     }
 
-    #[pyo3(signature = (sender, turn, topic, payload, qos, options, wary=false, /))]
+    #[pyo3(signature = (sender, turn, topic, payload, /))]
+    fn emit(
+        &self,
+        sender: u64,
+        turn: Option<&Bound<'_, Delivery>>,
+        topic: &Bound<'_, PyString>,
+        payload: &[u8],
+    ) -> PyResult<Option<Receipt>> {
+        if crate::convert::has_null(payload) {
+            return Ok(None);
+        }
+        let publish = Publish {
+            sender: Handle(sender),
+            turn: turn.and_then(lease_of),
+            topic: text("topic", topic)?,
+            payload: payload.into(),
+            qos: Qos::Batched,
+            options: None,
+            durable: false,
+            eager: true,
+        };
+        let offer = self.step(|core, at| core.offer(self.id, publish, at))?;
+        if self.wake.is_pending() {
+            self.wake.write();
+        }
+        match offer {
+            Offer::Done(receipt) => Ok(Some(Receipt::new(receipt))),
+            Offer::NoRoom | Offer::Parked(_) | Offer::Logging(..) => Ok(None),
+        }
+    }
+
+    #[pyo3(signature = (sender, turn, topic, payload, qos, options, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -183,11 +214,7 @@ impl Session {
         payload: &[u8],
         qos: u8,
         options: Option<&Bound<'py, PyAny>>,
-        wary: bool,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if wary && crate::convert::has_null(payload) {
-            return Ok(None);
-        }
+    ) -> PyResult<Bound<'py, PyAny>> {
         let publish = Publish {
             sender: Handle(sender),
             turn: turn.and_then(lease_of),
@@ -196,17 +223,13 @@ impl Session {
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
             options: crate::convert::options(options)?,
             durable: false,
-            eager: wary,
+            eager: false,
         };
-        let offer = self.step(|core, at| core.offer(self.id, publish, at))?;
-        if wary && self.wake.is_pending() {
-            self.wake.write();
-        }
-        match offer {
-            Offer::Done(receipt) => Ok(Some(Bound::new(py, Receipt::new(receipt))?.into_any())),
-            Offer::NoRoom => Ok(None),
+        match self.step(|core, at| core.offer(self.id, publish, at))? {
+            Offer::Done(receipt) => Ok(Bound::new(py, Receipt::new(receipt))?.into_any()),
+            Offer::NoRoom => Err(refusal(Code::Internal, "an offer that waits was given up", None)),
             Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
-                Ok(Some(ticket.0.into_pyobject(py)?.into_any()))
+                Ok(ticket.0.into_pyobject(py)?.into_any())
             }
         }
     }

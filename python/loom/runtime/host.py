@@ -42,7 +42,7 @@ class Host:
     link: Link
     sender: int
     session: "Session"  # the link's, at hand for the hot path
-    offer: Callable[..., Receipt | int | None]  # the session's
+    emit: Callable[[int, Any, str, bytes], Receipt | None]  # the session's
     name: str
     log: logging.Logger
     state_type: type[Any] | None = None

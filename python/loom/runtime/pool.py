@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from loom.codec import CANNOT_DECODE, from_json
 from loom.context import Context
-from loom.envelope import Envelope, Event, opened
+from loom.envelope import Envelope, Event
+from loom.errors import LoomError
 from loom.limits import TURN_BATCH
 from loom.link import Link
 from loom.record import Record
@@ -29,9 +30,14 @@ _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there 
 
 
 class Target(Record, gc=False, eq=False):
-    """User code ready to run, and what checks its data: None where it takes anything."""
+    """User code ready to run.
+
+    ``accepts`` is the declared type of its data and ``validate`` what makes it of a payload; None
+    where it takes anything.
+    """
 
     handle: Callable[[Context[Any], Event[Any]], Awaitable[Any]]
+    accepts: Any = None
     validate: Callable[[bytes], Any] | None = None
 
 
@@ -50,6 +56,10 @@ class Work(Protocol):
 
     def find(self, topic: str) -> Target:
         """Return what takes this topic. What it raises fails the lease."""
+        ...
+
+    def misfit(self, item: Envelope, error: Exception) -> LoomError:
+        """Return what to say of data that is not what was declared, or not JSON."""
         ...
 
     def settle(self, item: Envelope, result: Any) -> None:
@@ -208,15 +218,15 @@ class Pool:
                 if only is None:
                     target = find(item.topic)
                     handler, validate = target.handle, target.validate
-                if validate is not None:
-                    event: Event[Any] = Event(item, validate(item.payload))
-                elif (payload := item.json) is None:
-                    event = Event(item, item.payload)
-                else:
-                    try:
+                try:
+                    if validate is not None:
+                        event: Event[Any] = Event(item, validate(item.payload))
+                    elif (payload := item.json) is None:
+                        event = Event(item, item.payload)
+                    else:
                         event = Event(item, from_json(payload))
-                    except CANNOT_DECODE:
-                        event = opened(item)  # says what is wrong
+                except (ValueError, *CANNOT_DECODE) as error:
+                    raise work.misfit(item, error) from None
                 result = await handler(Context(host, item), event)
                 if result is not None:
                     settle(item, result)

@@ -150,7 +150,7 @@ async def running(
         link=link,
         sender=link.session.root,
         session=link.session,
-        offer=link.session.offer,
+        emit=link.session.emit,
         name=app.name,
         log=_bus_logger(f"loom.app.{app.name}", link, link.session.root),
     )
@@ -200,7 +200,7 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
         link=link,
         sender=handle,
         session=link.session,
-        offer=link.session.offer,
+        emit=link.session.emit,
         name=spec.name,
         log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
         state_type=spec.state_type,

@@ -31,7 +31,7 @@ class Serving:
 
     def __init__(self, host: Host, capability: Capability[..., Any]) -> None:
         self.host = host
-        self._target = Target(self._serve, as_it_is)  # arguments are checked in there
+        self._target = Target(self._serve, bytes, as_it_is)  # arguments are checked in there
         self.only: Target | None = self._target
         self._link = host.link
         self._capability = capability
@@ -86,6 +86,10 @@ class Serving:
             self.failed(item, error)
         finally:
             self._link.off_cancel(lease)
+
+    def misfit(self, item: Envelope, error: Exception) -> LoomError:
+        """Return what to say of arguments that are not JSON; what is gets checked in ``_serve``."""
+        return InvalidParams(f"the arguments are not JSON: {error}", field="args")
 
     def settle(self, item: Envelope, result: Any) -> None:
         """Never called: ``_serve`` has no result."""

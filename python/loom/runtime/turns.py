@@ -50,6 +50,16 @@ class Turns:
         target = self._targets[topic] = self._made[self._spec.routes.index(route)]
         return target
 
+    def misfit(self, item: Envelope, error: Exception) -> LoomError:
+        """Return what to say of data that is not what the handler declared, or not JSON."""
+        from pydantic import ValidationError
+
+        accepts = self.find(item.topic).accepts
+        if isinstance(error, ValidationError):
+            name = getattr(accepts, "__name__", str(accepts))
+            return invalid(error, "data", f"the data is not a {name}", expected_of(accepts))
+        return InvalidParams(f"the payload is not JSON: {error}", field="data")
+
     def settle(self, item: Envelope, result: Any) -> None:
         """Give back what a handler returned as the reply."""
         if not item.wants_reply:
@@ -87,12 +97,7 @@ class Turns:
 
 def _target(agent: Any, route: Route) -> Target:
     handle = agent if route.attribute is None else getattr(agent, route.attribute)
-    return Target(handle, _validator(route.accepts))
-
-
-def as_it_is(payload: bytes) -> bytes:
-    """Take a payload as it travelled."""
-    return payload
+    return Target(handle, route.accepts, _validator(route.accepts))
 
 
 def _validator(accepts: Any) -> Callable[[bytes], Any] | None:
@@ -101,17 +106,11 @@ def _validator(accepts: Any) -> Callable[[bytes], Any] | None:
         return None
     if accepts is bytes:
         return as_it_is
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
-    adapter = TypeAdapter[Any](accepts)
-    name = getattr(accepts, "__name__", str(accepts))
-    hint = expected_of(accepts)
-    from_json = adapter.validator.validate_json
+    return TypeAdapter[Any](accepts).validator.validate_json
 
-    def validate(payload: bytes) -> Any:
-        try:
-            return from_json(payload)
-        except ValidationError as error:
-            raise invalid(error, "data", f"the data is not a {name}", hint) from None
 
-    return validate
+def as_it_is(payload: bytes) -> bytes:
+    """Take a payload as it travelled."""
+    return payload
