@@ -28,6 +28,7 @@ A = TypeVar("A", bound="Agent[Any]")
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
 _MARK = "__loom_filters__"
+_IMMUTABLE = (int, float, complex, bool, str, bytes, tuple, frozenset)
 
 
 class Agent(Generic[S]):
@@ -263,7 +264,15 @@ def _state_type(target: Any) -> type[Any] | None:
     for base in getattr(target, "__orig_bases__", ()):
         if typing.get_origin(base) is Agent:
             declared = typing.get_args(base)[0]
-            return None if declared is type(None) or isinstance(declared, TypeVar) else declared
+            if declared is type(None) or isinstance(declared, TypeVar):
+                return None
+            if declared in _IMMUTABLE:
+                raise InvalidParams(
+                    f"a state of type {declared.__name__} could not be changed",
+                    field="state",
+                    hint="declare a class with attributes, such as a Pydantic model",
+                )
+            return declared
     return None
 
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from loom.agent import Agent, AgentSpec, Handler, spec_of
 from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
 from loom.directory import Effect
 from loom.envelope import Event
-from loom.errors import Conflict, NotSupported
+from loom.errors import Conflict, InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY
 from loom.topics import check_name
 
@@ -119,6 +119,8 @@ class App:
         Raises:
             Conflict: both have an agent or a capability of the same name.
         """
+        if not isinstance(other, App):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
+            raise InvalidParams(f"{other!r} is not an App", field="other")
         for spec in other.agents:
             self._add_agent(spec)
         for capability in other.capabilities:
@@ -157,14 +159,35 @@ class App:
         """
         from loom.runtime.running import running
 
-        if self._running is not None:
-            raise NotSupported(f"app {self.name!r} is running already", field="app")
         async with running(self) as run:
-            self._running = run
-            try:
-                yield run.context
-            finally:
-                self._running = None
+            yield run.context
+
+    def check_idle(self) -> None:
+        """Refuse to run twice at a time.
+
+        Raises:
+            NotSupported: the app is running already.
+        """
+        if self._running is not None:
+            raise NotSupported(
+                f"app {self.name!r} is running already",
+                field="app",
+                hint="use the ctx that you were given; an app runs once at a time",
+            )
+
+    @contextmanager
+    def run_by(self, run: "Running") -> "Generator[None]":
+        """Know what the app runs as while the block runs; for what starts apps, not for users.
+
+        Raises:
+            NotSupported: the app is running already.
+        """
+        self.check_idle()
+        self._running = run
+        try:
+            yield
+        finally:
+            self._running = None
 
     async def serve(self) -> None:
         """Run the app until this task is cancelled."""
@@ -207,7 +230,11 @@ class App:
             NotSupported: the app is not running.
         """
         if self._running is None:
-            raise NotSupported(f"app {self.name!r} is not running", field="app")
+            raise NotSupported(
+                f"app {self.name!r} is not running",
+                field="app",
+                hint="look while it runs: inside app.running(), a handler, or main",
+            )
         return self._running.engine.stats()
 
 

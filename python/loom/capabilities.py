@@ -134,12 +134,15 @@ class Capability(Generic[P, R]):
         Raises:
             InvalidParams: the arguments do not fit the function's signature.
         """
+        unknown = next((key for key in kwargs if key not in self._signature.parameters), None)
+        if unknown is not None:
+            raise InvalidParams(
+                f"{self.name} has no argument {unknown!r}", field="args", hint=self.usage
+            )
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise InvalidParams(
-                f"{self.name}: {error}", field="args", hint=f"it takes {self._signature}"
-            ) from None
+            raise InvalidParams(f"{self.name}: {error}", field="args", hint=self.usage) from None
         return Bound(self, dict(bound.arguments))
 
     def probe(self, fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -35,6 +35,12 @@ class Config:
     environment: Mapping[str, str]
     origins: Mapping[str, str]
 
+    @property
+    def target_folder(self) -> Path | None:
+        """The folder of the file that names the target; None where no file does."""
+        origin = Path(self.origins["app.target"])
+        return origin.parent if origin.suffix == ".toml" else None
+
 
 def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
     """Read the configuration that holds in ``cwd``.
@@ -48,6 +54,7 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
     for path, table in _tables(Path.cwd() if cwd is None else cwd, env):
         for key, value in _flat(table, path):
             values[key], origins[key] = value, str(path)
+    _check_variables(env)
     for key in values:
         variable = "LOOM_" + key.upper().replace(".", "__")
         if variable in env:
@@ -58,6 +65,20 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
         environment=env,
         origins=origins,
     )
+
+
+def _check_variables(env: Mapping[str, str]) -> None:
+    """Refuse a variable that looks like a key of ours and is none."""
+    ours = [f"LOOM_{section}__{key}".upper() for section in _KEYS for key in _KEYS[section]]
+    for variable in env:
+        section, nested, _ = variable.removeprefix("LOOM_").lower().partition("__")
+        is_ours = variable.startswith("LOOM_") and nested and section not in _RESERVED
+        if is_ours and variable not in ours:
+            raise InvalidParams(
+                f"the environment variable {variable} is no key of the configuration",
+                field=variable,
+                hint=f"keys: {', '.join(ours)}",
+            )
 
 
 def _tables(cwd: Path, env: Mapping[str, str]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -100,10 +121,14 @@ def _flat(table: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
                 hint=f"tables: {', '.join((*_KEYS, *_RESERVED))}",
             )
         for key, value in cast("Mapping[str, Any]", content).items():
-            if key not in known or not isinstance(value, str):
+            if key not in known:
                 raise InvalidParams(
-                    f"{path}: [{section}] has no text key {key!r}",
+                    f"{path}: [{section}] has no key {key!r}",
                     field=f"{section}.{key}",
                     hint=f"keys: {', '.join(known)}",
+                )
+            if not isinstance(value, str):
+                raise InvalidParams(
+                    f"{path}: {key} in [{section}] is {value!r}, not text", field=f"{section}.{key}"
                 )
             yield f"{section}.{key}", value

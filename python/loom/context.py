@@ -8,6 +8,7 @@ import logging
 import uuid as _uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 
@@ -103,6 +104,13 @@ class Context(Record, Generic[S], gc=False, eq=False):
     ) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
         host = self._host
+        for name in options:
+            if name not in EmitOptions.__annotations__:
+                raise InvalidParams(
+                    f"emit has no option {name!r}",
+                    field=name,
+                    hint=f"options: {', '.join(EmitOptions.__annotations__)}",
+                )
         ack, ttl = options.get("ack"), options.get("ttl")
         if ack is not None and ack != "accepted":
             _refuse_ack(ack)
@@ -465,6 +473,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     async def sleep(self, seconds: float) -> None:
         """Wait ``seconds`` of the engine's clock, which a Harness can move by hand."""
+        if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidParams(f"{seconds!r} is not a number of seconds", field="seconds")
         await self._host.services.engine.clock.sleep(seconds)
 
     async def gather(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
@@ -601,6 +611,12 @@ class Context(Record, Generic[S], gc=False, eq=False):
             raise InvalidParams(
                 f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"
             )
+        if args is not None and not isinstance(args, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidParams(
+                f"the arguments are {args!r}, not a mapping",
+                field="args",
+                hint="give args={name: value}",
+            )
         limit = timeout
         if limit is None:
             limit = self._host.services.timeouts.get(call, _DEFAULT_TIMEOUT)
@@ -614,9 +630,18 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 host.sender, self._envelope, name, payload, timeout, key, credit
             )
         except link.refusal as error:
-            raise link.translate(error) from None
+            raise self._not_called(name, link.translate(error)) from None
         except TypeError:
             raise InvalidParams(f"{name!r} is not a capability's name", field="name") from None
+
+    def _not_called(self, name: str, error: LoomError) -> LoomError:
+        """Add what was perhaps meant to an error that says that there is no such capability."""
+        if error.code == "NOT_FOUND":
+            known = [str(entry["name"]) for entry in self._directory("capability")]
+            close = get_close_matches(name, known, 1)
+            if close:
+                error.hint = f"did you mean {close[0]!r}?"
+        return error
 
     def _directory(self, kind: str) -> list[dict[str, Any]]:
         services = self._host.services
@@ -663,7 +688,13 @@ def _options(
 ) -> Any:
     """Return the engine's options tuple for what is not the usual case."""
     ttl_ms = None
+    if key is not None and not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidParams(f"the key is {key!r}, not text", field="key")
     if ttl is not None:
+        if not isinstance(ttl, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidParams(
+                f"a ttl of {ttl!r} is not a number", field="ttl", hint="give seconds"
+            )
         ttl_ms = round(ttl * 1000)
         if not 1 <= ttl_ms <= TTL_MS_MAX:
             raise InvalidParams(

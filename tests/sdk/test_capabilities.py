@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.errors import ToolError
 from loom.testing import Harness
 
 
@@ -414,3 +415,38 @@ async def test_an_answer_after_the_deadline_is_late_also_when_the_loop_was_block
             await ctx.request("ask", timeout=0.02)
 
     assert caught.value.code == "TIMEOUT"
+
+
+async def test_an_error_raised_on_purpose_travels_whole() -> None:
+    app = loom.App("errors")
+
+    @app.capability("flaky", effect="pure")
+    async def flaky() -> None:
+        raise ToolError("try me again", hint="later", field="f", limit="mine", retry=True)
+
+    @app.agent("asks", topics=["ask"])
+    async def asks(ctx: loom.Context, event: loom.Event) -> None:
+        await ctx.tool(flaky.bind())
+
+    async with app.running() as ctx:
+        for attempt in (ctx.tool("flaky"), ctx.request("ask")):
+            with pytest.raises(ToolError) as caught:
+                await attempt
+            error = caught.value
+            told = (error.message, error.hint, error.field, error.limit, error.retry)
+            assert told == ("try me again", "later", "f", "mine", True)
+
+
+async def test_what_was_perhaps_meant_is_named() -> None:
+    app = notebook()
+    async with app.running() as ctx:
+        with pytest.raises(loom.LoomError) as caught:
+            await ctx.tool("notes.serach")
+        with pytest.raises(loom.LoomError) as unknown:
+            made(app, "notes.search").bind(qury="a")
+        with pytest.raises(loom.LoomError) as option:
+            await ctx.emit("a", 1, kye="b")  # type: ignore[call-arg]
+
+    assert "notes.search" in (caught.value.hint or "")
+    assert "qury" in unknown.value.message
+    assert (option.value.code, option.value.field) == ("INVALID_PARAMS", "kye")

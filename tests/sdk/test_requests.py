@@ -154,6 +154,7 @@ async def test_request_many_gives_answers_failures_and_what_is_missing() -> None
         asked = asyncio.create_task(h.ctx.request_many("ask", timeout=5))
         await h.advance(6)
         replies = await asked
+        await h.advance(60)
         nobody = await h.ctx.request_many("nobody.here")
 
     assert len(first.items) == 1

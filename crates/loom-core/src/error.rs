@@ -76,6 +76,7 @@ impl Error {
             limit: self.limit.map(str::to_owned),
             hint: self.hint.clone(),
             who: None,
+            retry: None,
         }
     }
 }
@@ -106,6 +107,9 @@ pub struct Detail {
     /// Who failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub who: Option<String>,
+    /// Whether the same again may help, where that is not what the code says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<bool>,
 }
 
 impl Detail {

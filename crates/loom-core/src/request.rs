@@ -66,6 +66,8 @@ struct OutcomeBody<'a> {
     hint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     who: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry: Option<bool>,
     matched: u32,
     replied: u32,
     declined: u32,
@@ -635,6 +637,7 @@ fn outcome_body(asked: &Asked, detail: &Detail) -> Vec<u8> {
         limit: detail.limit.as_deref(),
         hint: detail.hint.as_deref(),
         who: detail.who.as_deref(),
+        retry: detail.retry,
         matched: asked.matched,
         replied: asked.replied,
         declined: asked.declined,

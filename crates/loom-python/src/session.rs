@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use loom_core::{
-    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer, ProviderSpec,
-    Publish, Qos, Reply, Report, Request, SessionId,
+    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer,
+    ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -227,7 +227,11 @@ impl Session {
         };
         match self.step(|core, at| core.offer(self.id, publish, at))? {
             Offer::Done(receipt) => Ok(Bound::new(py, Receipt::new(receipt))?.into_any()),
-            Offer::NoRoom => Err(refusal(Code::Internal, "an offer that waits was given up", None)),
+            Offer::NoRoom => Err(refusal(
+                Code::Internal,
+                "an offer that waits was given up",
+                None,
+            )),
             Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
                 Ok(ticket.0.into_pyobject(py)?.into_any())
             }

@@ -1,5 +1,8 @@
 """The ``loom`` command. It only declares: each command imports what it needs when it runs."""
 
+import errno
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,6 +64,7 @@ def _root(
     "loom run examples/trio/app.py -- 'What is asyncio?'"
 )
 def run(
+    context: typer.Context,
     target: Annotated[str | None, _TARGET] = None,
     args: Annotated[
         list[str] | None,
@@ -80,7 +84,8 @@ def run(
     """
     from loom.cli.run import run_target
 
-    raise typer.Exit(run_target(target, args or [], as_json=json, quiet=quiet))
+    after: list[str] = context.obj or []
+    raise typer.Exit(run_target(target, [*(args or []), *after], as_json=json, quiet=quiet))
 
 
 @app.command(
@@ -103,11 +108,21 @@ def list_(
 
 def main() -> None:
     """Run the command line; errors become one line and an exit code."""
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
     try:
-        app()
+        app(args=words[:cut], obj=words[cut + 1 :])
+    except BrokenPipeError:
+        # Who read our output has left. What is still buffered goes nowhere, silently.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         from loom.errors import LoomError
 
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            typer.echo("loom: the output cannot be written: no space is left", err=True)
+            sys.exit(1)
         if not isinstance(error, LoomError):
             raise
         _show(error)

@@ -24,6 +24,7 @@ from loom.runtime.stream import Subscription
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_MAIN_TAKES = 2  # the context and the arguments
 _Main = Callable[[Context[Any], list[str]], Awaitable[Any]]
 
 
@@ -39,13 +40,30 @@ def run_target(target: str | None, args: list[str], *, as_json: bool, quiet: boo
         )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     view = _View(as_json=as_json, quiet=quiet)
+    stop = _Stop(view.stopping)
     with asyncio.Runner() as runner:
-        return runner.run(_run(app, main, args, view))
+        try:
+            runner.run(_run(app, main, args, view, stop))
+        except asyncio.CancelledError:
+            if not stop.exit_code:
+                raise
+    return stop.exit_code
 
 
 def _main_of(module: ModuleType) -> _Main | None:
+    """Return the module's ``async def main(ctx, args)``; a ``main`` of another kind is not ours."""
     main = getattr(module, "main", None)
-    return cast("_Main", main) if inspect.iscoroutinefunction(main) else None
+    if not inspect.isfunction(main):
+        return None
+    wanted = "write `async def main(ctx: loom.Context, args: list[str])`"
+    takes = len(inspect.signature(main).parameters)
+    if inspect.iscoroutinefunction(main) and takes == _MAIN_TAKES:
+        return cast("_Main", main)
+    if inspect.iscoroutinefunction(main) or takes == _MAIN_TAKES:
+        raise InvalidParams(
+            f"main{inspect.signature(main)} is not what can be run", field="main", hint=wanted
+        )
+    return None
 
 
 class _View:
@@ -80,6 +98,11 @@ class _View:
                 highlight=False,
             )
 
+    def stopping(self) -> None:
+        """Say that the first Ctrl-C was heard."""
+        if not self._quiet and not self._as_json:
+            self._console.print("stopping; Ctrl-C again ends it at once", style="dim")
+
     def result(self, value: Any) -> None:
         """Print what ``main`` returned."""
         if value is None:
@@ -100,30 +123,31 @@ class _View:
             print_figures(self._console, told)
 
 
-async def _run(app: App, main: _Main | None, args: list[str], view: _View) -> int:
-    stop = _Stop()
+async def _run(app: App, main: _Main | None, args: list[str], view: _View, stop: "_Stop") -> None:
     readers: list[tuple[Subscription, asyncio.Task[None]]] = []
 
     def listen(run: Running) -> None:
         tap = Subscription(run.link, [">"], qos="batched")
-        readers.append((tap, asyncio.create_task(_show_events(tap, view))))
+        reader = asyncio.create_task(_show_events(tap, view))
+        reader.add_done_callback(lambda _: stop.give_up())
+        readers.append((tap, reader))
+
+    async def sum_up(run: Running) -> None:
+        stats, seconds = run.engine.stats(), time.perf_counter() - begun
+        for tap, reader in readers:
+            await asyncio.sleep(0)  # let it show what came last
+            tap.close()
+            await reader
+        view.figures(stats, seconds)
 
     begun = time.perf_counter()
     with stop:
-        async with running(app, before_start=listen) as run:
+        async with running(app, before_start=listen, before_close=sum_up) as run:
             view.started(app)
             if main is None:
                 await stop.wait()
             else:
                 await _once(main, run.context, args, stop, view)
-            await run.finish()
-            stats = run.engine.stats()
-            seconds = time.perf_counter() - begun
-            for tap, reader in readers:
-                tap.close()
-                await reader
-            view.figures(stats, seconds)
-    return stop.exit_code
 
 
 async def _once(
@@ -149,12 +173,14 @@ async def _show_events(tap: Subscription, view: _View) -> None:
 class _Stop:
     """The first Ctrl-C or SIGTERM asks for an end, a second one ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
         self._asked = asyncio.Event()
         self._number: int | None = None
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> None:
+        self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._told, number)
@@ -173,9 +199,14 @@ class _Stop:
         """Return when somebody has asked for an end."""
         await self._asked.wait()
 
+    def give_up(self) -> None:
+        """End because nobody can be shown anything any more."""
+        self._asked.set()
+
     def _told(self, number: int) -> None:
         if self._number is None:
             self._number = number
+            self._tell()
             self._asked.set()
-            return
-        raise SystemExit(128 + number)
+        elif self._task is not None:
+            self._task.cancel()

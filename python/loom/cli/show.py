@@ -87,7 +87,7 @@ def figures(stats: Mapping[str, Any], events: int, seconds: float) -> dict[str, 
         "seconds": round(seconds, 3),
         "events": events,
         "delivered": sum(agent["delivered"] for agent in agents),
-        "dropped": sum(sum(agent["dropped"].values()) for agent in agents),
+        "dropped": sum(stats["events"]["dropped"].values()),
         "calls": sum(capability["calls"] for capability in stats["capabilities"]),
         "errors": sum(stats["errors"].values()),
         "agents": [
@@ -111,6 +111,8 @@ def print_figures(console: Console, told: Mapping[str, Any]) -> None:
         f"{told['dropped']} dropped in {told['seconds']:.2f} s",
     )
     console.print(", ".join(parts), highlight=False)
+    if not any(entry["events"] for entry in told["agents"]) and not told["capabilities"]:
+        return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("", "count", "P50", "P99"):
         table.add_column(title, justify="left" if not title else "right")
@@ -142,6 +144,8 @@ def _cells(entry: Mapping[str, Any], count: str) -> tuple[str, str, str]:
 
 
 def _duration(microseconds: float) -> str:
+    if not microseconds:
+        return "-"
     if microseconds < 1_000:
         return f"{microseconds:.0f} µs"
     if microseconds < 1_000_000:

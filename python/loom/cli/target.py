@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Generator
@@ -13,6 +14,8 @@ from loom.app import App
 from loom.config import load
 from loom.errors import InvalidParams, LoomError, NotFound
 
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
 
 def load_target(target: str | None) -> tuple[App, ModuleType]:
     """Import what ``target`` names and return its App and its module.
@@ -21,20 +24,22 @@ def load_target(target: str | None) -> tuple[App, ModuleType]:
         InvalidParams: no target was given, or what it names is no App.
         NotFound: there is no such file or module.
     """
-    text = target or load().target
+    config = load() if target is None else None
+    text = target if config is None else config.target
     if not text:
         raise InvalidParams(
             "no app was named",
             field="target",
             hint='give `module:app` or a file, or set [app] target = "…" in loom.toml',
         )
+    folder = Path.cwd() if config is None else config.target_folder or Path.cwd()
     where, _, name = text.partition(":")
-    is_file = where.endswith(".py") or "/" in where
-    module = _from_file(Path(where)) if is_file else _from_module(where)
+    is_file = where.endswith(".py") or not _MODULE.fullmatch(where)
+    module = _from_file(folder / where) if is_file else _from_module(where, folder)
     if name:
         app = getattr(module, name, None)
     else:
-        apps = {key: value for key, value in vars(module).items() if isinstance(value, App)}
+        apps = _apps(module)
         app = apps.get("app", next(iter(apps.values())) if len(apps) == 1 else None)
         if app is None and apps:
             raise InvalidParams(
@@ -46,16 +51,15 @@ def load_target(target: str | None) -> tuple[App, ModuleType]:
         raise InvalidParams(
             f"{text} has no App called {name or 'app'!r}",
             field="target",
-            hint="name it: `module:variable`",
+            hint=f"its Apps: {', '.join(_apps(module)) or 'none'}; name one: `module:variable`",
         )
     return app, module
 
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise NotFound(
-            f"there is no file {path}", field="target", hint="give the path of a .py file"
-        )
+        kind = "a folder" if path.is_dir() else "no file that is there"
+        raise NotFound(f"{path} is {kind}", field="target", hint="give the path of a .py file")
     path = path.resolve()
     sys.path.insert(0, str(path.parent))
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_target"
@@ -85,8 +89,12 @@ def _own_errors(path: Path) -> Generator[None]:
         raise SystemExit(1) from None
 
 
-def _from_module(name: str) -> ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
+def _apps(module: ModuleType) -> dict[str, App]:
+    return {key: value for key, value in vars(module).items() if isinstance(value, App)}
+
+
+def _from_module(name: str, folder: Path) -> ModuleType:
+    sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

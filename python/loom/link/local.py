@@ -369,7 +369,7 @@ def _has_null() -> Callable[[bytes], bool]:
 
 def _error(code: int, detail: bytes) -> LoomError:
     told: dict[str, Any] = decode(detail) if detail else {}
-    return error_from_code(
+    error = error_from_code(
         code,
         told.get("message") or "the call ended without a message",
         field=told.get("field"),
@@ -377,6 +377,8 @@ def _error(code: int, detail: bytes) -> LoomError:
         hint=told.get("hint"),
         who=told.get("who"),
     )
+    error.retry = told.get("retry", error.retry)
+    return error
 
 
 class _OneAnswer:

@@ -1,5 +1,6 @@
 """What all Contexts of one agent (or of the app itself) share."""
 
+import asyncio
 import logging
 import random as _random
 import uuid as _uuid
@@ -91,6 +92,7 @@ def error_detail(error: LoomError, *, who: str | None = None) -> bytes:
         "limit": error.limit,
         "hint": error.hint,
         "who": error.who or who,
+        "retry": None if error.retry == error.RETRY else error.retry,
     }
     return encode({name: value for name, value in told.items() if value is not None})
 
@@ -98,3 +100,26 @@ def error_detail(error: LoomError, *, who: str | None = None) -> bytes:
 def error_number(error: LoomError) -> int:
     """Return the number of the error's code."""
     return CODES[error.code]
+
+
+def is_stopped(error: BaseException) -> bool:
+    """Tell whether the task that runs user code was cancelled from outside."""
+    task = asyncio.current_task()
+    is_cancelled = task is not None and task.cancelling() > 0
+    return isinstance(error, asyncio.CancelledError) and is_cancelled
+
+
+def log_failure(
+    logger: logging.Logger, what: str, told: LoomError, error: BaseException, *, heard: bool
+) -> None:
+    """Log what user code raised.
+
+    An error that was meant is one line, and none by default if somebody who waits is told. Another
+    comes with its stack, which does not leave this process.
+    """
+    if told is not error and not isinstance(error, asyncio.CancelledError):
+        logger.error("%s failed: %s", what, told, exc_info=error)
+    elif heard:
+        logger.info("%s failed: %s", what, told)
+    else:
+        logger.warning("%s failed: %s", what, told)

@@ -79,7 +79,7 @@ class Pool:
         self._link = link
         self._work = work
         self._limit = limit
-        self._name = name
+        self.name: str = name
         self._loop = asyncio.get_running_loop()
         self._variables: Variables = copy_context()
         self._workers: set[asyncio.Task[None]] = set()
@@ -161,7 +161,7 @@ class Pool:
     def _start_worker(self, done: Any = None) -> None:
         self._about_to_take += 1
         worker = self._loop.create_task(
-            self._run(done), name=self._name, context=self._variables.copy()
+            self._run(done), name=self.name, context=self._variables.copy()
         )
         self._workers.add(worker)
         worker.add_done_callback(self._ended)
@@ -175,7 +175,7 @@ class Pool:
         error = worker.exception()
         if error is not None:
             self._loop.call_exception_handler(
-                {"message": f"a worker of {self._name} broke", "exception": error, "task": worker}
+                {"message": f"a worker of {self.name} broke", "exception": error, "task": worker}
             )
 
     def _look_again(self) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -112,8 +112,8 @@ class Running:
                 else:
                     await self.quiet()
         except TimeoutError:
-            busy = sum(pool.busy for pool in self.pools)
-            _logger.warning("stopping with %d workers still busy after %d s", busy, STOP_SECONDS)
+            busy = ", ".join(pool.name for pool in self.pools if pool.busy)
+            _logger.warning("cut off after %d s: %s", STOP_SECONDS, busy)
 
 
 @asynccontextmanager
@@ -126,12 +126,14 @@ async def running(
     memory: Memory | None = None,
     config: Config | None = None,
     before_start: Callable[[Running], None] | None = None,
+    before_close: Callable[[Running], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Running]:
     """Start ``app`` on an engine of its own; leaving stops it, at most ``STOP_SECONDS`` later.
 
     ``before_start`` is called when the engine is there and no agent is yet: who subscribes in it
-    misses nothing.
+    misses nothing; ``before_close`` when all work has ended and the engine still knows of it.
     """
+    app.check_idle()
     engine = open_local(virtual=virtual_clock, seed=seed)
     link = engine.attach(app.namespace, app.name)
     settled = load() if config is None else config
@@ -155,15 +157,16 @@ async def running(
         log=_bus_logger(f"loom.app.{app.name}", link, link.session.root),
     )
     run = Running(services=services, host=host)
-    try:
-        if before_start is not None:
-            before_start(run)
-        await _start(run, app)
-        yield run
-    finally:
-        await _stop(run)
-        if model is None and made:
-            await made[0].aclose()
+    with app.run_by(run):
+        try:
+            if before_start is not None:
+                before_start(run)
+            await _start(run, app)
+            yield run
+        finally:
+            await _stop(run, before_close)
+            if model is None and made:
+                await made[0].aclose()
 
 
 async def _start(run: Running, app: "App") -> None:
@@ -239,7 +242,7 @@ def _provide(run: Running, capability: Capability[..., Any], provider: str) -> P
     return pool
 
 
-async def _stop(run: Running) -> None:
+async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]] | None) -> None:
     """Finish what was published, cancel what does not end in time, tell the agents, detach.
 
     A cancellation on the way (a second Ctrl-C) skips the waiting.
@@ -257,7 +260,11 @@ async def _stop(run: Running) -> None:
         await asyncio.gather(*(pool.stop() for pool in run.pools))
         for serving in run.servings:
             serving.close()
-        run.link.close()
+        try:
+            if before_close is not None:
+                await before_close(run)
+        finally:
+            run.link.close()
 
 
 async def _finish(ending: Coroutine[Any, Any, None], name: str) -> None:

@@ -17,7 +17,7 @@ from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
 from loom.limits import PAYLOAD_BYTES
-from loom.runtime.host import Host, error_detail, error_number
+from loom.runtime.host import Host, error_detail, error_number, log_failure
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
 from loom.runtime.turns import as_it_is
@@ -106,8 +106,7 @@ class Serving:
             told = Cancelled(f"{name} was cancelled", who=name)
         else:
             told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
-        if not isinstance(told, InvalidParams | Cancelled):
-            _logger.error("capability %s failed: %s", name, told, exc_info=error)
+        log_failure(_logger, f"capability {name}", told, error, heard=True)
         self._link.session.fail(item.lease, error_number(told), error_detail(told, who=name))
         self._link.look()
 

@@ -10,9 +10,9 @@ from typing import Any
 from loom.agent import AgentSpec, Route
 from loom.codec import encode
 from loom.envelope import BYTES_TYPE, Envelope
-from loom.errors import HandlerError, InvalidParams, LoomError
+from loom.errors import Cancelled, HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
-from loom.runtime.host import Host, error_detail, error_number
+from loom.runtime.host import Host, error_detail, error_number, is_stopped, log_failure
 from loom.runtime.pool import Target
 from loom.validation import expected_of, invalid
 
@@ -84,12 +84,11 @@ class Turns:
         who = f"{self.host.services.namespace}/{name}"
         if isinstance(error, LoomError):
             told: LoomError = error
+        elif is_stopped(error):
+            told = Cancelled(f"agent {name!r} was cut off", who=who)
         else:
             told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
-        stack = None if isinstance(error, InvalidParams) else error  # that is the sender's mistake
-        _logger.error(
-            "agent %s failed on %s (%s): %s", name, item.topic, item.id, told, exc_info=stack
-        )
+        log_failure(_logger, f"agent {name} on {item.topic}", told, error, heard=item.wants_reply)
         link = self.host.link
         link.session.fail(item.lease, error_number(told), error_detail(told, who=who))
         link.look()

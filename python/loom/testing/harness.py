@@ -80,6 +80,7 @@ class Harness:
         try:
             if error is None:
                 await self.idle()
+                self._check_ended()
                 self.check()
         finally:
             if self._tap is not None:
@@ -102,6 +103,8 @@ class Harness:
         Raises:
             NotSupported: the clock is the system's.
         """
+        if seconds < 0:
+            raise InvalidParams(f"time does not go back by {-seconds} s", field="seconds")
         clock = self._running.engine.clock
         if not isinstance(clock, VirtualClock):
             raise NotSupported("only a virtual clock can be advanced", field="clock")
@@ -184,6 +187,13 @@ class Harness:
                 "the harness is not running", field="harness", hint="use it in `async with`"
             )
         return self._run
+
+    def _check_ended(self) -> None:
+        busy = [f"{pool.busy} of {pool.name}" for pool in self._running.pools if pool.busy]
+        assert not busy, (
+            f"still at work when the harness was left: {', '.join(busy)}; "
+            "advance the clock, or let go what they wait for"
+        )
 
     async def _record(self, tap: Subscription) -> None:
         async for event in tap:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from loom.errors import Exhausted
+from loom.errors import Exhausted, InvalidParams
 from loom.protocols import Answer, Usage
 
 
@@ -29,6 +29,10 @@ class ScriptedModel:
     name = "scripted"
 
     def __init__(self, answers: Iterable[Any] = ()) -> None:
+        if isinstance(answers, str | bytes):
+            raise InvalidParams(
+                "the answers are one text", field="answers", hint="give a list: ScriptedModel([…])"
+            )
         self._answers = list(answers)
         self.prompts: list[Prompt] = []
 
