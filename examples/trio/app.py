@@ -12,7 +12,7 @@ import re
 from pydantic import BaseModel
 
 import loom
-from loom.errors import NotFound, NotSupported, ProviderUnavailable
+from loom.errors import InvalidParams, NotFound, NotSupported, ProviderUnavailable
 from loom.tools import weather, web
 
 QUESTION = "What is an asyncio queue in Python, and how was the weather in Seattle on 2015-06-01?"
@@ -30,14 +30,9 @@ class Search(BaseModel):
     query: str
 
 
-class Outside(BaseModel):
-    place: str
-    date: str | None = None
-
-
 class Plan(BaseModel):
     searches: list[Search]
-    weather: list[Outside]
+    weather: list[weather.Asked]
 
 
 class Note(BaseModel):
@@ -77,14 +72,14 @@ class Planner(loom.Agent):
         question = event.data.text
         plan = await make_plan(ctx, question)
 
-        async def research(topic: str, item: Search | Outside) -> Notes:
+        async def research(topic: str, item: Search | weather.Asked) -> Notes:
             # a key of its own is a lane of its own: the researcher looks all up at once
             reply = await ctx.request(topic, item, returns=Notes, key=str(ctx.uuid()))
             return reply.data
 
         found = await ctx.gather(
             *(research("research.search", search) for search in plan.searches),
-            *(research("research.weather", outside) for outside in plan.weather),
+            *(research("research.weather", asked) for asked in plan.weather),
         )
         notes = Notes(
             found=[note for part in found for note in part.found],
@@ -105,13 +100,13 @@ class Researcher(loom.Agent):
         return Notes(found=[note_of(hit) for hit in found.results])
 
     @loom.on("research.weather")
-    async def look_outside(self, ctx: loom.Context, event: loom.Event[Outside]) -> Notes:
+    async def look_outside(self, ctx: loom.Context, event: loom.Event[weather.Asked]) -> Notes:
         asked = event.data
         try:
             seen = await ctx.tool(weather.get.bind(place=asked.place, date=asked.date))
-        except (ProviderUnavailable, NotFound) as error:
-            return Notes(missing=[f"No weather for {asked.place}: {error.message} ({error.hint})."])
-        title = f"The weather in {seen.place}"
+        except (InvalidParams, NotFound, ProviderUnavailable) as error:
+            return Notes(missing=[f"No weather: {error.message} ({error.hint})."])
+        title = f"The weather in {asked.place}"
         return Notes(
             found=[Note(title=title, text=seen.describe(), ref=f"{seen.source}, {seen.ref}")]
         )
@@ -155,18 +150,14 @@ async def make_plan(ctx: loom.Context, question: str) -> Plan:
 NEXT_QUESTION = re.compile(
     r"[?;]|,? and (?=(?:what|how|why|who|when|where|which|does|is|are)\b)", re.IGNORECASE
 )
-WEATHER = re.compile(r"\b(?:weather|rain|temperature|wind|hot|cold|warm)", re.IGNORECASE)
-PLACE = re.compile(r"\b(?:in|at) ([A-Z][\w'-]*(?: [A-Z][\w'-]*)*)")
-DAY = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 
 
 def plan_by_rules(question: str) -> Plan:
     plan = Plan(searches=[], weather=[])
     for part in filter(None, map(str.strip, NEXT_QUESTION.split(question))):
-        place, day = PLACE.search(part), DAY.search(part)
-        if place and WEATHER.search(part):
-            plan.weather.append(Outside(place=place[1], date=day and day[0]))
-        else:
+        outside = weather.read_question(part)
+        plan.weather.extend(outside)
+        if not outside:
             plan.searches.append(Search(query=part))
     return plan
 

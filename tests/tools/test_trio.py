@@ -77,6 +77,39 @@ async def test_what_nobody_knows_is_said_and_not_invented() -> None:
     assert answer.sources == []
 
 
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("How much did it rain in Seattle on 2012-01-02?", "10.9 mm of precipitation"),
+        ("Did it rain in Seattle on 2013-11-11?", "no precipitation (rain or snow)"),
+        ("How hot did it get in seattle on July 4, 2014?", "on 2014-07-04: temperatures"),
+        ("What was the wind like in Seattle on 12/25/2014?", "on 2014-12-25: temperatures"),
+    ],
+)
+async def test_a_question_about_the_weather_is_answered_from_the_observation(
+    question: str, told: str
+) -> None:
+    async with Harness(trio.app, model=ExtractiveModel()) as h:
+        answer = await trio.main(h.ctx, [question])
+    assert told in answer.text
+    assert (len(answer.sources), answer.missing) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [
+        ("on Christmas 2014", "No weather: the date 'Christmas 2014' is not understood"),
+        ("last week", "No weather: the date 'last week' is not understood"),
+        ("on 2014-02-30", "No weather: there is no day 2014-02-30"),
+    ],
+)
+async def test_a_day_that_is_not_understood_is_said_and_not_replaced(date: str, told: str) -> None:
+    async with Harness(trio.app, model=ExtractiveModel()) as h:
+        answer = await trio.main(h.ctx, [f"Did it rain in Seattle {date}?"])
+    assert answer.missing == [f"{told} (write it as YYYY-MM-DD)."]
+    assert answer.sources == []
+
+
 @pytest.mark.requirement("MODEL-SWITCH")
 async def test_a_key_in_the_environment_alone_lets_a_model_plan_and_write(tmp_path: Path) -> None:
     def answer(request: Request) -> Response:

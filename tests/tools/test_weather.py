@@ -81,18 +81,73 @@ async def test_a_description_tells_every_figure_and_its_kind() -> None:
     told = (await KeptObservations().get("Seattle", DAY)).describe()
     assert told == (
         "The weather in Seattle on 2015-06-01: temperatures between 11.7 and 16.1 °C, 4.6 mm of "
-        "precipitation, an average wind of 3.4 m/s (observation kept offline)."
+        "precipitation (rain or snow), an average wind of 3.4 m/s (observation kept offline)."
     )
 
 
 @pytest.mark.parametrize(
     ("place", "date", "field"),
-    [("", None, "place"), ("x" * 101, None, "place"), ("Seattle", "yesterday", "date")],
+    [
+        ("", None, "place"),
+        ("x" * 101, None, "place"),
+        ("Seattle", "yesterday", "date"),
+        ("Seattle", "2014-02-30", "date"),
+    ],
 )
 async def test_bad_arguments_are_refused_by_name(place: str, date: str | None, field: str) -> None:
     with pytest.raises(InvalidParams) as refused:
         await weather.get(place, date)
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("How much did it rain in Seattle on 2012-01-02?", [("Seattle", "2012-01-02")]),
+        ("How was the weather in Seattle on July 4, 2014?", [("Seattle", "2014-07-04")]),
+        ("On Friday, the 4th of July 2014, was it hot in Oslo?", [("Oslo", "2014-07-04")]),
+        ("Did it snow in new york city on 4 July 2014?", [("New York City", "2014-07-04")]),
+        ("Was it windy in Seattle on 12/25/2014?", [("Seattle", "2014-12-25")]),
+        ("Was it windy in Seattle on 25.12.2014?", [("Seattle", "2014-12-25")]),
+        ("Was it windy in Seattle on 03/04/2014?", [("Seattle", "03/04/2014")]),
+        ("Did it rain in Seattle at Christmas 2014?", [("Seattle", "Christmas 2014")]),
+        ("Did it rain in Seattle on Independence Day?", [("Seattle", "Independence Day")]),
+        ("Did it rain in Seattle last week?", [("Seattle", "last week")]),
+        ("Did it rain in Seattle 3 days ago?", [("Seattle", "3 days ago")]),
+        ("Did it rain yesterday in Seattle?", [("Seattle", "yesterday")]),
+        ("How hot was Seattle in July 2014?", [("Seattle", "July 2014")]),
+        ("How cold was it in Seattle on 2014-02-30?", [("Seattle", "2014-02-30")]),
+        ("weather Seattle 2012-01-01", [("Seattle", "2012-01-01")]),
+        ("seattle weather", [("Seattle", None)]),
+        ("How is Seattle's weather today?", [("Seattle", None)]),
+        ("Weather in Seattle, WA", [("Seattle, WA", None)]),
+        ("Weather in Seattle and New York", [("Seattle", None), ("New York", None)]),
+        ("How is the weather?", []),
+        ("What is a hot path in Python?", []),
+        ("What is a window in Tkinter?", []),
+        ("Who lives in Seattle?", []),
+    ],
+)
+def test_a_question_is_read_for_its_places_and_days(
+    question: str, asked: list[tuple[str, str | None]]
+) -> None:
+    assert [(one.place, one.date) for one in weather.read_question(question)] == asked
+
+
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [
+        ("Christmas 2014", "the date 'Christmas 2014' is not understood"),
+        ("July 4", "the date 'July 4' is not understood"),
+        ("2014-02-30", "there is no day 2014-02-30"),
+        ("13/13/2014", "there is no day 13/13/2014"),
+        ("03/04/2014", "the date '03/04/2014' may be 2014-03-04 or 2014-04-03"),
+    ],
+)
+async def test_what_is_not_one_certain_day_is_refused_with_the_reason(date: str, told: str) -> None:
+    with pytest.raises(InvalidParams) as refused:
+        await weather.get("Seattle", date)
+    assert (refused.value.message, refused.value.hint) == (told, "write it as YYYY-MM-DD")
 
 
 # -- Open-Meteo -----

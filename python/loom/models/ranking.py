@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loom.models.base import title_and_body
-from loom.models.words import stems
+from loom.models.words import stems, widened
 
 SENTENCES_PER_QUESTION: Final = 4
 
@@ -152,7 +152,7 @@ def _score(question: str, asked: frozenset[str], one: Sentence, weights: _Weight
     alone = weights.sum(asked & one.words) / total
     titled = weights.sum(asked & one.title) / total
     together = weights.sum(asked & (one.words | one.title)) / total
-    exact = len(asked & one.title) / max(1, len(one.title))
+    exact = len(widened(asked) & one.title) / max(1, len(one.title))
     meant = exact == 1.0 or _names(question, one.name)
     leads = one.position == 0
     relevant = together >= _RELEVANT and alone >= _GROUNDED

@@ -20,12 +20,21 @@ _ENDINGS: Final = (
     *("s", "e", "y"),
 )
 _STEM_CHARACTERS: Final = 4
+_PARTS_OF_THE_WEATHER: Final = """
+cloudy cold degrees dry forecast hot precipitation rain rainfall snow snowfall stormy sunny
+temperature warm wet wind
+"""
 
 
 def stems(text: str) -> list[str]:
     """Return the stems of the telling words of ``text``; parts of names count as words."""
     words = _WORD.findall(_CAMEL.sub(" ", text).casefold())
     return [_stem(word) for word in words if word not in COMMON]
+
+
+def widened(words: frozenset[str]) -> frozenset[str]:
+    """Return the stems with what they ask for a part of: who asks for rain asks for the weather."""
+    return words | _WEATHER if words & _ITS_PARTS else words
 
 
 def _stem(word: str) -> str:
@@ -35,3 +44,7 @@ def _stem(word: str) -> str:
             if word.endswith(ending) and len(word) - len(ending) >= _STEM_CHARACTERS:
                 return word.removesuffix(ending)
     return word
+
+
+_WEATHER: Final = frozenset(stems("weather"))
+_ITS_PARTS: Final = frozenset(stems(_PARTS_OF_THE_WEATHER))

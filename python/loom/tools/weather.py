@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 import loom
 from loom.errors import InvalidParams, NotFound, ProviderUnavailable
+from loom.models.words import COMMON
+from loom.tools.days import NAMED, read_day
 
 GIVE_UP_SECONDS: Final = 2.0
 """How long a lookup may take before kept observations answer instead."""
@@ -57,14 +59,14 @@ class Weather(BaseModel):
             )
         if self.precipitation_mm is not None:
             rain = f"{self.precipitation_mm} mm of" if self.precipitation_mm else "no"
-            figures.append(f"{rain} precipitation")
+            figures.append(f"{rain} precipitation (rain or snow)")
         if self.wind_mean_m_s is not None:
             figures.append(f"an average wind of {self.wind_mean_m_s} m/s")
         if self.wind_max_m_s is not None:
             figures.append(f"wind of up to {self.wind_max_m_s} m/s")
         told = ", ".join(figures) or "no figures"
-        note = "" if self.note is None else f" {self.note}"
-        return f"The weather in {self.place} on {self.date}: {told} ({self.kind}).{note}"
+        kind = self.kind if self.note is None else f"{self.kind}; {self.note}"
+        return f"The weather in {self.place} on {self.date}: {told} ({kind})."
 
 
 class WeatherProvider(Protocol):
@@ -88,7 +90,7 @@ class KeptObservations:
         name = re.sub(r"[\s,]+", " ", place).strip().casefold()
         if name not in _SEATTLE:
             raise ProviderUnavailable(
-                f"no weather is kept for {place!r}, and no online provider can be reached",
+                f"nothing is kept of {place}, and no online provider can be reached",
                 field="place",
                 hint="places kept offline: Seattle",
                 retry=True,
@@ -98,13 +100,13 @@ class KeptObservations:
         observed = days.get(last if day is None else day)
         if observed is None:
             raise ProviderUnavailable(
-                f"no weather of {day} is kept for Seattle, and no online provider can be reached",
+                f"nothing is kept of Seattle on {day}, and no online provider can be reached",
                 field="date",
                 hint=f"days kept offline: {first} to {last}",
                 retry=True,
             )
         if day is None:
-            note = "This is the last day kept, not today: no online provider can be reached."
+            note = "the last day kept, not today: no online provider can be reached"
             return observed.model_copy(update={"note": note})
         return observed
 
@@ -138,7 +140,9 @@ class OpenMeteo:
         query = {"name": place, "count": "1", "language": "en", "format": "json"}
         found = await _fetch(f"{self._geocoding}/v1/search", query, _Places)
         if not found.results:
-            raise NotFound(f"Open-Meteo knows no place {place!r}", field="place")
+            raise NotFound(
+                f"Open-Meteo knows no place {place!r}", field="place", hint="name a city"
+            )
         spot = found.results[0]
         past = wanted < self._today() - dt.timedelta(days=_ARCHIVE_AFTER_DAYS)
         url = f"{self._archive}/v1/archive" if past else f"{self._forecast}/v1/forecast"
@@ -197,7 +201,7 @@ async def get(place: str, date: str | None = None) -> Weather:
     """Get the weather at a place, on one day (YYYY-MM-DD) or of the latest day known.
 
     Raises:
-        InvalidParams: ``place`` is empty or too long, or ``date`` is not a date.
+        InvalidParams: ``place`` is empty or too long, or ``date`` is not one day.
         ProviderUnavailable: no provider that can be reached has this place and day.
         NotFound: there is no such place, or it has no figures of that day.
     """
@@ -213,11 +217,83 @@ async def get(place: str, date: str | None = None) -> Weather:
 
 def _day(text: str) -> dt.date:
     try:
-        return dt.date.fromisoformat(text.strip())
+        return read_day(text)
+    except ValueError as error:
+        raise InvalidParams(str(error), field="date", hint="write it as YYYY-MM-DD") from None
+
+
+class Asked(BaseModel):
+    """What a question wants ``weather.get`` to look up.
+
+    Attributes:
+        date: YYYY-MM-DD, or as it stands in the question where that is not one certain day, which
+            ``weather.get`` then refuses; None where the question names none.
+    """
+
+    place: str
+    date: str | None = None
+
+
+def read_question(text: str) -> list[Asked]:
+    """Return the places and days whose weather ``text`` asks for; none if it asks for none."""
+    if not _WEATHER.search(text):
+        return []
+    dates = [_as_asked(named["day"]) for named in NAMED.finditer(text)] or [None]
+    places = _places(" ".join(NAMED.sub(" ", text).split()))
+    return [Asked(place=place, date=date) for place in places for date in dates]
+
+
+def _as_asked(date: str) -> str:
+    try:
+        return read_day(date).isoformat()
     except ValueError:
-        raise InvalidParams(
-            f"{text!r} is not a date", field="date", hint="write it as YYYY-MM-DD"
-        ) from None
+        return date
+
+
+_WEATHER: Final = re.compile(
+    r"\b(?:weather|forecast|rain(?:s|ed|ing|y|fall)?|snow(?:s|ed|ing|y|fall)?|precipitation|wet|dry"
+    r"|temperatures?|degrees|hot|cold|warm|wind|windy|sunny|cloudy|stormy?)\b",
+    re.IGNORECASE,
+)
+_CAPITALS: Final = r"[A-ZÀ-Þ][\w'\u2019.-]*(?: [A-ZÀ-Þ][\w'\u2019.-]*)*(?:, [A-Z]{2}\b)?"
+_SEVERAL: Final = re.compile(
+    rf"\b(?:in|at|near|for|of) ({_CAPITALS}(?:,? (?:and|or) {_CAPITALS})*)"
+)
+_SMALL: Final = re.compile(r"\b(?:in|at|near|for) ((?:[^\W\d_][\w'\u2019.-]*\s?)+)")
+_BARE: Final = re.compile(
+    rf"(?:the )?{_WEATHER.pattern} ((?:[^\W\d_][\w'\u2019.-]* ?){{1,3}})"
+    rf"|((?:[^\W\d_][\w'\u2019.-]* ){{1,3}}){_WEATHER.pattern}",
+    re.IGNORECASE,
+)
+_WITHIN: Final = re.compile(rf"(?<=\w ){_CAPITALS}")
+_NO_PLACE: Final = frozenset(
+    ["python", "today", "now", "currently", "during", "outside", "much", "get", "got", "here"]
+)
+
+
+def _places(text: str) -> list[str]:
+    """Return the places of a question without its dates: "in Seattle and Oslo", "in seattle"."""
+    text = text.strip(" ?!.,;")
+    if found := _SEVERAL.search(text):
+        named = re.split(r",? (?:and|or) ", found[1])
+    elif found := _SMALL.search(text):
+        named = [_leading_name(found[1])]
+    elif (found := _BARE.fullmatch(text)) and (name := _leading_name(found[1] or found[2])):
+        named = [name]
+    else:
+        named = [found[0] for found in _WITHIN.finditer(text)][:1]
+    names = [re.sub(r"['\u2019]s$", "", name).strip(" .,") for name in named]
+    return [name for name in names if name and name.casefold() not in _NO_PLACE]
+
+
+def _leading_name(text: str) -> str:
+    """Return the words at the start that may name a place, as names are written."""
+    words: list[str] = []
+    for word in text.split():
+        if word.casefold() in COMMON | _NO_PLACE or _WEATHER.fullmatch(word):
+            break
+        words.append(word if word[0].isupper() else word.capitalize())
+    return " ".join(words)
 
 
 _SEATTLE: Final = frozenset(
@@ -287,7 +363,11 @@ def _weather(spot: _Place, daily: _Daily, *, past: bool) -> Weather:
     )
     rows = list(zip(*columns, strict=False))
     if not rows or rows[0][1:] == (None, None, None, None):
-        raise NotFound(f"Open-Meteo has no figures of that day for {spot.name}", field="date")
+        raise NotFound(
+            f"Open-Meteo has no figures of that day for {spot.name}",
+            field="date",
+            hint="ask for another day",
+        )
     day, warmest, coldest, rain, wind = rows[0]
     return Weather(
         place=spot.name if spot.country is None else f"{spot.name}, {spot.country}",
@@ -310,7 +390,9 @@ async def _fetch(url: str, query: Mapping[str, str], shape: type[_Shape]) -> _Sh
             answer = await client.get(url, params=dict(query))
             if answer.status_code == _REFUSED:
                 reason = _Refusal.model_validate_json(answer.content).reason
-                raise NotFound(f"Open-Meteo refused: {reason}", field="date")
+                raise NotFound(
+                    f"Open-Meteo refused: {reason}", field="date", hint="ask for another day"
+                )
             answer.raise_for_status()
             return shape.model_validate_json(answer.content)
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError, ImportError) as error:
