@@ -18,6 +18,8 @@ from loom.tools.plain import paragraphs
         ("Two lines\nof one paragraph.", ["Two lines of one paragraph."]),
         ("The __init__() of a _private_ thing.", ["The __init__() of a private thing."]),
         ('The "async with" form of "await".', ['The "async with" form of await.']),
+        (r"Splits at \n \r \t and \f only.", [r"Splits at \n \r \t and \f only."]),
+        (r"A \*star\* of markup is one.", ["A *star* of markup is one."]),
         ("<p>Tags &amp; entities go away.</p>", ["Tags & entities go away."]),
     ],
 )

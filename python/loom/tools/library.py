@@ -5,6 +5,7 @@ It is built when first asked, by one thread of its own: neither the loop nor any
 
 import asyncio
 import keyword
+import logging
 import os
 import re
 import sqlite3
@@ -19,13 +20,15 @@ from loom.models.words import COMMON
 from loom.tools.documents import Document, documents, fingerprint
 from loom.tools.search import SearchResult, SearchResults
 
+_LOG: Final = logging.getLogger("loom.tools")
+
 KEPT_INDEXES: Final = 4
 """Files in the cache; each belongs to one Python and its packages, the longest unused go first."""
 
 QUERY_WORDS: Final = 32
 """Words of a query that count."""
 
-_FORMAT: Final = 1  # of the index file: a change of tables or of what is cleaned makes a new one
+_FORMAT: Final = 2  # of the index file: a change of tables or of what is cleaned makes a new one
 _PASSAGE_CHARACTERS: Final = 1_000
 _TEXT_CHARACTERS: Final = 2_400
 _CANDIDATES: Final = 80
@@ -138,6 +141,7 @@ def _forget_old(cache: Path) -> None:
 
 
 def _fill(index: sqlite3.Connection, corpus: Iterable[Document]) -> None:
+    _LOG.info("indexing the documents on this machine, once; it takes a few seconds")
     index.executescript(
         """
         PRAGMA journal_mode = OFF;

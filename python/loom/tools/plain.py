@@ -25,7 +25,10 @@ _INLINE: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"`([^`<]+?)\s*<[^`>]+>`__?"), r"\1"),  # named link
     (re.compile(r"\|[^|\n]{1,60}\|_{0,2}"), ""),  # substitution, or what is left of a table
     (re.compile(r"``?([^`\n]+)``?_{0,2}"), r"\1"),  # literal
-    (re.compile(r"(?<![\w*])\*{1,3}(?=\S)([^*\n]+?)(?<=\S)\*{1,3}(?![\w*])"), r"\1"),  # emphasis
+    (
+        re.compile(r"(?<![\w*\\])\*{1,3}(?=\S)([^*\n]+?)(?<=[^\s\\])\*{1,3}(?![\w*])"),
+        r"\1",
+    ),  # emphasis
     (re.compile(r"(?<!\w)_(?=[^\W_])([^_\n]+?)_(?!\w)"), r"\1"),
     (re.compile(r'"([\w.()*\[\]]+)"'), r"\1"),  # how pydoc's topics show code
 )
@@ -39,6 +42,7 @@ _CODE: Final = re.compile(
     r"|^(Changed in|New in|Deprecated since) version|^PEP \d+ -"
     r"|^\S+ = |^\(.*\) = |\bby @\w+ in\b|^((?i:usage|ref|see also|note|availability|cpython)):?$"
 )
+_ESCAPE: Final = re.compile(r"\\([^\w\s\\])")  # of markup; "\n" in a docstring stands for itself
 _LETTERS: Final = 0.6
 _INDENT: Final = re.compile(r"^\s*")
 
@@ -84,7 +88,7 @@ def _prose(block: str) -> str:
     for pattern, replacement in _INLINE:
         block = pattern.sub(replacement, block)
     block = html.unescape(block)
-    block = re.sub(r"\s+", " ", block.replace("\\", "")).strip().removesuffix("::").strip()
+    block = re.sub(r"\s+", " ", _ESCAPE.sub(r"\1", block)).strip().removesuffix("::").strip()
     if len(block.split()) < 3 or _CODE.search(block):
         return ""
     letters = sum(character.isalpha() or character == " " for character in block)
