@@ -1,11 +1,12 @@
 """The extractive model: it quotes what answers, cites it, and says when nothing does."""
 
 import re
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from loom.errors import NotSupported
+from loom.errors import InvalidParams, NotSupported
 from loom.models import ExtractiveModel
 from loom.models.base import cited, title_and_body
 from loom.models.extractive import NOTHING_FOUND
@@ -137,6 +138,23 @@ async def test_without_context_there_is_nothing_to_fill_a_structure_with() -> No
     assert refused.value.field == "context"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "context", "field"),
+    [
+        (3, [LIST], "prompt"),
+        (None, [LIST], "prompt"),
+        ("What is a list?", LIST, "context"),
+        ("What is a list?", None, "context"),
+        ("What is a list?", [LIST, 3], "context.1"),
+    ],
+)
+async def test_what_is_no_text_is_refused_by_name(prompt: Any, context: Any, field: str) -> None:
+    with pytest.raises(InvalidParams) as refused:
+        await MODEL.generate(prompt, context=context)
+    assert refused.value.field == field
+    assert refused.value.hint is not None
+
+
 def test_it_is_a_model() -> None:
     model: Model = MODEL
     assert model.name == "extractive (offline)"
@@ -155,6 +173,13 @@ def test_forms_of_a_word_share_a_stem() -> None:
     assert stems("queues queue") == ["queu", "queu"]
     assert set(stems("sorting sorted sorts")) == {"sort"}
     assert stems("What is it, and how does it work?") == []
+
+
+@pytest.mark.parametrize("asked", ["How much did it rain", "Was it windy", "How hot was it"])
+async def test_a_part_of_the_weather_is_answered_by_the_weather(asked: str) -> None:
+    assert await text_of(f"{asked} in Seattle on Monday?", QUEUE, RAIN) == (
+        "The weather in Seattle on 2015-06-01: 4.6 mm of precipitation. [2]"
+    )
 
 
 async def test_a_quote_keeps_its_closing_quotation_mark() -> None:

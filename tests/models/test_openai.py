@@ -276,3 +276,15 @@ def test_one_model_serves_two_loops_in_turn() -> None:
             return await ask(f"{server.url}/v1")
 
     assert asyncio.run(main()) == asyncio.run(main()) == "yesyes"
+
+
+async def test_what_is_no_text_is_refused_before_anything_is_asked() -> None:
+    model = OpenAIModel(api_key="sk-local", base_url="http://127.0.0.1:9/v1")
+    wrong: Any = 3
+    with pytest.raises(InvalidParams) as refused:
+        await model.generate(wrong)
+    assert refused.value.field == "prompt"
+    with pytest.raises(InvalidParams) as refused:
+        async with model.stream("What is it?", context="one document"):
+            pass
+    assert refused.value.field == "context"

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, overload
 from pydantic import TypeAdapter, ValidationError
 
 from loom.errors import NotSupported
-from loom.models.base import Answer, cited, title_and_body
+from loom.models.base import Answer, check_texts, cited, title_and_body
 from loom.models.ranking import Sentence, best, questions, sentences
 from loom.models.words import stems
 
@@ -69,8 +69,10 @@ class ExtractiveModel:
         ``list[str]``, or a model whose fields are of these two types.
 
         Raises:
+            InvalidParams: ``prompt`` is no text, or ``context`` no list of texts.
             NotSupported: ``returns`` asks for more than quoting.
         """
+        check_texts(prompt, context)
         shape = None if returns is None else _quotable(returns, context)
         paragraphs, cut = _within(_answer(prompt, context), max_tokens)
         text = "\n\n".join(" ".join(quotes) for quotes in paragraphs)

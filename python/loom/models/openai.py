@@ -24,7 +24,7 @@ from loom.errors import (
     ToolParseError,
     Unauthenticated,
 )
-from loom.models.base import Answer, Usage, cited
+from loom.models.base import Answer, Usage, check_texts, cited
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
@@ -104,12 +104,14 @@ class OpenAIModel:
         """Answer ``prompt``; with ``returns`` as a value of that type, by its JSON Schema.
 
         Raises:
+            InvalidParams: ``prompt`` is no text, or ``context`` no list of texts.
             ToolParseError: what the model wrote is no such value.
             Unauthenticated: the provider does not take the key.
             Exhausted: the provider limits the rate, or the quota is used up.
             DeadlineExceeded: the provider did not answer in time.
             ProviderUnavailable: the provider cannot be reached or does not work.
         """
+        check_texts(prompt, context)
         shape = None if returns is None else _Shape(returns)
         options = self._options(max_tokens, temperature)
         if shape is not None:
@@ -147,6 +149,7 @@ class OpenAIModel:
         temperature: float | None = None,
     ) -> AsyncGenerator[AsyncIterator[str], None]:
         """Answer in pieces as the provider sends them; leaving the block closes the connection."""
+        check_texts(prompt, context)
         options = self._options(max_tokens, temperature)
         client = await self._connected()
         with _errors(self.name):
