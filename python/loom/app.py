@@ -122,28 +122,35 @@ class App:
         if not isinstance(other, App):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(f"{other!r} is not an App", field="other")
         for spec in other.agents:
-            self._add_agent(spec)
+            self._check_agent(spec.name)
         for capability in other.capabilities:
-            self._add_capability(capability)
+            self._check_capability(capability.name)
+        self.agents.extend(other.agents)
+        self.capabilities.extend(other.capabilities)
 
     def _add_agent(self, spec: AgentSpec) -> None:
-        if any(known.name == spec.name for known in self.agents):
+        self._check_agent(spec.name)
+        self.agents.append(spec)
+
+    def _check_agent(self, name: str) -> None:
+        if any(known.name == name for known in self.agents):
             raise Conflict(
-                f"app {self.name!r} has an agent called {spec.name!r} already",
+                f"app {self.name!r} has an agent called {name!r} already",
                 field="name",
                 hint="names of agents are unique in an app",
             )
-        self.agents.append(spec)
 
     def _add_capability(self, capability: Capability[..., Any]) -> None:
-        name = capability.name
+        self._check_capability(capability.name)
+        self.capabilities.append(capability)
+
+    def _check_capability(self, name: str) -> None:
         if any(known.name == name for known in self.capabilities):
             raise Conflict(
                 f"app {self.name!r} offers a capability called {name!r} already",
                 field="name",
                 hint="rename one of them; versions side by side are not built yet",
             )
-        self.capabilities.append(capability)
 
     # -- running ----------------------------------------------------------------------------------
 

@@ -209,6 +209,11 @@ class Capability(Generic[P, R]):
         )
 
     @cached_property
+    def result_is_bytes(self) -> bool:
+        """Whether the result is bytes, which travel as they are."""
+        return self._hints.get("return") is bytes
+
+    @cached_property
     def wants_effect_id(self) -> bool:
         """Whether the function takes the effect's id."""
         return EFFECT_ID in inspect.signature(self.fn).parameters
@@ -255,6 +260,18 @@ class Capability(Generic[P, R]):
 
 def _check_parameters(fn: Callable[..., Any], name: str) -> None:
     for parameter in inspect.signature(fn).parameters.values():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise InvalidParams(
+                f"{name}: parameter {parameter.name!r} cannot be given by name",
+                field=parameter.name,
+                hint="arguments travel by name: leave out the `/`",
+            )
+        if type(parameter.default).__module__.startswith("pydantic"):
+            raise InvalidParams(
+                f"{name}: the default of {parameter.name!r} is a Field",
+                field=parameter.name,
+                hint="write Annotated[int, Field(gt=3)] = 5",
+            )
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise InvalidParams(
                 f"{name}: parameter {parameter.name!r} takes any number of values",

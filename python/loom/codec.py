@@ -9,6 +9,7 @@ a JSON form.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
@@ -24,7 +25,7 @@ def _encode_other(value: object) -> object:
     serializer = getattr(kind, "__pydantic_serializer__", None)
     if serializer is None:
         raise TypeError(f"a value of type {kind.__name__} has no JSON form")
-    return msgspec.Raw(serializer.to_json(value))
+    return msgspec.Raw(serializer.to_json(value, by_alias=True))
 
 
 to_json: Final = msgspec.json.Encoder(enc_hook=_encode_other).encode
@@ -41,7 +42,9 @@ def _remember(kind: type) -> None:
     """Let the next value of this type be written without a detour: models by their serializer."""
     if len(WRITERS) < _MAX_WRITERS:
         serializer = getattr(kind, "__pydantic_serializer__", None)
-        WRITERS[kind] = to_json if serializer is None else serializer.to_json
+        WRITERS[kind] = (
+            to_json if serializer is None else partial(serializer.to_json, by_alias=True)
+        )
 
 
 CANNOT_ENCODE: Final = (
@@ -122,6 +125,8 @@ def _not_finite(value: object, path: str, depth: int) -> str | None:
     if depth > _MAX_DEPTH or isinstance(value, str | bytes | int | None):
         return None
     for name, part in _parts(value):
+        if isinstance(name, float) and not math.isfinite(name):
+            return f"{path}.{name}"
         found = _not_finite(part, f"{path}.{name}", depth + 1)
         if found is not None:
             return found
@@ -135,7 +140,8 @@ def _parts(value: object) -> list[tuple[object, object]]:
         return list(enumerate(cast("list[object]", value)))
     if dataclasses.is_dataclass(value):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-    fields = getattr(type(value), "__pydantic_fields__", None) or getattr(
-        type(value), "__struct_fields__", ()
-    )
+    serializer = getattr(type(value), "__pydantic_serializer__", None)
+    if serializer is not None:  # as it is written: with extra and computed fields
+        return list(cast("dict[object, object]", serializer.to_python(value)).items())
+    fields: tuple[str, ...] = getattr(type(value), "__struct_fields__", ())
     return [(name, getattr(value, name)) for name in fields]

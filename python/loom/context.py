@@ -48,6 +48,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
+HOST = "loom_host"  # attributes of a log record that say for whom it was made
 TURN = "loom_turn"  # the attribute of a log record that says in which turn it was made
 
 
@@ -312,7 +313,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
         number = self._call(name, payload, limit, key, 0)
         result = await self._host.link.outcome(number, limit)
         if isinstance(call, Bound):
+            if call.capability.result_is_bytes:
+                return result
             return checked(call.capability.result, result, name, many=call.capability.streams)
+        if returns is bytes:
+            return result
         if returns is not None:
             return checked(adapter_of(returns), result, name)
         return decode(result) if result else None
@@ -539,7 +544,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
         Records from INFO up are also events on ``loom.log.<level>``, in this turn's thread and run.
         """
-        return logging.LoggerAdapter(self._host.log, {TURN: self._envelope})
+        return logging.LoggerAdapter(self._host.log, {HOST: self._host, TURN: self._envelope})
 
     @property
     def agent(self) -> str:

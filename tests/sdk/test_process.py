@@ -266,3 +266,27 @@ async def test_two_apps_on_one_loop_do_not_see_each_other() -> None:
         answers = await asyncio.gather(first.request("who"), second.request("who"))
 
     assert [answer.data for answer in answers] == [0, 1]
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("BOUNDED")
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+def test_running_an_app_often_leaves_no_descriptor_behind() -> None:
+    out = run(
+        """
+        import gc
+
+        async def main() -> None:
+            counts = []
+            for _ in range(20):
+                async with app.running() as ctx:
+                    await ctx.request("echo", 1)
+                    await ctx.emit("nobody")
+                gc.collect()
+                counts.append(len(os.listdir("/proc/self/fd")))
+            print(counts[-1] - counts[0])
+
+        asyncio.run(main())
+        """
+    )
+    assert out == "0\n"

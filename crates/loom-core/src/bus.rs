@@ -669,14 +669,19 @@ impl Core {
             return;
         };
         if let Some(item) = sub.lanes.remove(lane, seq) {
-            self.expire(id, &item.env);
+            self.expire(id, &item.env, at);
             self.made_room(id);
             self.flush(at);
         }
     }
 
     /// Counts an event that was over before it was started.
-    pub(crate) fn expire(&mut self, id: SubId, env: &Arc<Envelope>) {
+    ///
+    /// A request whose own time is up ends as that, and not as declined.
+    pub(crate) fn expire(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) {
+        if let Some(call) = env.reply_to {
+            self.end_if_over(call, at);
+        }
         self.totals.expired += 1;
         if let Some(sub) = self.subs.get_mut(id) {
             sub.books.expired += 1;

@@ -149,7 +149,7 @@ impl Core {
             if let Some(sub) = self.subs.get_mut(id) {
                 sub.lanes.release(lane);
             }
-            self.expire(id, &item.env);
+            self.expire(id, &item.env, at);
         }
     }
 

@@ -133,7 +133,7 @@ pub(crate) fn options(given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Box<O
 pub(crate) type Shown<'py> = (u8, u64, u64, Option<Bound<'py, PyAny>>);
 
 /// A notice as Python sees it: (kind, id, number, value).
-pub(crate) fn show_notice(py: Python<'_>, notice: Notice) -> PyResult<Shown<'_>> {
+pub(crate) fn show_notice(py: Python<'_>, notice: Notice, engine: u64) -> PyResult<Shown<'_>> {
     let number = |code: Option<Code>| code.map_or(0, |code| u64::from(code.number()));
     Ok(match notice {
         Notice::Ready(handle) => (READY, handle.0, 0, None),
@@ -141,7 +141,7 @@ pub(crate) fn show_notice(py: Python<'_>, notice: Notice) -> PyResult<Shown<'_>>
             ANSWER,
             call.0,
             0,
-            Some(Bound::new(py, Delivery::new(delivery))?.into_any()),
+            Some(Bound::new(py, Delivery::new(delivery, engine))?.into_any()),
         ),
         Notice::Outcome(call, code, body) => (OUTCOME, call.0, number(code), bytes(py, &body)),
         Notice::Chunk(call, body) => (CHUNK, call.0, 0, bytes(py, &body)),

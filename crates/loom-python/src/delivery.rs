@@ -49,11 +49,17 @@ impl Receipt {
 #[pyclass(frozen, module = "loom._engine")]
 pub(crate) struct Delivery {
     inner: loom_core::Delivery,
+    /// The number of the engine that delivered it: its lease means nothing to another one.
+    engine: u64,
 }
 
 impl Delivery {
-    pub(crate) fn new(inner: loom_core::Delivery) -> Self {
-        Self { inner }
+    pub(crate) fn new(inner: loom_core::Delivery, engine: u64) -> Self {
+        Self { inner, engine }
+    }
+
+    pub(crate) fn is_of(&self, engine: u64) -> bool {
+        self.engine == engine
     }
 
     pub(crate) fn lease_id(&self) -> Option<loom_core::LeaseId> {

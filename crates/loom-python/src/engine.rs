@@ -1,6 +1,7 @@
 //! The engine of one process: one core behind one lock, its clocks, and who has to be woken.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use loom_core::{Code, Core, DirectoryKind, Limits, Moment, SessionId};
@@ -25,9 +26,17 @@ pub(crate) struct Shared {
     clock: Clock,
     /// The process it was made in.
     generation: u32,
+    /// Tells engines of one process apart.
+    number: u64,
 }
 
+static ENGINES: AtomicU64 = AtomicU64::new(1);
+
 impl Shared {
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     pub(crate) fn is_forked(&self) -> bool {
         self.generation != generation()
     }
@@ -111,6 +120,7 @@ impl Engine {
                 state,
                 clock,
                 generation: generation(),
+                number: ENGINES.fetch_add(1, Ordering::Relaxed),
             }),
         }
     }

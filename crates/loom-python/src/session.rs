@@ -50,6 +50,18 @@ impl Session {
         self.shared.step(self.id, step)
     }
 
+    /// The lease of a delivery; a reply has none.
+    fn lease_of(&self, delivery: Option<&Bound<'_, Delivery>>) -> PyResult<Option<LeaseId>> {
+        let Some(delivery) = delivery.map(Bound::get) else {
+            return Ok(None);
+        };
+        if delivery.is_of(self.shared.number()) {
+            return Ok(delivery.lease_id());
+        }
+        let message = "this delivery is of another engine";
+        Err(refusal(Code::Fenced, message, None))
+    }
+
     fn end(&self) -> PyResult<()> {
         self.step(|core, at| {
             core.close(self.id, at);
@@ -68,11 +80,6 @@ impl Drop for Session {
             let _ = self.end();
         }
     }
-}
-
-/// The lease of a delivery; a reply has none.
-fn lease_of(delivery: &Bound<'_, Delivery>) -> Option<LeaseId> {
-    delivery.get().lease_id()
 }
 
 fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
@@ -182,7 +189,7 @@ impl Session {
         }
         let publish = Publish {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             topic: text("topic", topic)?,
             payload: payload.into(),
             qos: Qos::Batched,
@@ -217,7 +224,7 @@ impl Session {
     ) -> PyResult<Bound<'py, PyAny>> {
         let publish = Publish {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             topic: text("topic", topic)?,
             payload: payload.into(),
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
@@ -256,7 +263,7 @@ impl Session {
     ) -> PyResult<u64> {
         let publish = Publish {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             topic: text("topic", topic)?,
             payload: payload.into(),
             qos: Qos::Batched,
@@ -292,7 +299,7 @@ impl Session {
         let key = key.map(|key| text("key", key)).transpose()?;
         let invoke = Invoke {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             capability: text("capability", capability)?,
             payload: payload.into(),
             timeout_ms: millis("timeout", timeout)?,
@@ -315,9 +322,9 @@ impl Session {
 
     #[pyo3(signature = (handle, done, /))]
     fn take(&self, handle: u64, done: Option<&Bound<'_, Delivery>>) -> PyResult<Option<Delivery>> {
-        let done = done.and_then(lease_of);
+        let done = self.lease_of(done)?;
         let taken = self.step(|core, at| core.take(self.id, Handle(handle), done, at))?;
-        Ok(taken.map(Delivery::new))
+        Ok(taken.map(|taken| Delivery::new(taken, self.shared.number())))
     }
 
     #[pyo3(signature = (lease, payload, content_type, /))]
@@ -370,7 +377,7 @@ impl Session {
         let level = text("level", level)?;
         let line = LogLine {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             level,
             payload,
         };
@@ -388,7 +395,7 @@ impl Session {
         let code = crate::convert::code(code)?;
         let report = Report {
             sender: Handle(sender),
-            turn: turn.and_then(lease_of),
+            turn: self.lease_of(turn)?,
             code,
             detail,
         };
@@ -413,7 +420,7 @@ impl Session {
         };
         notices
             .into_iter()
-            .map(|notice| show_notice(py, notice))
+            .map(|notice| show_notice(py, notice, self.shared.number()))
             .collect()
     }
 

@@ -10,6 +10,7 @@ flag or the loop sees the descriptor.
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -57,6 +58,8 @@ class Link:
         self.refusal = refusal
         self.has_null: Callable[[bytes], bool] = _has_null()
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._ended: dict[int, Callable[[], None]] = {}
         self._waiters: dict[int, Waiter] = {}
         self._ready: dict[int, Callable[[], None]] = {}
         self._credit: dict[int, asyncio.Future[None]] = {}
@@ -65,6 +68,7 @@ class Link:
         self._settled = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
+        self._closed = False
         self._notices = self._by_kind()
         self._loop.add_reader(session.fd, self.drain)
 
@@ -167,6 +171,10 @@ class Link:
         """Call ``wake`` each time ``handle`` has work again after a take that gave None."""
         self._ready[handle] = wake
 
+    def on_close(self, handle: int, end: Callable[[], None]) -> None:
+        """Call ``end`` when the link is closed before ``handle`` is removed."""
+        self._ended[handle] = end
+
     def on_cancel(self, lease: int, stop: Callable[[], object]) -> None:
         """Call ``stop`` when nobody waits for ``lease`` any more."""
         self._cancel[lease] = stop
@@ -188,6 +196,9 @@ class Link:
     def remove(self, handle: int) -> None:
         """Take a registration, provider or subscription out of the engine."""
         self._ready.pop(handle, None)
+        self._ended.pop(handle, None)
+        if self._closed:
+            return
         self.session.remove(handle)
         self.look()
 
@@ -195,6 +206,8 @@ class Link:
 
     def drain(self) -> None:
         """Hand every notice of the inbox to whoever waits for it. Runs no user code."""
+        if threading.get_ident() != self._thread:
+            return  # the engine has written the descriptor: the loop drains
         session, notices = self.session, self._notices
         while True:
             for kind, ident, code, body in session.drain(DRAIN_BATCH):
@@ -310,6 +323,10 @@ class Link:
         if self._alarm is not None:
             self._alarm.cancel()
         self.session.close()
+        self._closed = True
+        for end in list(self._ended.values()):
+            end()
+        self._ended.clear()
         gone = Cancelled("the app stopped", hint="the link to the engine was closed")
         for waiter in list(self._waiters.values()):
             waiter.end(gone, b"")

@@ -14,22 +14,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from loom.codec import CANNOT_DECODE, from_json
 from loom.context import Context
 from loom.envelope import Envelope, Event
-from loom.errors import LoomError
+from loom.errors import Internal, LoomError
 from loom.limits import TURN_BATCH
 from loom.link import Link
 from loom.record import Record
 from loom.runtime.host import Host
 
+_LONGEST_BATCH = 0.005  # seconds that one worker may keep the loop, after it has learnt how
 _LAST_MOMENT = 1.0  # seconds that cancelled user code has to end
 _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
 
 
-class Target(Record, gc=False, eq=False):
+class Target(Record, eq=False):
     """User code ready to run.
 
     ``accepts`` is the declared type of its data and ``validate`` what makes it of a payload; None
@@ -86,8 +87,10 @@ class Pool:
         self._idle: list[asyncio.Future[None]] = []
         self._armed = False  # the engine will say READY
         self._about_to_take = 0  # workers started, woken or yielding that have not run since
+        self._unstarted: dict[asyncio.Task[None], Any] = {}  # and the lease each was given to end
         self._checking = False
         self._ramp = 1
+        self._rounds = 0  # turns of the loop in which somebody worked
         self._started = False
         self._stopping = False
         self._quiet = asyncio.Event()
@@ -128,11 +131,15 @@ class Pool:
             self._quiet.clear()
             await self._quiet.wait()
 
-    async def stop(self) -> None:
-        """Cancel what still runs, and wait a moment for it to end."""
+    def abandon(self) -> None:
+        """Cancel what still runs, and start nothing more."""
         self._stopping = True
         for worker in self._workers:
             worker.cancel()
+
+    async def stop(self) -> None:
+        """Cancel what still runs, and wait a moment for it to end."""
+        self.abandon()
         if self._workers:
             await asyncio.wait(list(self._workers), timeout=_LAST_MOMENT)
 
@@ -164,13 +171,19 @@ class Pool:
             self._run(done), name=self.name, context=self._variables.copy()
         )
         self._workers.add(worker)
+        self._unstarted[worker] = done
         worker.add_done_callback(self._ended)
 
     def _ended(self, worker: "asyncio.Task[None]") -> None:
         self._workers.discard(worker)
         self._quiet.set()
+        if worker in self._unstarted:  # cancelled before its first step
+            self._about_to_take -= 1
+            done = self._unstarted.pop(worker)
+            if done is not None and not self._stopping:
+                self._start_worker(done)
+        self._look_again()  # user code was cancelled, and its worker with it: others go on
         if worker.cancelled():
-            self._look_again()  # user code was cancelled, and its worker with it: others go on
             return
         error = worker.exception()
         if error is not None:
@@ -186,6 +199,7 @@ class Pool:
     def _check(self) -> None:
         """Runs in the loop while every worker is suspended: more may be needed."""
         self._checking = False
+        self._rounds += 1
         self._link.look()
         if self._armed or self._about_to_take:
             return
@@ -200,16 +214,26 @@ class Pool:
         take, handle, work = self._link.session.take, self.handle, self._work
         host, only, find, settle = work.host, work.only, work.find, work.settle
         handler, validate = (only.handle, only.validate) if only else (_nobody, None)
-        link, variables = self._link, self._variables
+        link, variables, clock = self._link, self._variables, self._loop.time
         self._about_to_take -= 1
-        left = TURN_BATCH
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._unstarted.pop(task, None)
+        cancelling = task.cancelling
+        batch = left = TURN_BATCH
+        began, rounds = clock(), self._rounds
         while True:
-            item = take(handle, done)
+            try:
+                item = take(handle, done)
+            except link.refusal:
+                if self._stopping:
+                    return  # the link was closed before this worker ended
+                raise
             if item is None:
                 link.look()
                 if not await self._park():
                     return
-                done, left = None, TURN_BATCH
+                done, left = None, batch
+                began, rounds = clock(), self._rounds
                 continue
             if not self._checking:
                 self._armed = False
@@ -232,20 +256,43 @@ class Pool:
                     settle(item, result)
                 done = item
             except BaseException as error:
-                work.failed(item, error)
+                self._failed(item, error)
                 done = None
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if isinstance(error, asyncio.CancelledError) and cancelling():
                     raise
-            if copy_context() != variables:
+            try:
+                is_fresh = copy_context() == variables and not cancelling()
+            except Exception:  # noqa: BLE001  values of the user's own that cannot be compared
+                is_fresh = False
+            if not is_fresh:
                 if not self._stopping:
-                    self._start_worker(done)  # one with fresh variables goes on in its place
+                    self._start_worker(done)  # a fresh one goes on in its place
                 return
             left -= 1
             if not left:
-                left = TURN_BATCH
+                if rounds == self._rounds:  # the loop has waited for this batch alone
+                    spent = clock() - began
+                    batch = min(TURN_BATCH, max(1, int(batch * _LONGEST_BATCH / max(spent, 1e-9))))
+                left = batch
                 self._about_to_take += 1
-                await asyncio.sleep(0)
-                self._about_to_take -= 1
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    if not self._stopping:
+                        self._start_worker(done)
+                    raise
+                finally:
+                    self._about_to_take -= 1
+                began, rounds = clock(), self._rounds
+
+    def _failed(self, item: Envelope, error: BaseException) -> None:
+        try:
+            self._work.failed(item, error)
+        except self._link.refusal:
+            if not self._stopping:
+                raise
+        except Exception as untold:  # noqa: BLE001  the text of an error is user code, too
+            self._work.failed(item, Internal(f"its error cannot be told: {type(untold).__name__}"))
 
     async def _park(self) -> bool:
         """Wait for work; False: this worker is one too many and ends."""
@@ -261,6 +308,8 @@ class Pool:
         except asyncio.CancelledError:
             if parked in self._idle:
                 self._idle.remove(parked)
+            else:
+                self._about_to_take -= 1  # it was woken and cancelled: another one takes
             raise
         self._about_to_take -= 1
         return True
@@ -268,11 +317,6 @@ class Pool:
 
 async def _nobody(ctx: Context[Any], event: Event[Any]) -> None:
     """Stands in until a topic has been looked up."""
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _waits(task: "asyncio.Task[None]") -> bool:

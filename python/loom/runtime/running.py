@@ -13,7 +13,7 @@ from loom.agent import AgentSpec, capabilities_of
 from loom.capabilities import Capability
 from loom.codec import encode
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
-from loom.context import TURN, Context
+from loom.context import HOST, TURN, Context
 from loom.directory import EFFECTS
 from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS, SYNC_THREADS
 from loom.link import Link, Local, VirtualClock, open_local
@@ -88,6 +88,7 @@ class Running:
                 await pool.quiet()
             self.link.look()
             await self.link.settled()
+            await asyncio.sleep(0)  # whatever the pools say, the loop goes on
 
     async def calm(self) -> None:
         """Return once nothing can go on by itself."""
@@ -134,9 +135,9 @@ async def running(
     misses nothing; ``before_close`` when all work has ended and the engine still knows of it.
     """
     app.check_idle()
+    settled = load() if config is None else config
     engine = open_local(virtual=virtual_clock, seed=seed)
     link = engine.attach(app.namespace, app.name)
-    settled = load() if config is None else config
     made: list[Model] = [] if model is None else [model]
     services = Services(
         engine=engine,
@@ -154,7 +155,7 @@ async def running(
         session=link.session,
         emit=link.session.emit,
         name=app.name,
-        log=_bus_logger(f"loom.app.{app.name}", link, link.session.root),
+        log=_bus_logger(f"loom.app.{app.name}"),
     )
     run = Running(services=services, host=host)
     with app.run_by(run):
@@ -205,7 +206,7 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
         session=link.session,
         emit=link.session.emit,
         name=spec.name,
-        log=_bus_logger(f"loom.agent.{spec.name}", link, handle),
+        log=_bus_logger(f"loom.agent.{spec.name}"),
         state_type=spec.state_type,
     )
     run.agents.append((spec, agent, host))
@@ -252,18 +253,20 @@ async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]]
         if started:
             await run.finish()
     finally:
-        turns = [pool for pool in run.pools if pool.is_of_agent]
-        await asyncio.gather(*(pool.stop() for pool in turns))
-        for _, agent, host in run.agents:
-            if started and hasattr(agent, "on_stop"):
-                await _finish(agent.on_stop(Context(host)), host.name)
-        await asyncio.gather(*(pool.stop() for pool in run.pools))
-        for serving in run.servings:
-            serving.close()
         try:
+            turns = [pool for pool in run.pools if pool.is_of_agent]
+            await asyncio.gather(*(pool.stop() for pool in turns))
+            for _, agent, host in run.agents:
+                if started and hasattr(agent, "on_stop"):
+                    await _finish(agent.on_stop(Context(host)), host.name)
+            await asyncio.gather(*(pool.stop() for pool in run.pools))
             if before_close is not None:
                 await before_close(run)
         finally:
+            for pool in run.pools:
+                pool.abandon()
+            for serving in run.servings:
+                serving.close()
             run.link.close()
 
 
@@ -309,27 +312,30 @@ def _capability_info(capability: Capability[..., Any], provider: str) -> bytes:
 
 
 class _BusHandler(logging.Handler):
-    """Publishes an agent's log records on ``loom.log.<level>``."""
-
-    def __init__(self, link: Link, sender: int) -> None:
-        super().__init__(logging.INFO)
-        self._link = link
-        self._sender = sender
+    """Publishes what is logged through a Context on ``loom.log.<level>``, in the Context's app."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Publish one record."""
-        payload = encode({"message": record.getMessage(), "logger": record.name})
+        """Publish one record; what cannot be published stays a record only."""
+        host: Host | None = getattr(record, HOST, None)
+        if host is None:
+            return
         try:
+            payload = encode({"message": record.getMessage(), "logger": record.name})
             turn: Any = getattr(record, TURN, None)
-            self._link.session.log(self._sender, turn, record.levelname.lower(), payload)
-        except self._link.refusal:
+            host.session.log(host.sender, turn, record.levelname.lower(), payload)
+        except host.link.refusal:
+            return  # the app has stopped
+        except Exception:  # noqa: BLE001  as the logging module wants it: a log line breaks nothing
             self.handleError(record)
 
 
-def _bus_logger(name: str, link: Link, sender: int) -> logging.Logger:
+_BUS_HANDLER = _BusHandler(logging.INFO)
+
+
+def _bus_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
-    logger.handlers = [h for h in logger.handlers if not isinstance(h, _BusHandler)]
-    logger.addHandler(_BusHandler(link, sender))
+    if _BUS_HANDLER not in logger.handlers:
+        logger.addHandler(_BUS_HANDLER)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     return logger

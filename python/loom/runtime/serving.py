@@ -54,6 +54,7 @@ class Serving:
         """Let idle threads end."""
         if self._threads is not None:
             self._threads.close()
+        self.only = self._target = Target(_closed)  # a cycle that the collector does not see
 
     def find(self, topic: str) -> Target:
         """Return what runs the function, whatever the name it was called by."""
@@ -171,3 +172,7 @@ class Serving:
         except self._link.refusal as error:
             raise self._link.translate(error, payload="chunk") from None
         self._link.look()
+
+
+async def _closed(ctx: Context[Any], event: Event[Any]) -> None:
+    """Stands in when the app has stopped."""

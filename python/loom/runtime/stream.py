@@ -22,6 +22,7 @@ class Subscription:
         except link.refusal as error:
             raise link.translate(error) from None
         link.on_ready(self._handle, self._ready.set)
+        link.on_close(self._handle, self._end)
 
     def __aiter__(self) -> "Subscription":
         return self
@@ -47,3 +48,7 @@ class Subscription:
             self._closed = True
             self._link.remove(self._handle)
             self._ready.set()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._ready.set()

@@ -54,18 +54,26 @@ class Harness:
 
     async def __aenter__(self) -> Self:
         config = Config(target="", model="auto", environment={}, origins={})
-        run = await self._stack.enter_async_context(
-            running(
-                self._app,
-                virtual_clock=self._virtual,
-                seed=self._seed,
-                model=self._model,
-                config=config,
-                before_start=self._listen,
-            )
+        started = running(
+            self._app,
+            virtual_clock=self._virtual,
+            seed=self._seed,
+            model=self._model,
+            config=config,
+            before_start=self._listen,
         )
-        self._run = run
+        try:
+            self._run = await self._stack.enter_async_context(started)
+        except BaseException:
+            await self._listen_no_more()
+            raise
         return self
+
+    async def _listen_no_more(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+        if self._reader is not None:
+            await self._reader
 
     def _listen(self, run: Running) -> None:
         self._tap = Subscription(run.link, [">"], qos="batched")
@@ -83,10 +91,7 @@ class Harness:
                 self._check_ended()
                 self.check()
         finally:
-            if self._tap is not None:
-                self._tap.close()
-            if self._reader is not None:
-                await self._reader
+            await self._listen_no_more()
             self._run = None
             await self._stack.aclose()
 
