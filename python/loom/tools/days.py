@@ -33,7 +33,7 @@ _SPAN: Final = (
 )
 
 NAMED: Final = re.compile(
-    rf"""\b(?:(?:on|in|during|for|since)\ )?(?P<day>
+    rf"""\b(?:(?:on|in|at|of|during|for|since|from|between)\ )?(?P<day>
       (?:{_WEEKDAY},?\ )? (?:the\ )? (?:
           \d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}\b
         | \d{{1,2}}[-/.]\d{{1,2}}[-/.]\d{{2,4}}\b
