@@ -46,7 +46,7 @@ NAMED: Final = re.compile(
         | (?:last|next|past|previous|this|coming|these)\ (?:(?:few|couple\ of|\w+)\ )?{_SPAN}
         | (?:\w+\ )?{_SPAN}\ ago
         | (?:spring|summer|autumn|winter)(?:\ (?:of\ )?\d{{4}}\b)?
-        | (?:19|20)\d\d\b
+        | (?:19|20)\d\ds?\b | the\ \w+ties\b
       )
       | {_WEEKDAY}
       | (?<=in\ ){_MONTH} | (?<=during\ ){_MONTH}

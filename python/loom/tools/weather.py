@@ -28,6 +28,7 @@ UNREACHABLE_SECONDS: Final = 60.0
 """How long an online provider that did not answer is left alone."""
 
 _PLACE_CHARACTERS: Final = 100
+_QUESTION_CHARACTERS: Final = 1_000
 _ARCHIVE_AFTER_DAYS: Final = 7
 _REFUSED: Final = 400
 _DAILY: Final = "temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"
@@ -235,12 +236,17 @@ class Asked(BaseModel):
 
 
 def read_question(text: str) -> list[Asked]:
-    """Return the places and days whose weather ``text`` asks for; none if it asks for none."""
-    if not _WEATHER.search(text):
+    """Return the places and days whose weather ``text`` asks for; none if it asks for none.
+
+    Reads English, by rules, and of a long text only its first thousand characters.
+    """
+    text = text[:_QUESTION_CHARACTERS]
+    text = text.lower() if text.isupper() else text
+    dates = [_as_asked(named["day"]) for named in NAMED.finditer(text)]
+    if not _WEATHER.search(text) or not (dates or _SURE.search(text)):
         return []
-    dates = [_as_asked(named["day"]) for named in NAMED.finditer(text)] or [None]
     places = _places(" ".join(NAMED.sub(" ", text).split()))
-    return [Asked(place=place, date=date) for place in places for date in dates]
+    return [Asked(place=place, date=date) for place in places for date in dates or [None]]
 
 
 def _as_asked(date: str) -> str:
@@ -251,18 +257,24 @@ def _as_asked(date: str) -> str:
 
 
 _WEATHER: Final = re.compile(
-    r"\b(?:weather|forecast|rain(?:s|ed|ing|y|fall)?|snow(?:s|ed|ing|y|fall)?|precipitation|wet|dry"
-    r"|temperatures?|degrees|hot|cold|warm|wind|windy|sunny|cloudy|stormy?)\b",
+    r"\b(?:weather|rain(?:s|ed|ing|y|fall)?|snow(?:s|ed|ing|y|fall)?|precipitation|windy|sunny"
+    r"|cloudy|stormy?|wet|dry|temperatures?|forecast|degrees|hot|cold|warm|wind)\b",
     re.IGNORECASE,
 )
-_CAPITALS: Final = r"[A-ZÀ-Þ][\w'\u2019.-]*(?: [A-ZÀ-Þ][\w'\u2019.-]*)*(?:, [A-Z]{2}\b)?"
+_SURE: Final = re.compile(  # a cache may be cold, and a path hot
+    r"\b(?:weather|rain|snow|precipitation|windy|sunny|cloudy|storm|it\b"
+    r"|(?:the|average|what) (?:temperature|wind|forecast)|how (?:wet|dry|hot|cold|warm)\b)",
+    re.IGNORECASE,
+)
+_CAPITALS: Final = r"[A-ZÀ-Þ][\w'\u2019.-]*(?: [A-ZÀ-Þ][\w'\u2019.-]*)*(?:, [A-Z]\w+)?"
 _SEVERAL: Final = re.compile(
     rf"\b(?:in|at|near|for|of) ({_CAPITALS}(?:,? (?:and|or) {_CAPITALS})*)"
 )
-_SMALL: Final = re.compile(r"\b(?:in|at|near|for) ((?:[^\W\d_][\w'\u2019.-]*\s?)+)")
+_SMALL: Final = re.compile(r"\b(?:in|at|near|for) (?=((?:[^\W\d_][\w'\u2019.-]*\s?)+))")
+_WORD: Final = r"[^\W\d_][\w'\u2019.-]*"
 _BARE: Final = re.compile(
-    rf"(?:the )?{_WEATHER.pattern} ((?:[^\W\d_][\w'\u2019.-]* ?){{1,3}})"
-    rf"|((?:[^\W\d_][\w'\u2019.-]* ){{1,3}}){_WEATHER.pattern}",
+    rf"(?:the )?{_WEATHER.pattern} ({_WORD}(?: {_WORD}){{0,2}})"
+    rf"|({_WORD}(?: {_WORD}){{0,2}}) {_WEATHER.pattern}",
     re.IGNORECASE,
 )
 _WITHIN: Final = re.compile(rf"(?<=\w ){_CAPITALS}")
@@ -276,8 +288,8 @@ def _places(text: str) -> list[str]:
     text = text.strip(" ?!.,;")
     if found := _SEVERAL.search(text):
         named = re.split(r",? (?:and|or) ", found[1])
-    elif found := _SMALL.search(text):
-        named = [_leading_name(found[1])]
+    elif small := [name for after in _SMALL.findall(text) if (name := _leading_name(after))]:
+        named = small[-1:]
     elif (found := _BARE.fullmatch(text)) and (name := _leading_name(found[1] or found[2])):
         named = [name]
     else:
