@@ -193,6 +193,8 @@ class Session:
         options: _Options | None,
         /,
     ) -> Receipt | int: ...
+    # takes back an offer that waits for room; False: it has been answered
+    def withdraw(self, ticket: int, /) -> bool: ...
     def request(
         self,
         sender: int,

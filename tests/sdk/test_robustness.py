@@ -266,3 +266,29 @@ async def test_a_handler_that_never_awaits_lets_others_have_their_turn() -> None
         answers = [(await h.ctx.request("ask")).data for _ in range(3)]
 
     assert answers[0] < 900
+
+
+async def test_an_emit_that_is_cancelled_while_it_waits_is_taken_back() -> None:
+    app = loom.App("withdrawn")
+    gate = asyncio.Event()
+    seen: list[int] = []
+
+    @app.agent("slow", topics=["job"], concurrency=1)
+    async def slow(ctx: loom.Context, event: loom.Event[int]) -> None:
+        await gate.wait()
+        seen.append(event.data)
+
+    async with Harness(app) as h:
+        for n in range(1_025):  # one is taken, the others fill the queue
+            await h.ctx.emit("job", n)
+            await h.idle()
+        waiting = [asyncio.create_task(h.ctx.emit("job", n)) for n in (-1, -2, -3)]
+        await h.idle()
+        assert h.stats()["gauges"]["parked"] == 3
+        waiting[1].cancel()
+        await h.idle()
+        assert h.stats()["gauges"]["parked"] == 2
+        gate.set()
+        await h.idle()
+
+    assert seen == [*range(1_025), -1, -3]

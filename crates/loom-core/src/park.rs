@@ -118,6 +118,31 @@ impl Core {
         }
     }
 
+    /// Takes back an offer that still waits for room. `false`: it has been answered, or is with the log.
+    ///
+    /// # Errors
+    /// `FENCED` for an offer of another session.
+    pub fn withdraw_offer(
+        &mut self,
+        session: SessionId,
+        ticket: Ticket,
+        at: Moment,
+    ) -> Result<bool> {
+        let Some(waiting) = self.tickets.get(ticket) else {
+            return Ok(false);
+        };
+        if waiting.session != session {
+            return Err(Error::fenced("this offer is of another session"));
+        }
+        if !matches!(waiting.stage, Stage::Parked { .. }) {
+            return Ok(false);
+        }
+        self.unlist(ticket);
+        self.leave_ticket(ticket);
+        self.flush(at);
+        Ok(true)
+    }
+
     /// Lets the offers at the front of a subscription's list go while there is room.
     pub(crate) fn unpark(&mut self, id: SubId, at: Moment) {
         for _ in 0..self.limits.queue_items {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loom_core::{
     AgentSpec, CallId, Code, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer,
-    ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId,
+    ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket,
 };
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -243,6 +243,11 @@ impl Session {
                 Ok(ticket.0.into_pyobject(py)?.into_any())
             }
         }
+    }
+
+    #[pyo3(signature = (ticket, /))]
+    fn withdraw(&self, ticket: u64) -> PyResult<bool> {
+        self.step(|core, at| core.withdraw_offer(self.id, Ticket(ticket), at))
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, timeout, first_k, wait, options, /))]

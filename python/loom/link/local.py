@@ -94,6 +94,10 @@ class Link:
         self._ring_within(0.0)
         try:
             return await taken
+        except asyncio.CancelledError:
+            if not taken.done():
+                self.session.withdraw(ticket)
+            raise
         finally:
             self._parked.pop(ticket, None)
             self._tell_settled()
