@@ -95,7 +95,7 @@ class Link:
         try:
             return await taken
         except asyncio.CancelledError:
-            if not taken.done():
+            if taken.cancelled():
                 self.session.withdraw(ticket)
             raise
         finally:
