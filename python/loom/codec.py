@@ -42,9 +42,23 @@ def _remember(kind: type) -> None:
     """Let the next value of this type be written without a detour: models by their serializer."""
     if len(WRITERS) < _MAX_WRITERS:
         serializer = getattr(kind, "__pydantic_serializer__", None)
-        WRITERS[kind] = (
-            to_json if serializer is None else partial(serializer.to_json, by_alias=True)
-        )
+        if serializer is None:
+            WRITERS[kind] = to_json
+        elif _has_aliases(kind):
+            WRITERS[kind] = partial(serializer.to_json, by_alias=True)
+        else:
+            WRITERS[kind] = serializer.to_json
+
+
+def _has_aliases(kind: type) -> bool:
+    """Tell whether a model's fields, or those of models in it, are written under other names."""
+    schema: Callable[..., object] | None = getattr(kind, "model_json_schema", None)
+    if schema is None:
+        return True
+    try:
+        return schema(by_alias=True) != schema(by_alias=False)
+    except (ValueError, RuntimeError):  # it has no JSON schema: nothing is known of it
+        return True
 
 
 CANNOT_ENCODE: Final = (

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -97,3 +98,14 @@ def test_every_code_has_one_class_and_maps_both_ways(code: str) -> None:
     assert error.code == code == type(error).CODE
     assert (error.field, error.limit, error.hint, error.who) == ("f", "l", "h", "w")
     assert isinstance(error, TimeoutError) == (code == "TIMEOUT")
+
+
+class Strange(BaseModel):
+    """A model that has no JSON Schema."""
+
+    when: Callable[[], int] | None = None
+
+
+def test_a_model_without_a_schema_is_written_all_the_same() -> None:
+    for _ in range(2):
+        assert decode(encode(Strange())) == {"when": None}
