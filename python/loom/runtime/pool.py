@@ -219,71 +219,68 @@ class Pool:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._unstarted.pop(task, None)
         cancelling = task.cancelling
-        batch = left = TURN_BATCH
-        began, rounds = clock(), self._rounds
+        batch = TURN_BATCH
         while True:
-            try:
-                item = take(handle, done)
-            except link.refusal:
-                if self._stopping:
-                    return  # the link was closed before this worker ended
-                raise
-            if item is None:
-                link.look()
-                if not await self._park():
-                    return
-                done, left = None, batch
-                began, rounds = clock(), self._rounds
-                continue
-            if not self._checking:
-                self._armed = False
-                self._look_again()
-            try:
-                if only is None:
-                    target = find(item.topic)
-                    handler, validate = target.handle, target.validate
+            began, rounds = clock(), self._rounds
+            for _ in range(batch):
                 try:
-                    if validate is not None:
-                        event: Event[Any] = Event(item, validate(item.payload))
-                    elif (payload := item.json) is None:
-                        event = Event(item, item.payload)
-                    else:
-                        event = Event(item, from_json(payload))
-                except (ValueError, *CANNOT_DECODE) as error:
-                    raise work.misfit(item, error) from None
-                result = await handler(Context(host, item), event)
-                if result is not None:
-                    settle(item, result)
-                done = item
-            except BaseException as error:
-                self._failed(item, error)
-                done = None
-                if isinstance(error, asyncio.CancelledError) and cancelling():
+                    item = take(handle, done)
+                except link.refusal:
+                    if self._stopping:
+                        return  # the link was closed before this worker ended
                     raise
-            try:
-                is_fresh = copy_context() == variables and not cancelling()
-            except Exception:  # noqa: BLE001  values of the user's own that cannot be compared
-                is_fresh = False
-            if not is_fresh:
+                if item is None:
+                    link.look()
+                    if not await self._park():
+                        return
+                    done = None
+                    began, rounds = clock(), self._rounds
+                    continue
+                if not self._checking:
+                    self._armed = False
+                    self._look_again()
+                try:
+                    if only is None:
+                        target = find(item.topic)
+                        handler, validate = target.handle, target.validate
+                    try:
+                        if validate is not None:
+                            event: Event[Any] = Event(item, validate(item.payload))
+                        elif (payload := item.json) is None:
+                            event = Event(item, item.payload)
+                        else:
+                            event = Event(item, from_json(payload))
+                    except (ValueError, *CANNOT_DECODE) as error:
+                        raise work.misfit(item, error) from None
+                    result = await handler(Context(host, item), event)
+                    if result is not None:
+                        settle(item, result)
+                    done = item
+                except BaseException as error:
+                    self._failed(item, error)
+                    done = None
+                    if isinstance(error, asyncio.CancelledError) and cancelling():
+                        raise
+                try:
+                    if copy_context() == variables and not cancelling():
+                        continue
+                except Exception:  # noqa: BLE001, S110  the user's values cannot be compared
+                    pass
                 if not self._stopping:
                     self._start_worker(done)  # a fresh one goes on in its place
                 return
-            left -= 1
-            if not left:
-                if rounds == self._rounds:  # the loop has waited for this batch alone
-                    spent = clock() - began
-                    batch = min(TURN_BATCH, max(1, int(batch * _LONGEST_BATCH / max(spent, 1e-9))))
-                left = batch
-                self._about_to_take += 1
-                try:
-                    await asyncio.sleep(0)
-                except asyncio.CancelledError:
-                    if not self._stopping:
-                        self._start_worker(done)
-                    raise
-                finally:
-                    self._about_to_take -= 1
-                began, rounds = clock(), self._rounds
+            if rounds == self._rounds:  # the loop has waited for this batch alone
+                spent = max(clock() - began, 1e-9)
+                batch = min(TURN_BATCH, max(1, int(batch * _LONGEST_BATCH / spent)))
+            self._about_to_take += 1
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    self._start_worker(done)
+                raise
+            finally:
+                self._about_to_take -= 1
 
     def _failed(self, item: Envelope, error: BaseException) -> None:
         try:
