@@ -700,14 +700,14 @@ def _options(
             raise InvalidParams(
                 f"a ttl of {ttl!r} is not a number", field="ttl", hint="give seconds"
             )
-        ttl_ms = round(ttl * 1000)
-        if not 1 <= ttl_ms <= TTL_MS_MAX:
+        if not 1 <= ttl * 1000 <= TTL_MS_MAX:
             raise InvalidParams(
                 f"a ttl of {ttl} s is out of range",
                 field="ttl",
                 limit="ttl_ms_max",
                 hint="give seconds, from 0.001 on",
             )
+        ttl_ms = round(ttl * 1000)
     content_type = BYTES_TYPE if type(data) is bytes else None
     pairs = None if headers is None else [_header(name, value) for name, value in headers.items()]
     return (key, thread, ttl_ms, content_type, pairs, None, None, None)

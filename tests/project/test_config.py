@@ -60,3 +60,31 @@ def test_a_key_that_does_not_exist_is_refused_by_its_name(
         load(cwd=tmp_path, environment=home)
     assert refused.value.field is not None
     assert key.startswith(refused.value.field)
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("[app\n", "loom.toml"),
+        ("[nothing]\n", "nothing"),
+        ("app = 3\n", "app"),
+        ("[app]\ntraget = 'a'\n", "app.traget"),
+        ("[app]\ntarget = 3\n", "app.target"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_the_place(
+    tmp_path: Path, home: dict[str, str], text: str, field: str
+) -> None:
+    (tmp_path / "loom.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(InvalidParams) as caught:
+        load(cwd=tmp_path, environment=home)
+    assert str(caught.value.field).endswith(field)
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+def test_a_misspelt_variable_is_refused(tmp_path: Path, home: dict[str, str]) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        load(cwd=tmp_path, environment={**home, "LOOM_MODELS__DEFALT": "x"})
+    assert caught.value.field == "LOOM_MODELS__DEFALT"
+    assert load(cwd=tmp_path, environment={"LOOM_LOG__LATER": "x"}).target == ""
