@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from loom.context import Context
 
 S = TypeVar("S", default=None)
-E = TypeVar("E")
 A = TypeVar("A", bound="Agent[Any]")
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]

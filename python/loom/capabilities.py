@@ -159,10 +159,6 @@ class Capability(Generic[P, R]):
         self.probe_fn = fn
         return fn
 
-    def owned_by(self, owner: object) -> "Capability[P, R]":
-        """Return the same capability as a method of ``owner``."""
-        return Capability(self.fn, self.terms, owner=owner)
-
     # -- schemas ----------------------------------------------------------------------------------
 
     @cached_property

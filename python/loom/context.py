@@ -94,14 +94,21 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 receipt = None  # the careful way says what is wrong
             if receipt is not None:
                 return receipt
-        receipt = self._offer(topic, data, **options)
+        return await self._publish(topic, data, **options)
+
+    async def _publish(
+        self, topic: str, data: Any, thread: str | None = None, **options: Unpack[EmitOptions]
+    ) -> Receipt:
+        """Publish an event with all its options, and wait for room where there is none."""
+        link = self._host.link
+        receipt = self._offer(topic, data, thread, **options)
         if isinstance(receipt, int):
-            return await host.link.parked(receipt)
-        host.link.look()
+            return await link.parked(receipt)
+        link.look()
         return receipt
 
     def _offer(
-        self, topic: str, data: Any, thread: str | None = None, **options: Unpack[EmitOptions]
+        self, topic: str, data: Any, thread: str | None, **options: Unpack[EmitOptions]
     ) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
         host = self._host
@@ -148,10 +155,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 hint="see `loom list agents`, or await ctx.agents()",
             )
         thread = str(self._host.uuid())
-        receipt = self._offer(f"spawn.{agent}", data, thread, key=key)
-        if isinstance(receipt, int):
-            await self._host.link.parked(receipt)
-        self._host.link.look()
+        await self._publish(f"spawn.{agent}", data, thread, key=key)
         return thread
 
     # -- asking -----------------------------------------------------------------------------------
@@ -405,11 +409,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         subscription = Subscription(link, [f"thread.{thread_id}.>"], qos="batched")
 
         async def broadcast(data: Any) -> Receipt:
-            receipt = self._offer(f"thread.{thread_id}.broadcast", data, thread_id)
-            if isinstance(receipt, int):
-                return await link.parked(receipt)
-            link.look()
-            return receipt
+            return await self._publish(f"thread.{thread_id}.broadcast", data, thread_id)
 
         try:
             yield Thread(thread_id, subscription, broadcast)

@@ -25,7 +25,6 @@ QOS_CODES: Final[Mapping[str | None, int]] = {None: 1, "realtime": 0, "batched":
 _QOS_NAMES: Final[tuple[QoS, ...]] = ("realtime", "batched", "background")
 
 T = TypeVar("T", default=Any, covariant=True)
-JSON_TYPE: Final = "application/json"
 BYTES_TYPE: Final = "application/octet-stream"
 
 

@@ -1,8 +1,8 @@
 """The link to an engine in the same process.
 
 Python offers and drains; the session's file descriptor says when another session or thread put
-something into the inbox. A session's own calls never write that descriptor: whoever calls one that
-can fill the inbox looks at ``session.pending`` afterwards and drains.
+something into the inbox. A session's own calls do not write that descriptor, but for ``emit``:
+whoever makes another call that can fill the inbox looks at ``session.pending`` then, and drains.
 
 Lost wake-ups: ``pending`` is read after the call that may set it, on the loop's thread, and every
 other source writes the descriptor after it has filled the inbox; so either this thread sees the
@@ -77,10 +77,7 @@ class Link:
     def translate(self, error: Exception, *, payload: str = "data") -> LoomError:
         """Return what the engine refused; ``payload`` is the caller's word for that field."""
         self.look()  # the refusal may be an event to somebody
-        code, message, field, limit, hint = error.args
-        if field == "payload":
-            field = payload
-        return error_from_code(code, message, field=field, limit=limit, hint=hint)
+        return _refused(error, payload)
 
     async def parked(self, ticket: int) -> Receipt:
         """Wait until an offer that found no room is taken.
@@ -358,8 +355,7 @@ class Local:
         try:
             session = self._engine.attach(namespace, name)
         except self._refusal as error:
-            code, message, field, limit, hint = error.args
-            raise error_from_code(code, message, field=field, limit=limit, hint=hint) from None
+            raise _refused(error, "data") from None
         return Link(session, self.clock, self._refusal)
 
     def stats(self) -> dict[str, Any]:
@@ -386,6 +382,13 @@ def _has_null() -> Callable[[bytes], bool]:
     from loom import _engine as engine
 
     return engine.has_null
+
+
+def _refused(error: Exception, payload: str) -> LoomError:
+    code, message, field, limit, hint = error.args
+    if field == "payload":
+        field = payload
+    return error_from_code(code, message, field=field, limit=limit, hint=hint)
 
 
 def _error(code: int, detail: bytes) -> LoomError:
@@ -422,7 +425,6 @@ class _ManyAnswers:
     def __init__(self, done: "asyncio.Future[None]") -> None:
         self.done = done
         self.answers: list[Envelope] = []
-        self.error: LoomError | None = None
         self.summary: dict[str, Any] = {}
 
     def answer(self, envelope: Envelope) -> None:
@@ -433,7 +435,6 @@ class _ManyAnswers:
         """A request has no chunks."""
 
     def end(self, error: LoomError | None, payload: bytes) -> None:
-        self.error = error
         self.summary = decode(payload) if payload else {}
         if not self.done.done():
             self.done.set_result(None)

@@ -26,7 +26,6 @@ class Services:
     engine: Local
     link: Link
     namespace: str
-    app: str
     memory: Memory
     model: Callable[[], Model]
     random: _random.Random
@@ -40,14 +39,19 @@ class Host:
     """One sender: an agent of a running app, or the app itself."""
 
     services: Services
-    link: Link
     sender: int
-    session: "Session"  # the link's, at hand for the hot path
-    emit: Callable[[int, Any, str, bytes], Receipt | None]  # the session's
     name: str
     log: logging.Logger
     state_type: type[Any] | None = None
     states: dict[str, Any] = field(default_factory=dict[str, Any])
+    link: Link = field(init=False)  # these three are the services', at hand for the hot path
+    session: "Session" = field(init=False)
+    emit: Callable[[int, Any, str, bytes], Receipt | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.link = self.services.link
+        self.session = self.link.session
+        self.emit = self.session.emit
 
     def state_of(self, lane: str) -> Any:
         """Return the state of one key or thread, at first made by its type without arguments.
@@ -107,6 +111,12 @@ def is_stopped(error: BaseException) -> bool:
     task = asyncio.current_task()
     is_cancelled = task is not None and task.cancelling() > 0
     return isinstance(error, asyncio.CancelledError) and is_cancelled
+
+
+def tell_failure(host: Host, lease: int, told: LoomError, who: str) -> None:
+    """Tell the engine that a turn or an invocation has failed, and how."""
+    host.session.fail(lease, error_number(told), error_detail(told, who=who))
+    host.link.look()
 
 
 def log_failure(

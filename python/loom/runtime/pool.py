@@ -4,7 +4,8 @@ The reader never awaits user code, and there is no task per event. One worker ta
 lease as long as the user's code does not suspend. When it does suspend, control comes back to the
 loop, ``_check`` runs there, sees that nobody is about to take, and lets more workers do so,
 doubling each time up to the limit. Workers are real tasks that run coroutines from their first step
-on, so timeouts and task groups bind to the right task. Nothing here measures time.
+on, so timeouts and task groups bind to the right task. A worker that has not let go of the loop for
+a batch measures it, and makes its batches shorter or longer.
 
 Lost wake-ups: ``take`` that gives None arms the handle in the engine, which then sends one READY;
 ``_armed`` mirrors that, and a worker parks only after it has set it.

@@ -143,17 +143,13 @@ async def running(
         engine=engine,
         link=link,
         namespace=app.namespace,
-        app=app.name,
         memory=memory or _factory(MEMORY_FACTORY)(engine.clock),
         model=_once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
         random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
     )
     host = Host(
         services=services,
-        link=link,
         sender=link.session.root,
-        session=link.session,
-        emit=link.session.emit,
         name=app.name,
         log=_bus_logger(f"loom.app.{app.name}"),
     )
@@ -201,10 +197,7 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
         raise link.translate(error) from None
     host = Host(
         services=run.services,
-        link=link,
         sender=handle,
-        session=link.session,
-        emit=link.session.emit,
         name=spec.name,
         log=_bus_logger(f"loom.agent.{spec.name}"),
         state_type=spec.state_type,

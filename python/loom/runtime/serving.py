@@ -17,7 +17,7 @@ from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
 from loom.limits import PAYLOAD_BYTES
-from loom.runtime.host import Host, error_detail, error_number, log_failure
+from loom.runtime.host import Host, log_failure, tell_failure
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
 from loom.runtime.turns import as_it_is
@@ -54,7 +54,7 @@ class Serving:
         """Let idle threads end."""
         if self._threads is not None:
             self._threads.close()
-        self.only = self._target = Target(_closed)  # a cycle that the collector does not see
+        self.only = self._target = Target(_closed)  # ends the cycle now: a descriptor hangs on it
 
     def find(self, topic: str) -> Target:
         """Return what runs the function, whatever the name it was called by."""
@@ -108,8 +108,7 @@ class Serving:
         else:
             told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
         log_failure(_logger, f"capability {name}", told, error, heard=True)
-        self._link.session.fail(item.lease, error_number(told), error_detail(told, who=name))
-        self._link.look()
+        tell_failure(self.host, item.lease, told, name)
 
     async def _invoke(self, item: Envelope, lease: int) -> None:
         keywords = self._checked(item)

@@ -12,7 +12,7 @@ from loom.codec import encode
 from loom.envelope import BYTES_TYPE, Envelope
 from loom.errors import Cancelled, HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
-from loom.runtime.host import Host, error_detail, error_number, is_stopped, log_failure
+from loom.runtime.host import Host, is_stopped, log_failure, tell_failure
 from loom.runtime.pool import Target
 from loom.validation import expected_of, invalid
 
@@ -89,9 +89,7 @@ class Turns:
         else:
             told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
         log_failure(_logger, f"agent {name} on {item.topic}", told, error, heard=item.wants_reply)
-        link = self.host.link
-        link.session.fail(item.lease, error_number(told), error_detail(told, who=who))
-        link.look()
+        tell_failure(self.host, item.lease, told, who)
 
 
 def _target(agent: Any, route: Route) -> Target:
