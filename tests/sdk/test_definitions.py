@@ -1,5 +1,6 @@
 """What is wrong in a declaration is said where it is written."""
 
+import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -341,3 +342,27 @@ async def test_what_an_agent_logs_is_an_event_of_its_thread() -> None:
 
     assert line.data["message"] == "hello there"
     assert line.thread_id == receipt.id
+
+
+async def test_an_app_can_be_served_until_it_is_cancelled() -> None:
+    app = loom.App("served")
+    stopped: list[str] = []
+    started = asyncio.Event()
+
+    @app.agent("lives", topics=["a"])
+    class Lives(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            started.set()
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+        async def on_stop(self, ctx: loom.Context) -> None:
+            stopped.append(ctx.agent)
+
+    serving = asyncio.create_task(app.serve())
+    await started.wait()
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+    assert stopped == ["lives"]
