@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from loom.directory import AgentInfo, CapabilityInfo
     from loom.envelope import Event, Receipt, Replies
     from loom.errors import LoomError
+    from loom.middleware import Call, Item, Middleware, Next
     from loom.protocols import Answer, Memory, Model
 
 __version__ = "0.1.0a1"
@@ -25,13 +26,17 @@ __all__ = [
     "Answer",
     "App",
     "Bound",
+    "Call",
     "Capability",
     "CapabilityInfo",
     "Context",
     "Event",
+    "Item",
     "LoomError",
     "Memory",
+    "Middleware",
     "Model",
+    "Next",
     "Receipt",
     "Replies",
     "capability",
@@ -44,13 +49,17 @@ _HOMES = {
     "Answer": "protocols",
     "App": "app",
     "Bound": "capabilities",
+    "Call": "middleware",
     "Capability": "capabilities",
     "CapabilityInfo": "directory",
     "Context": "context",
     "Event": "envelope",
+    "Item": "middleware",
     "LoomError": "errors",
     "Memory": "protocols",
+    "Middleware": "middleware",
     "Model": "protocols",
+    "Next": "middleware",
     "Receipt": "envelope",
     "Replies": "envelope",
     "capability": "capabilities",

@@ -17,6 +17,7 @@ from loom.capabilities import Capability, MethodCapability, resolved, summary
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY, AGENT_CONCURRENCY_MAX, AGENT_FILTERS
+from loom.middleware import Middleware
 from loom.topics import check_filter, check_name, matches
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class AgentSpec:
     state_type: type[Any] | None
     description: str
     methods: tuple[str, ...]
+    middleware: tuple[Middleware, ...] = ()
 
     def route(self, topic: str) -> Route | None:
         """Return the first handler in source order that takes ``topic``."""

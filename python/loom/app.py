@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from loom.agent import Agent, AgentSpec, Handler, spec_of
@@ -12,6 +13,7 @@ from loom.directory import Effect
 from loom.envelope import Event
 from loom.errors import Conflict, InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY
+from loom.middleware import Middleware, check_middleware
 from loom.topics import check_name
 
 if TYPE_CHECKING:
@@ -25,14 +27,20 @@ F = TypeVar("F", bound="Callable[[Context[Any], Event[Any]], Awaitable[Any]]")
 class App:
     """A set of agents and capabilities in one namespace."""
 
-    def __init__(self, name: str, *, namespace: str = "default") -> None:
+    def __init__(
+        self, name: str, *, namespace: str = "default", middleware: Sequence[Middleware] = ()
+    ) -> None:
         """Name the app.
 
+        ``middleware`` stands around its handlers and the calls that it makes, the first outermost.
+
         Raises:
-            InvalidParams: a name is not made of lower-case letters, digits, '_', '-' and dots.
+            InvalidParams: a name is not made of lower-case letters, digits, '_', '-' and dots; a
+                middleware is not an async function.
         """
         self.name: str = check_name(name)
         self.namespace: str = check_name(namespace, field="namespace")
+        self.middleware: tuple[Middleware, ...] = check_middleware(middleware)
         self.agents: list[AgentSpec] = []
         self.capabilities: list[Capability[..., Any]] = []
         self._running: Running | None = None
@@ -116,6 +124,8 @@ class App:
     def include(self, other: "App") -> None:
         """Add all agents and capabilities of ``other``, which stays as it is.
 
+        Its agents keep its middleware, inside that of this app.
+
         Raises:
             Conflict: both have an agent or a capability of the same name.
         """
@@ -125,7 +135,8 @@ class App:
             self._check_agent(spec.name)
         for capability in other.capabilities:
             self._check_capability(capability.name)
-        self.agents.extend(other.agents)
+        inner = other.middleware
+        self.agents.extend(replace(a, middleware=inner + a.middleware) for a in other.agents)
         self.capabilities.extend(other.capabilities)
 
     def _add_agent(self, spec: AgentSpec) -> None:

@@ -6,8 +6,16 @@ One is made per turn, and it is dead when its turn has ended.
 import asyncio
 import logging
 import uuid as _uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+)
+from contextlib import AsyncExitStack, asynccontextmanager
 from difflib import get_close_matches
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
@@ -36,6 +44,7 @@ from loom.errors import (
     error_from_code,
 )
 from loom.limits import STREAM_CHUNKS, TIMEOUT_MS_MAX, TTL_MS_MAX
+from loom.middleware import Call, around
 from loom.protocols import Memory, Model
 from loom.record import Record
 from loom.runtime.host import Host
@@ -313,18 +322,19 @@ class Context(Record, Generic[S], gc=False, eq=False):
             Indeterminate: it was started, may have changed something outside, and gave no result.
             CapabilityError: it raised, or its result is not what it declares.
         """
-        name, payload, limit = self._call_of(call, args, timeout)
-        number = self._call(name, payload, limit, key, 0)
-        result = await self._host.link.outcome(number, limit)
-        if isinstance(call, Bound):
-            if call.capability.result_is_bytes:
-                return result
-            return checked(call.capability.result, result, name, many=call.capability.streams)
-        if returns is bytes:
-            return result
-        if returns is not None:
-            return checked(adapter_of(returns), result, name)
-        return decode(result) if result else None
+        host = self._host
+        name, given, limit = self._call_of(call, args, timeout)
+        if not host.middleware:
+            number = self._call(name, given, limit, key, 0)
+            return _result(call, returns, name, await host.link.outcome(number, limit))
+
+        async def made(_: Context[Any], item: Call) -> Any:
+            number = self._call(item.name, item.args, item.timeout, item.key, 0)
+            payload = await host.link.outcome(number, item.timeout)
+            return _result(call, returns, item.name, payload)
+
+        asked = Call(name=name, args=given, timeout=limit, key=key)
+        return await around(host.middleware, made, Call)(self, asked)
 
     @overload
     def stream(
@@ -367,16 +377,23 @@ class Context(Record, Generic[S], gc=False, eq=False):
         timeout: float | None,
         key: str | None,
     ) -> AsyncGenerator[AsyncIterator[Any]]:
-        name, payload, limit = self._call_of(call, args, timeout)
+        host = self._host
+        name, given, limit = self._call_of(call, args, timeout)
         adapter = call.capability.result if isinstance(call, Bound) else None
-        number = self._call(name, payload, limit, key, STREAM_CHUNKS)
-        async with self._host.link.chunks(number, limit) as chunks:
+        async with AsyncExitStack() as stack:
 
-            async def decoded() -> AsyncIterator[Any]:
+            async def decoded(chunks: AsyncIterable[bytes]) -> AsyncIterator[Any]:
                 async for chunk in chunks:
                     yield decode(chunk) if adapter is None else checked(adapter, chunk, name)
 
-            yield decoded()
+            async def made(_: Context[Any], item: Call) -> AsyncIterator[Any]:
+                number = self._call(item.name, item.args, item.timeout, item.key, STREAM_CHUNKS)
+                return decoded(
+                    await stack.enter_async_context(host.link.chunks(number, item.timeout))
+                )
+
+            asked = Call(name=name, args=given, timeout=limit, key=key, streamed=True)
+            yield await around(host.middleware, made, Call)(self, asked)
 
     # -- listening --------------------------------------------------------------------------------
 
@@ -599,7 +616,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     def _call_of(
         self, call: Bound[Any] | str, args: Mapping[str, Any] | None, timeout: float | None
-    ) -> tuple[str, bytes, float]:
+    ) -> tuple[str, Mapping[str, Any], float]:
         if isinstance(call, Bound):
             if args is not None:
                 raise InvalidParams(
@@ -607,11 +624,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 )
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
-            return (
-                terms.name,
-                encode(call.arguments, "args", self._host.link.has_null),
-                _seconds(limit),
-            )
+            return terms.name, call.arguments, _seconds(limit)
         if not isinstance(call, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(
                 f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"
@@ -625,11 +638,14 @@ class Context(Record, Generic[S], gc=False, eq=False):
         limit = timeout
         if limit is None:
             limit = self._host.services.timeouts.get(call, _DEFAULT_TIMEOUT)
-        return call, encode(dict(args or {}), field="args"), _seconds(limit)
+        return call, args or {}, _seconds(limit)
 
-    def _call(self, name: str, payload: bytes, timeout: float, key: str | None, credit: int) -> int:
+    def _call(
+        self, name: str, args: Mapping[str, Any], timeout: float, key: str | None, credit: int
+    ) -> int:
         host = self._host
         link = host.link
+        payload = encode(dict(args), "args", link.has_null)
         try:
             return link.session.call(
                 host.sender, self._envelope, name, payload, timeout, key, credit
@@ -674,6 +690,20 @@ class Thread:
     async def broadcast(self, data: Any = None) -> Receipt:
         """Publish ``data`` to all who have joined the thread, this member too."""
         return await self._broadcast(data)
+
+
+def _result(call: Bound[Any] | str, returns: type[Any] | None, name: str, payload: bytes) -> Any:
+    """Return what a call has given, checked against what was declared or asked for."""
+    if isinstance(call, Bound):
+        capability = call.capability
+        if capability.result_is_bytes:
+            return payload
+        return checked(capability.result, payload, name, many=capability.streams)
+    if returns is bytes:
+        return payload
+    if returns is not None:
+        return checked(adapter_of(returns), payload, name)
+    return decode(payload) if payload else None
 
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from loom.envelope import Receipt
 from loom.errors import CODES, Exhausted, LoomError, NotSupported
 from loom.limits import ERROR_DETAIL_BYTES, STATES
 from loom.link import Link, Local
+from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Host:
     sender: int
     name: str
     log: logging.Logger
+    middleware: tuple[Middleware, ...] = ()
     state_type: type[Any] | None = None
     states: dict[str, Any] = field(default_factory=dict[str, Any])
     link: Link = field(init=False)  # these three are the services', at hand for the hot path

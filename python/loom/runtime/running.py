@@ -152,6 +152,7 @@ async def running(
         sender=link.session.root,
         name=app.name,
         log=_bus_logger(f"loom.app.{app.name}"),
+        middleware=app.middleware,
     )
     run = Running(services=services, host=host)
     with app.run_by(run):
@@ -200,6 +201,7 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
         sender=handle,
         name=spec.name,
         log=_bus_logger(f"loom.agent.{spec.name}"),
+        middleware=run.host.middleware + spec.middleware,
         state_type=spec.state_type,
     )
     run.agents.append((spec, agent, host))

@@ -9,9 +9,10 @@ from typing import Any
 
 from loom.agent import AgentSpec, Route
 from loom.codec import encode
-from loom.envelope import BYTES_TYPE, Envelope
+from loom.envelope import BYTES_TYPE, Envelope, Event
 from loom.errors import Cancelled, HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
+from loom.middleware import Middleware, around
 from loom.runtime.host import Host, is_stopped, log_failure, tell_failure
 from loom.runtime.pool import Target
 from loom.validation import expected_of, invalid
@@ -25,7 +26,7 @@ class Turns:
     def __init__(self, host: Host, spec: AgentSpec, agent: Any) -> None:
         self.host = host
         self._spec = spec
-        self._made = [_target(agent, route) for route in spec.routes]
+        self._made = [_target(agent, route, host.middleware) for route in spec.routes]
         self._targets: dict[str, Target] = {}
         self.only: Target | None = self._made[0] if len(self._made) == 1 else None
 
@@ -92,8 +93,10 @@ class Turns:
         tell_failure(self.host, item.lease, told, who)
 
 
-def _target(agent: Any, route: Route) -> Target:
+def _target(agent: Any, route: Route, middleware: tuple[Middleware, ...]) -> Target:
     handle = agent if route.attribute is None else getattr(agent, route.attribute)
+    if middleware:
+        handle = around(middleware, handle, Event)
     return Target(handle, route.accepts, _validator(route.accepts))
 
 

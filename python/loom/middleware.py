@@ -1,0 +1,91 @@
+"""Middleware: what an app puts around its handlers and around the calls that it makes.
+
+One shape for both: ``async (ctx, item, next) -> result``. ``item`` is the Event that a handler is
+about to get, or the Call that a context is about to make. ``await next(item)`` goes on and gives
+back what the handler returns (the reply, where one was asked for) or what the call results in.
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from loom.envelope import Event
+from loom.errors import InvalidParams
+
+if TYPE_CHECKING:
+    from loom.context import Context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call of a capability before it is made; ``dataclasses.replace(call, …)`` makes another.
+
+    ``timeout`` in seconds; ``version`` None: the newest there is; ``streamed``: the result is an
+    async iterator of chunks, and ``next`` returns before the first.
+    """
+
+    name: str
+    args: Mapping[str, Any]
+    timeout: float
+    version: str | None = None
+    key: str | None = None
+    streamed: bool = False
+
+
+Item: TypeAlias = Event[Any] | Call
+Next: TypeAlias = Callable[[Item], Awaitable[Any]]
+Middleware: TypeAlias = Callable[["Context[Any]", Item, Next], Awaitable[Any]]
+Step: TypeAlias = Callable[["Context[Any]", Any], Awaitable[Any]]
+
+
+def check_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Return the middleware as it is kept.
+
+    Raises:
+        InvalidParams: one of them is not an async callable, or they are not a sequence.
+    """
+    if callable(middleware):
+        raise InvalidParams(
+            "middleware is one function", field="middleware", hint="write middleware=[…]"
+        )
+    for number, one in enumerate(middleware):
+        call = getattr(one, "__call__", None)  # noqa: B004  an object may have an async __call__
+        if not inspect.iscoroutinefunction(one) and not inspect.iscoroutinefunction(call):
+            raise InvalidParams(
+                f"middleware {number} is {one!r}, not an async function",
+                field=f"middleware.{number}",
+                hint="write async def around(ctx, item, next): return await next(item)",
+            )
+    return tuple(middleware)
+
+
+def around(middleware: Sequence[Middleware], last: Step, kind: type[Item]) -> Step:
+    """Return ``last`` with the middleware around it, the first one outermost.
+
+    ``kind`` is what ``last`` takes; what middleware hands on must be of it.
+    """
+
+    async def checked(ctx: "Context[Any]", item: Item) -> Any:
+        if not isinstance(item, kind):
+            raise InvalidParams(
+                f"middleware handed on {item!r}, not {kind.__name__}",
+                field="item",
+                hint="await next(item), with the item or another one of its kind",
+            )
+        return await last(ctx, item)
+
+    step: Step = checked
+    for outer in reversed(middleware):
+        step = _wrapped(outer, step)
+    return step
+
+
+def _wrapped(outer: Middleware, inner: Step) -> Step:
+    async def step(ctx: "Context[Any]", item: Item) -> Any:
+        async def following(item: Item) -> Any:
+            return await inner(ctx, item)
+
+        return await outer(ctx, item, cast("Next", following))
+
+    return step
