@@ -111,6 +111,6 @@ async def main(ctx: loom.Context, args: list[str]) -> str:
         await ctx.request("order.everything", {})
         robbed = "open"
     except Denied as error:
-        robbed = str(error)
+        robbed = error.message
     lines = [f"three teas: {answer.data}", f"the safe: {robbed}", "spans:"]
     return "\n".join(lines + [encode(span).decode() for span in spans])
