@@ -132,7 +132,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         if ack is not None and ack != "accepted":
             _refuse_ack(ack)
         qos = options.get("qos")
-        if qos not in QOS_CODES:
+        if not isinstance(qos, str | None) or qos not in QOS_CODES:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidParams(
                 f"{qos!r} is not a delivery class",
                 field="qos",
@@ -595,6 +595,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
     ) -> int:
         host = self._host
         link = host.link
+        link.check_thread()
         options = None
         if key is not None or type(data) is bytes:
             options = _options(data, key=key)
@@ -645,6 +646,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
     ) -> int:
         host = self._host
         link = host.link
+        link.check_thread()
         payload = encode(dict(args), "args", link.has_null)
         try:
             return link.session.call(

@@ -237,3 +237,29 @@ async def test_a_handler_may_ask_for_the_payload_as_it_travelled() -> None:
         answer = await ctx.request("ask", {"n": 1})
 
     assert answer.data == ['{"n":1}', '{"n":1}']
+
+
+@pytest.mark.requirement("BAD-INPUT")
+async def test_a_context_that_waits_in_another_thread_is_told_and_nothing_is_sent() -> None:
+    app = echo()
+    async with app.running() as ctx:
+
+        async def wait_elsewhere(what: str) -> loom.LoomError:
+            with pytest.raises(loom.errors.NotSupported) as told:
+                await (ctx.request("echo", 1) if what == "request" else ctx.tool("echo"))
+            return told.value
+
+        for what in ("request", "tool"):
+            error = await asyncio.to_thread(lambda what=what: asyncio.run(wait_elsewhere(what)))
+            assert "run_coroutine_threadsafe" in str(error)
+        assert app.stats()["events"]["published"] == 0
+        assert (await ctx.request("echo", "still here")).data == "still here"
+
+
+@pytest.mark.requirement("BAD-INPUT")
+async def test_a_delivery_class_that_cannot_be_looked_up_is_refused_by_its_field() -> None:
+    wrong: Any = []
+    async with echo().running() as ctx:
+        with pytest.raises(loom.errors.InvalidParams) as told:
+            await ctx.emit("echo", 1, qos=wrong)
+    assert told.value.field == "qos"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loom.codec import decode
 from loom.envelope import Envelope, Receipt
-from loom.errors import Cancelled, LoomError, error_from_code
+from loom.errors import Cancelled, LoomError, NotSupported, error_from_code
 from loom.limits import DRAIN_BATCH, REPLIES, STREAM_CHUNKS
 from loom.link.clock import Clock, SystemClock, VirtualClock
 
@@ -98,6 +98,19 @@ class Link:
         finally:
             self._parked.pop(ticket, None)
             self._tell_settled()
+
+    def check_thread(self) -> None:
+        """Refuse to wait in another thread than the loop's: nobody would be woken there.
+
+        Raises:
+            NotSupported: this is not the thread of the loop.
+        """
+        if threading.get_ident() != self._thread:
+            raise NotSupported(
+                "a context waits for answers only in the thread of its event loop",
+                field="ctx",
+                hint="asyncio.run_coroutine_threadsafe(ctx.request(…), loop).result(), or emit",
+            )
 
     def look(self) -> None:
         """Drain if this session's own calls put something into its inbox."""
