@@ -153,7 +153,7 @@ class Engine:
     def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
     # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
     def audit(self) -> bytes: ...
-    # kind "agent" | "capability"; the registered info
+    # kind "agent" | "capability"; the registered info with "health" in it
     def directory(self, namespace: str, kind: str) -> list[bytes]: ...
 
 @final
@@ -168,7 +168,14 @@ class Session:
     @property
     def root(self) -> int: ...  # the sender handle of the session itself (its name at attach)
     def register(
-        self, name: str, filters: Sequence[str], group: str, concurrency: int, info: bytes, /
+        self,
+        name: str,
+        filters: Sequence[str],
+        group: str,
+        concurrency: int,
+        info: bytes,
+        realtime: bool,  # it takes every event as realtime
+        /,
     ) -> int: ...
     def provide(
         self, name: str, version: str, effect: int, concurrency: int, info: bytes, /
@@ -176,6 +183,8 @@ class Session:
     # one ordered stream: watch, join_thread
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
+    # 0 up, 1 restarting (its queue fills, nothing is taken), 2 quarantined (it hears nothing)
+    def set_state(self, handle: int, state: int, /) -> None: ...
     # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
     # it. It writes this session's own fd where it put something into the inbox.

@@ -12,6 +12,9 @@ Effect: TypeAlias = Literal["pure", "idempotent", "probeable", "unsafe"]
 Anything.
 """
 
+Health: TypeAlias = Literal["up", "restarting", "quarantined"]
+"""How it fares: it takes work; it takes none now and its queue fills; it hears nothing."""
+
 EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "probeable", "unsafe")
 
 
@@ -25,6 +28,7 @@ class AgentInfo:
     concurrency: int
     description: str = ""
     capabilities: list[str] = field(default_factory=list[str])
+    health: Health = "up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +50,4 @@ class CapabilityInfo:
     streams: bool = False
     needs_approval: bool = False
     provider: str = ""
+    health: Health = "up"

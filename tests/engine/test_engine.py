@@ -111,7 +111,7 @@ def other(engine: Engine) -> Iterator[Session]:
 
 
 def test_an_event_is_read_field_by_field(engine: Engine, session: Session) -> None:
-    handle = session.register("planner", ["question.>"], "", 4, b"{}")
+    handle = session.register("planner", ["question.>"], "", 4, b"{}", False)
     options = (
         "order-7",
         "thread-1",
@@ -144,7 +144,7 @@ def test_an_event_is_read_field_by_field(engine: Engine, session: Session) -> No
 
 @pytest.mark.requirement("EVENT-IMMUTABLE")
 def test_what_was_delivered_cannot_be_changed(session: Session) -> None:
-    handle = session.register("a", ["q"], "", 4, b"{}")
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
     emit(session, "q")
     event: Any = must_take(session, handle)
     with pytest.raises(AttributeError):
@@ -154,8 +154,8 @@ def test_what_was_delivered_cannot_be_changed(session: Session) -> None:
 
 
 def test_what_a_turn_sends_quotes_its_lease(session: Session) -> None:
-    first = session.register("a", ["q"], "", 4, b"{}")
-    second = session.register("b", ["r"], "", 4, b"{}")
+    first = session.register("a", ["q"], "", 4, b"{}", False)
+    second = session.register("b", ["r"], "", 4, b"{}", False)
     root = emit(session, "q")
     turn = must_take(session, first)
     session.offer(first, turn, "r", b"{}", BATCHED, None)
@@ -169,7 +169,7 @@ def test_what_a_turn_sends_quotes_its_lease(session: Session) -> None:
 
 
 def test_a_request_is_answered(session: Session, other: Session) -> None:
-    handle = session.register("a", ["q"], "", 4, b"{}")
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
     asked = request(other, "q")
     turn = must_take(session, handle)
     assert turn.wants_reply
@@ -192,7 +192,7 @@ def test_a_request_nobody_hears_says_so_at_once(session: Session) -> None:
 
 
 def test_a_request_without_an_answer_ends_by_its_deadline(engine: Engine, session: Session) -> None:
-    session.register("a", ["q"], "", 4, b"{}")
+    session.register("a", ["q"], "", 4, b"{}", False)
     asked = request(session, "q", 0.5)
     assert session.tick() == pytest.approx(0.5)
     engine.advance(0.5)
@@ -269,7 +269,7 @@ def test_a_stream_waits_for_credit(session: Session, other: Session) -> None:
 
 
 def test_an_error_of_a_handler_reaches_who_asked_and_who_watches(session: Session) -> None:
-    handle = session.register("a", ["q"], "", 4, b"{}")
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
     watch = session.subscribe(["loom.error.>"], BATCHED)
     request(session, "q")
     turn = must_take(session, handle)
@@ -296,7 +296,7 @@ def test_logs_and_reports_are_events_of_the_engine(session: Session) -> None:
 
 @pytest.mark.requirement("QOS-BATCHED")
 def test_an_offer_without_room_is_a_ticket_first(session: Session) -> None:
-    handle = session.register("a", ["q"], "", 1, b"{}")
+    handle = session.register("a", ["q"], "", 1, b"{}", False)
     for _ in range(1_024):
         emit(session, "q")
     ticket = session.offer(session.root, None, "q", b"{}", BATCHED, None)
@@ -333,7 +333,7 @@ def test_wrong_arguments_name_their_field(session: Session) -> None:
 
 @pytest.mark.requirement("LEASE-FENCED")
 def test_handles_of_another_session_are_fenced(session: Session, other: Session) -> None:
-    handle = session.register("a", ["q"], "", 4, b"{}")
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
     for use in (
         lambda: other.take(handle, None),
         lambda: other.remove(handle),
@@ -346,7 +346,7 @@ def test_handles_of_another_session_are_fenced(session: Session, other: Session)
 
 def test_a_closed_session_is_fenced_and_closing_twice_is_fine(engine: Engine) -> None:
     session = engine.attach("default", "app")
-    session.register("a", ["q"], "", 4, b"{}")
+    session.register("a", ["q"], "", 4, b"{}", False)
     emit(session, "q")
     session.close()
     session.close()
@@ -359,7 +359,7 @@ def test_a_closed_session_is_fenced_and_closing_twice_is_fine(engine: Engine) ->
 @pytest.mark.requirement("BOUNDED")
 def test_a_session_that_is_let_go_takes_everything_along(engine: Engine) -> None:
     session = engine.attach("default", "app")
-    session.register("a", ["q"], "", 4, b"{}")
+    session.register("a", ["q"], "", 4, b"{}", False)
     session.provide("tool", "1", PURE, 4, b"{}")
     emit(session, "q")
     call(session, "tool")
@@ -388,17 +388,47 @@ def test_the_same_seed_gives_the_same_ids() -> None:
 
 
 def test_the_directory_shows_what_was_registered(engine: Engine, session: Session) -> None:
-    session.register("b", ["q"], "", 4, b'{"name":"b"}')
-    session.register("a", ["q"], "", 4, b'{"name":"a"}')
-    assert engine.directory("default", "agent") == [b'{"name":"a"}', b'{"name":"b"}']
+    session.register("b", ["q"], "", 4, b'{"name":"b"}', False)
+    session.register("a", ["q"], "", 4, b'{"name":"a"}', False)
+    assert engine.directory("default", "agent") == [
+        b'{"name":"a","health":"up"}',
+        b'{"name":"b","health":"up"}',
+    ]
     assert engine.directory("elsewhere", "agent") == []
     with pytest.raises(EngineError):
         engine.directory("default", "nothing")
 
 
+def test_the_state_of_an_agent_shows_in_the_directory_and_stops_its_work(
+    engine: Engine, session: Session
+) -> None:
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
+    session.set_state(handle, 1)
+    emit(session, "q")
+    assert session.take(handle, None) is None
+    assert engine.directory("default", "agent") == [b'{"health":"restarting"}']
+    session.set_state(handle, 0)
+    delivery = session.take(handle, None)
+    assert delivery is not None and delivery.topic == "q"
+    session.set_state(handle, 2)
+    assert emit(session, "q").matched == 0
+    with pytest.raises(EngineError) as refused:
+        session.set_state(handle, 3)
+    assert refused.value.args[2] == "state"
+    session.take(handle, delivery)
+
+
+def test_an_agent_that_takes_its_events_as_realtime_keeps_the_newest(session: Session) -> None:
+    handle = session.register("a", ["q"], "", 4, b"{}", True)
+    ids = [emit(session, "q").id for _ in range(1_025)]
+    delivery = session.take(handle, None)
+    assert delivery is not None and delivery.id == ids[1]
+    session.remove(handle)
+
+
 @pytest.mark.requirement("WAKE-LOOP")
 def test_a_session_is_woken_by_another_and_not_by_itself(session: Session, other: Session) -> None:
-    handle = session.register("a", ["q"], "", 4, b"{}")
+    handle = session.register("a", ["q"], "", 4, b"{}", False)
     emit(session, "q")
     assert session.pending
     assert not is_readable(session)
@@ -415,7 +445,7 @@ def test_a_session_is_woken_by_another_and_not_by_itself(session: Session, other
 
 @pytest.mark.requirement("WAKE-LOOP")
 def test_a_session_is_woken_when_another_thread_uses_it(session: Session) -> None:
-    session.register("a", ["q"], "", 4, b"{}")
+    session.register("a", ["q"], "", 4, b"{}", False)
     thread = threading.Thread(target=emit, args=(session, "q"))
     thread.start()
     thread.join()
@@ -426,7 +456,7 @@ def test_a_session_is_woken_when_another_thread_uses_it(session: Session) -> Non
 def test_no_wake_up_is_lost_between_two_threads(engine: Engine) -> None:
     rounds = 2_000
     answering, asking = engine.attach("default", "answering"), engine.attach("default", "asking")
-    handle = answering.register("a", ["q"], "", 64, b"{}")
+    handle = answering.register("a", ["q"], "", 64, b"{}", False)
 
     def answer() -> None:
         left = rounds
@@ -455,7 +485,7 @@ def test_no_wake_up_is_lost_between_two_threads(engine: Engine) -> None:
 
 def test_a_drain_takes_no_more_than_it_is_asked_for(session: Session) -> None:
     for name in ("a", "b", "c"):
-        session.register(name, ["q"], "", 4, b"{}")
+        session.register(name, ["q"], "", 4, b"{}", False)
     emit(session, "q")
     assert len(session.drain(2)) == 2
     assert session.pending
@@ -469,7 +499,7 @@ from loom._engine import Engine, EngineError
 
 engine = Engine()
 session = engine.attach("default", "app")
-handle = session.register("a", ["q"], "", 1, b"{}")
+handle = session.register("a", ["q"], "", 1, b"{}", False)
 child = os.fork()
 if child == 0:
     refused = 0
@@ -484,7 +514,7 @@ if child == 0:
         except EngineError as error:
             refused += error.args[0] == 15
     fresh = Engine().attach("default", "child")
-    fresh.register("a", ["q"], "", 1, b"{}")
+    fresh.register("a", ["q"], "", 1, b"{}", False)
     matched = fresh.offer(fresh.root, None, "q", b"1", 1, None).matched
     del session, engine
     os._exit(0 if (refused, matched) == (4, 1) else 1)
@@ -499,7 +529,7 @@ from loom._engine import Engine
 
 engine = Engine()
 session = engine.attach("default", "app")
-handle = session.register("a", ["q"], "", 1, b"{}")
+handle = session.register("a", ["q"], "", 1, b"{}", False)
 stream = session.subscribe([">"], 0)
 session.offer(session.root, None, "q", b"1", 1, None)
 turn = session.take(handle, None)
@@ -530,7 +560,7 @@ def test_the_engine_starts_no_thread(session: Session) -> None:
         pytest.skip("threads are counted where /proc shows them")
     before = len(os.listdir(tasks))
     engine = Engine()
-    engine.attach("default", "app").register("a", ["q"], "", 4, b"{}")
+    engine.attach("default", "app").register("a", ["q"], "", 4, b"{}", False)
     assert len(os.listdir(tasks)) == before
 
 
@@ -538,7 +568,7 @@ def test_a_quick_publish_is_taken_at_once_or_not_at_all(engine: Engine, session:
     def quick(payload: bytes) -> object:
         return session.emit(session.root, None, "q", payload)
 
-    session.register("a", ["q"], "", 64, b"{}")
+    session.register("a", ["q"], "", 64, b"{}", False)
     for _ in range(1_024):
         assert isinstance(quick(b"1"), Receipt)
     assert quick(b"1") is None  # no room
@@ -550,7 +580,7 @@ def test_a_quick_publish_is_taken_at_once_or_not_at_all(engine: Engine, session:
 
 @pytest.mark.requirement("WAKE-LOOP")
 def test_a_quick_publish_wakes_its_own_session(session: Session) -> None:
-    handle = session.register("a", ["q"], "", 64, b"{}")
+    handle = session.register("a", ["q"], "", 64, b"{}", False)
     assert session.take(handle, None) is None
     drain(session)
     assert session.emit(session.root, None, "q", b"1") is not None

@@ -520,7 +520,7 @@ impl Core {
 
     /// Puts an event into one queue, or counts why not.
     pub(crate) fn enqueue(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) {
-        let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.closing) else {
+        let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.is_deaf()) else {
             self.decline_for(id, env, None);
             return;
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::arena::Handle;
 use crate::core::Core;
+use crate::health::Health;
 use crate::space::SpaceId;
 
 /// The two halves of the directory.
@@ -38,18 +39,42 @@ impl Change {
     }
 }
 
-/// What each that offers the same name said of itself.
-type Infos = BTreeMap<Handle, Box<[u8]>>;
+/// One that offers a name: what it said of itself, and how it fares.
+struct Entry {
+    info: Box<[u8]>,
+    health: Health,
+}
+
+impl Entry {
+    /// The JSON object it gave, with its health in it; what is no object stays as it is.
+    fn show(&self) -> Vec<u8> {
+        let inner = self.info.trim_ascii().strip_prefix(b"{");
+        let Some(inner) = inner.and_then(|inner| inner.strip_suffix(b"}")) else {
+            return self.info.to_vec();
+        };
+        let comma = if inner.trim_ascii().is_empty() {
+            ""
+        } else {
+            ","
+        };
+        let health = format!("{comma}\"health\":\"{}\"}}", self.health.token());
+        [b"{", inner, health.as_bytes()].concat()
+    }
+}
+
+/// Those that offer the same name.
+type Entries = BTreeMap<Handle, Entry>;
 
 /// The directory of one namespace, in the order of the names.
 #[derive(Default)]
 pub(crate) struct Directory {
-    entries: BTreeMap<(DirectoryKind, Arc<str>), Infos>,
+    entries: BTreeMap<(DirectoryKind, Arc<str>), Entries>,
 }
 
 impl Core {
-    /// What is registered in a namespace, as it was given, in the order of the names; nothing for an unknown one.
-    pub fn directory(&self, namespace: &str, kind: DirectoryKind) -> Vec<&[u8]> {
+    /// What is registered in a namespace, as it was given and with its health, in the order of the names; nothing for
+    /// an unknown one.
+    pub fn directory(&self, namespace: &str, kind: DirectoryKind) -> Vec<Vec<u8>> {
         let space = self
             .space_index
             .get(namespace)
@@ -63,8 +88,8 @@ impl Core {
             .iter()
             .filter(|((other, _), _)| *other == kind);
         entries
-            .flat_map(|(_, infos)| infos.values())
-            .map(|info| &**info)
+            .flat_map(|(_, offered)| offered.values())
+            .map(Entry::show)
             .collect()
     }
 
@@ -78,25 +103,23 @@ impl Core {
         let Some(found) = self.space_mut(space) else {
             return;
         };
-        let infos = found
+        let offered = found
             .directory
             .entries
             .entry((kind, name.into()))
             .or_default();
-        let what = if infos.is_empty() {
+        let what = if offered.is_empty() {
             "joined"
         } else {
             "changed"
         };
-        infos.insert(handle, info.into());
-        self.tell_change(
-            space,
-            Change {
-                kind,
-                what,
-                info: info.to_vec(),
-            },
-        );
+        let entry = Entry {
+            info: info.into(),
+            health: Health::Up,
+        };
+        let info = entry.show();
+        offered.insert(handle, entry);
+        self.tell_change(space, Change { kind, what, info });
     }
 
     pub(crate) fn leave(
@@ -110,23 +133,41 @@ impl Core {
             return;
         };
         let key = (kind, Arc::clone(name));
-        let Some(infos) = found.directory.entries.get_mut(&key) else {
+        let Some(offered) = found.directory.entries.get_mut(&key) else {
             return;
         };
-        let Some(info) = infos.remove(&handle) else {
+        let Some(entry) = offered.remove(&handle) else {
             return;
         };
-        let what = if infos.is_empty() { "left" } else { "changed" };
-        if infos.is_empty() {
+        let what = if offered.is_empty() {
+            "left"
+        } else {
+            "changed"
+        };
+        if offered.is_empty() {
             found.directory.entries.remove(&key);
         }
-        self.tell_change(
-            space,
-            Change {
-                kind,
-                what,
-                info: info.into(),
-            },
-        );
+        let info = entry.show();
+        self.tell_change(space, Change { kind, what, info });
+    }
+
+    /// Notes how one of the entries fares, and says that it changed.
+    pub(crate) fn set_health(
+        &mut self,
+        space: SpaceId,
+        kind: DirectoryKind,
+        entry: (&Arc<str>, Handle),
+        health: Health,
+    ) {
+        let (name, handle) = entry;
+        let found = self
+            .space_mut(space)
+            .and_then(|found| found.directory.entries.get_mut(&(kind, Arc::clone(name))))
+            .and_then(|offered| offered.get_mut(&handle));
+        let Some(entry) = found else { return };
+        entry.health = health;
+        let info = entry.show();
+        let what = "changed";
+        self.tell_change(space, Change { kind, what, info });
     }
 }

@@ -15,6 +15,8 @@ pub struct AgentSpec<'a> {
     pub group: &'a str,
     /// How many of its lanes may have a turn at once.
     pub concurrency: u32,
+    /// The class it takes events as: realtime takes every event so, any other leaves each its own.
+    pub qos: Qos,
     /// What the directory shows of it: JSON.
     pub info: &'a [u8],
 }

@@ -27,6 +27,7 @@ mod core;
 mod directory;
 mod envelope;
 mod error;
+mod health;
 mod ident;
 mod input;
 mod lane;
@@ -57,6 +58,7 @@ pub use crate::core::Core;
 pub use crate::directory::DirectoryKind;
 pub use crate::envelope::{EffectClass, Envelope, Extra, Origin, Position, Qos};
 pub use crate::error::{Code, Detail, Error, Result};
+pub use crate::health::Health;
 pub use crate::ident::{Ident, Ids, parse_uuid, show_uuid};
 pub use crate::input::{
     AgentSpec, Fault, Invoke, LogLine, Options, ProviderSpec, Publish, Reply, Report, Request,

@@ -64,7 +64,7 @@ impl Core {
             let Some(sub) = self.subs.get(*target) else {
                 continue;
             };
-            if sub.closing || sub.class(env.qos) == Qos::Realtime {
+            if sub.is_deaf() || sub.class(env.qos) == Qos::Realtime {
                 continue;
             }
             let behind = sub.parked.front().is_some_and(|(first, _)| *first < seq);

@@ -7,10 +7,11 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::arena::{CallId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::{Books, Reason};
-use crate::core::{Core, Holding, Kind, Registration, Todo};
+use crate::core::{Core, Holding, Kind, Registration};
 use crate::directory::{Change, DirectoryKind};
 use crate::envelope::{Origin, Qos};
 use crate::error::{Code, Error, Result};
+use crate::health::Health;
 use crate::input::AgentSpec;
 use crate::lane::Lanes;
 use crate::notice::Notice;
@@ -146,7 +147,7 @@ impl Core {
             filters,
             group: Some(group),
             concurrency: spec.concurrency,
-            lossy: false,
+            lossy: spec.qos == Qos::Realtime,
         };
         let handle = self.add_subscription(session, spec.name, sub)?;
         self.enter(space, DirectoryKind::Agent, (spec.name, handle, spec.info));
@@ -255,7 +256,7 @@ impl Core {
             name: Arc::clone(&name),
             kind: Kind::Root,
         })?;
-        let (group, filters, agent) = (spec.group, spec.filters.clone(), Arc::clone(&name));
+        let (group, agent) = (spec.group, Arc::clone(&name));
         let sub = self.subs.insert(Subscription {
             name,
             origin,
@@ -271,6 +272,7 @@ impl Core {
             current: None,
             armed: true,
             lagging: false,
+            health: Health::Up,
             closing: false,
             parked: VecDeque::new(),
             awaited: FxHashMap::default(),
@@ -286,12 +288,7 @@ impl Core {
                 found.agents.insert(agent);
             }
         }
-        if let Some(space) = self.space_mut(space) {
-            for filter in &filters {
-                space.trie.insert(filter, sub);
-            }
-            space.routes.clear();
-        }
+        self.hear(sub);
         Ok(handle)
     }
 
@@ -326,22 +323,11 @@ impl Core {
         sub.closing = true;
         let (space, group, handle, session) = (sub.space, sub.group, sub.handle, sub.session);
         let (is_agent, name) = (!sub.is_stream(), Arc::clone(&sub.name));
-        let filters = std::mem::take(&mut sub.filters);
-        let parked = std::mem::take(&mut sub.parked);
-        let items = sub.lanes.clear();
-        if let Some(space) = self.space_mut(space) {
-            for filter in &filters {
-                space.trie.remove(filter, id);
-            }
-            space.routes.clear();
+        if sub.health != Health::Quarantined {
+            self.unhear(id);
         }
         self.leave_group(space, group, id);
-        for (lane, item) in items {
-            self.untime(id, lane, &item);
-            self.lose(id, &item.env, reason, at);
-        }
-        self.todo
-            .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
+        self.shed_queue(id, reason, at);
         if is_agent {
             if let Some(found) = self.sessions.get_mut(session) {
                 found.agents.remove(&name);

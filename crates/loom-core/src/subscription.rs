@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use crate::arena::{GroupId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::Books;
 use crate::envelope::{Envelope, Origin, Qos};
+use crate::health::Health;
 use crate::ident::Ident;
 use crate::lane::Lanes;
 use crate::limits::Limits;
@@ -38,6 +39,8 @@ pub(crate) struct Subscription {
     /// The next ready turn is announced.
     pub(crate) armed: bool,
     pub(crate) lagging: bool,
+    /// What its runtime says of it.
+    pub(crate) health: Health,
     /// Removed; lives until its last turn ends.
     pub(crate) closing: bool,
     /// Offers that wait for room here, the oldest first.
@@ -70,7 +73,17 @@ impl Subscription {
     }
 
     pub(crate) fn can_start(&self) -> bool {
-        self.leased < self.concurrency && self.lanes.is_ready()
+        self.has_slot() && self.lanes.is_ready()
+    }
+
+    /// Whether one more turn may be given out.
+    pub(crate) fn has_slot(&self) -> bool {
+        self.leased < self.concurrency && self.health == Health::Up
+    }
+
+    /// Whether what is for it finds no queue any more.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.closing || self.health == Health::Quarantined
     }
 }
 

@@ -130,7 +130,7 @@ impl Core {
         loop {
             let newest = self.has(Planted::NewestFirst);
             let sub = self.subs.get_mut(id)?;
-            let next = if sub.leased < sub.concurrency {
+            let next = if sub.has_slot() {
                 sub.lanes.pop(newest)
             } else {
                 None

@@ -10,7 +10,9 @@
 mod common;
 
 use common::{World, done, parked};
-use loom_core::{AgentSpec, Code, Ident, Limits, Offer, Options, Position, Publish, Qos};
+use loom_core::{
+    AgentSpec, Code, Health, Ident, Limits, Offer, Options, Position, Publish, Qos, Request,
+};
 
 fn small(items: usize) -> Limits {
     Limits {
@@ -546,6 +548,7 @@ fn a_second_agent_of_one_name_in_a_session_conflicts() {
         filters: &["q"],
         group: "",
         concurrency: 1,
+        qos: Qos::Batched,
         info: b"{}",
     };
     let error = w.core.register(s, &spec, w.at).unwrap_err();
@@ -726,7 +729,7 @@ fn the_directory_says_who_came_and_who_left() {
     let a = w.agent(s, "a", &["q"]);
     assert_eq!(
         w.core.directory("default", loom_core::DirectoryKind::Agent),
-        [b"{}"]
+        [br#"{"health":"up"}"#]
     );
     w.core.remove(s, a, w.at).unwrap();
     let topics = ["loom.directory.agent.joined", "loom.directory.agent.left"];
@@ -763,4 +766,144 @@ fn thousands_of_agents_register_and_an_event_finds_its_one() {
         w.agent(s, &format!("agent{at}"), &[&format!("only.{at}.>")]);
     }
     assert_eq!(w.emit(s, "only.777.x").matched, 1);
+}
+
+fn directory_of(w: &World) -> String {
+    let all = w.core.directory("default", loom_core::DirectoryKind::Agent);
+    String::from_utf8(all.concat()).unwrap()
+}
+
+// requirement: HEALTH-RESTARTING
+#[test]
+fn an_agent_that_restarts_takes_nothing_and_finds_its_queue_when_it_is_up() {
+    let mut w = World::with(small(2));
+    let (s, t) = (w.session(), w.session());
+    let a = w.agent(t, "a", &["q"]);
+    w.core.set_state(t, a, Health::Restarting, w.at).unwrap();
+    w.emit(s, "q");
+    let call = w.request(s, "q").unwrap();
+    assert!(w.seen(t).ready.is_empty() && w.take(t, a).is_none());
+    let publish = w.publish(s, "q");
+    parked(w.offer(s, publish).unwrap());
+    assert!(directory_of(&w).contains("restarting"));
+    w.core.set_state(t, a, Health::Up, w.at).unwrap();
+    assert_eq!(w.seen(t).ready, [a], "it is told of what waits");
+    let first = w.take(t, a).unwrap();
+    let asked = w.end(t, a, &first).unwrap();
+    assert!(w.reply(t, &asked, "yes").unwrap());
+    assert_eq!(w.seen(s).answers[0].0, call);
+    let waited = w.end(t, a, &asked).unwrap();
+    w.end(t, a, &waited);
+    assert_eq!(w.core.stats().subscriptions[0].delivered, 3);
+}
+
+// requirement: HEALTH-QUARANTINED
+#[test]
+fn a_quarantined_agent_hears_nothing_loses_its_queue_and_stays_in_the_directory() {
+    let mut w = World::new();
+    let s = w.session();
+    let a = w.agent(s, "a", &["q"]);
+    let changes = w
+        .core
+        .subscribe(s, &["loom.directory.agent.changed"], Qos::Batched)
+        .unwrap();
+    w.emit(s, "q");
+    let running = w.take(s, a).unwrap();
+    w.emit(s, "q");
+    w.request(s, "q").unwrap();
+    w.core.set_state(s, a, Health::Quarantined, w.at).unwrap();
+    assert_eq!(w.outcome(s).0, Some(Code::Unavailable), "it declines");
+    assert!(w.end(s, a, &running).is_none(), "turns under way may end");
+    let row = &w.core.stats().subscriptions[0];
+    assert_eq!((row.dropped.unsubscribed, row.queued), (2, 0));
+    assert_eq!(w.emit(s, "q").matched, 0);
+    assert_eq!(w.request(s, "q").unwrap_err().code, Code::Unavailable);
+    assert!(directory_of(&w).contains(r#""health":"quarantined""#));
+    let said = w.take(s, changes).unwrap();
+    assert_eq!(&*said.envelope.payload, br#"{"health":"quarantined"}"#);
+    w.core.set_state(s, a, Health::Up, w.at).unwrap();
+    assert_eq!(w.emit(s, "q").matched, 1);
+    assert_eq!(w.run(s, a), ["q"]);
+    w.end(s, changes, &said);
+}
+
+// requirement: HEALTH-QUARANTINED
+#[test]
+fn the_other_members_of_a_group_get_what_a_quarantined_one_does_not_hear() {
+    let mut w = World::new();
+    let (s, t) = (w.session(), w.session());
+    let (a, b) = (w.agent(s, "a", &["q"]), w.agent(t, "a", &["q"]));
+    w.core.set_state(s, a, Health::Quarantined, w.at).unwrap();
+    for _ in 0..3 {
+        assert_eq!(w.emit(s, "q").matched, 1);
+    }
+    assert_eq!(w.run(t, b).len(), 3);
+    w.core.remove(s, a, w.at).unwrap();
+    assert_eq!(w.emit(s, "q").matched, 1);
+    w.run(t, b);
+}
+
+#[test]
+fn a_request_that_waits_for_a_hearer_finds_one_that_comes_back() {
+    let mut w = World::new();
+    let s = w.session();
+    let a = w.agent(s, "a", &["q"]);
+    w.core.set_state(s, a, Health::Quarantined, w.at).unwrap();
+    let publish = w.publish(s, "q");
+    let request = Request {
+        publish,
+        timeout_ms: 1_000,
+        first_k: 1,
+        wait: true,
+    };
+    w.ask(s, request).unwrap();
+    w.core.set_state(s, a, Health::Up, w.at).unwrap();
+    let asked = w.take(s, a).unwrap();
+    assert!(w.reply(s, &asked, "yes").unwrap());
+    w.end(s, a, &asked);
+}
+
+#[test]
+fn a_state_is_set_by_its_own_session_and_for_an_agent_only() {
+    let mut w = World::new();
+    let (s, t) = (w.session(), w.session());
+    let a = w.agent(s, "a", &["q"]);
+    let stream = w.core.subscribe(s, &["q"], Qos::Batched).unwrap();
+    let set = |w: &mut World, by, handle| {
+        let set = w.core.set_state(by, handle, Health::Restarting, w.at);
+        set.unwrap_err().code
+    };
+    assert_eq!(set(&mut w, t, a), Code::Fenced);
+    assert_eq!(set(&mut w, s, stream), Code::InvalidParams);
+    let root = w.root(s);
+    assert_eq!(set(&mut w, s, root), Code::InvalidParams);
+    assert_eq!(
+        Health::from_number(3).unwrap_err().field,
+        Some("state".into())
+    );
+}
+
+// requirement: QOS-LOWERED
+#[test]
+fn an_agent_that_takes_its_events_as_realtime_never_holds_up_a_sender() {
+    let mut w = World::with(small(2));
+    let s = w.session();
+    let spec = AgentSpec {
+        name: "dashboard",
+        filters: &["q"],
+        group: "",
+        concurrency: 1,
+        qos: Qos::Realtime,
+        info: b"{}",
+    };
+    let a = w.core.register(s, &spec, w.at).unwrap();
+    let ids: Vec<u128> = (0..4)
+        .map(|_| done(w.emit_key(s, "q", "k", Qos::Batched).unwrap()).id)
+        .collect();
+    let first = w.take(s, a).unwrap();
+    assert_eq!(first.envelope.id, ids[2], "the newest win");
+    w.end(s, a, &first);
+    assert_eq!(w.core.stats().subscriptions[0].dropped.overflow, 2);
+    done(w.emit_key(s, "q", "k", Qos::Background).unwrap());
+    w.run(s, a);
 }

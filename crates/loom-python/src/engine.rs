@@ -196,12 +196,7 @@ impl Engine {
         let namespace = text("namespace", namespace)?;
         let infos: Vec<Vec<u8>> = {
             let state = self.shared.lock()?;
-            state
-                .core
-                .directory(namespace, kind)
-                .into_iter()
-                .map(<[u8]>::to_vec)
-                .collect()
+            state.core.directory(namespace, kind)
         };
         Ok(infos.iter().map(|info| PyBytes::new(py, info)).collect())
     }

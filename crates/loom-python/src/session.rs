@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use loom_core::{
-    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Invoke, LeaseId, LogLine, Offer,
+    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, LogLine, Offer,
     ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket,
 };
 use pyo3::prelude::*;
@@ -103,7 +103,7 @@ impl Session {
         self.root.0
     }
 
-    #[pyo3(signature = (name, filters, group, concurrency, info, /))]
+    #[pyo3(signature = (name, filters, group, concurrency, info, realtime, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -119,6 +119,7 @@ impl Session {
         group: &Bound<'_, PyString>,
         concurrency: u32,
         info: &[u8],
+        realtime: bool,
     ) -> PyResult<u64> {
         let filters = text_of("filters", &filters)?;
         let (name, group) = (text("name", name)?, text("group", group)?);
@@ -127,6 +128,11 @@ impl Session {
             filters: &filters,
             group,
             concurrency,
+            qos: if realtime {
+                Qos::Realtime
+            } else {
+                Qos::Batched
+            },
             info,
         };
         self.step(|core, at| core.register(self.id, &spec, at))
@@ -174,6 +180,12 @@ impl Session {
     #[pyo3(signature = (handle, /))]
     fn remove(&self, handle: u64) -> PyResult<()> {
         self.step(|core, at| core.remove(self.id, Handle(handle), at))
+    }
+
+    #[pyo3(signature = (handle, state, /))]
+    fn set_state(&self, handle: u64, state: u8) -> PyResult<()> {
+        let state = Health::from_number(state).map_err(crate::convert::refuse)?;
+        self.step(|core, at| core.set_state(self.id, Handle(handle), state, at))
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, /))]

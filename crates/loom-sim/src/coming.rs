@@ -89,6 +89,7 @@ impl World {
             filters: &texts,
             group,
             concurrency,
+            qos: Qos::Batched,
             info: b"{}",
         };
         let handle = self.core.register(session, &spec, self.at);

@@ -38,6 +38,7 @@ impl Bus {
             filters,
             group,
             concurrency: 8,
+            qos: Qos::Batched,
             info: b"{}",
         };
         self.core.register(self.session, &spec, NOW)

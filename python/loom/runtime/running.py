@@ -192,7 +192,7 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
     pools = [_provide(run, capability, spec.name) for capability in methods]
     try:
         handle = link.session.register(
-            spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods)
+            spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods), False
         )
     except link.refusal as error:
         raise link.translate(error) from None

@@ -73,6 +73,7 @@ impl World {
             filters,
             group: "",
             concurrency,
+            qos: Qos::Batched,
             info: b"{}",
         };
         self.core.register(s, &spec, self.at).unwrap()

@@ -1,0 +1,140 @@
+//! How a registration fares, as the runtime that supervises it says: what it hears follows from that.
+
+use crate::arena::{Handle, SessionId, SubId};
+use crate::books::Reason;
+use crate::core::{Core, Kind, Todo};
+use crate::directory::DirectoryKind;
+use crate::error::{Error, Result};
+use crate::time::Moment;
+
+/// How a registration fares.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Health {
+    /// It takes work.
+    #[default]
+    Up,
+    /// It takes nothing now; what is for it waits in its queue, within the queue's bounds.
+    Restarting,
+    /// It hears nothing until it is up again; it stays registered.
+    Quarantined,
+}
+
+impl Health {
+    /// Reads the number as it crosses languages.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for any other than 0, 1, 2.
+    pub fn from_number(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Up),
+            1 => Ok(Self::Restarting),
+            2 => Ok(Self::Quarantined),
+            _ => {
+                let message =
+                    format!("there is no state {number}; 0 up, 1 restarting, 2 quarantined");
+                Err(Error::invalid("state", message))
+            }
+        }
+    }
+
+    /// Its word in the directory.
+    pub const fn token(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Restarting => "restarting",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+impl Core {
+    /// Says how an agent or a provider fares: the directory shows it, and what it is given follows from it.
+    ///
+    /// Turns that are under way go on. A quarantined agent loses what is queued, counted as unsubscribed.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle of another session; `INVALID_PARAMS` for one that is neither an agent nor a provider.
+    pub fn set_state(
+        &mut self,
+        session: SessionId,
+        handle: Handle,
+        state: Health,
+        at: Moment,
+    ) -> Result<()> {
+        match self.registration(session, handle)?.kind {
+            Kind::Subscription(sub) => self.set_agent_state(sub, state, at)?,
+            Kind::Root | Kind::Provider(_) => {
+                return Err(Error::invalid("handle", "this handle has no state to set"));
+            }
+        }
+        self.flush(at);
+        Ok(())
+    }
+
+    fn set_agent_state(&mut self, id: SubId, state: Health, at: Moment) -> Result<()> {
+        let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.closing) else {
+            return Err(Error::fenced("this agent was removed"));
+        };
+        if sub.is_stream() {
+            return Err(Error::invalid("handle", "a stream has no state to set"));
+        }
+        let was = std::mem::replace(&mut sub.health, state);
+        if was == state {
+            return Ok(());
+        }
+        let (space, handle, name) = (sub.space, sub.handle, sub.name.clone());
+        let deaf = |health| health == Health::Quarantined;
+        if deaf(state) {
+            self.unhear(id);
+            self.shed_queue(id, Reason::Unsubscribed, at);
+        } else if deaf(was) {
+            self.hear(id);
+        }
+        self.set_health(space, DirectoryKind::Agent, (&name, handle), state);
+        if deaf(was) {
+            self.wake_waiting(space, at);
+        }
+        self.poke(id);
+        Ok(())
+    }
+
+    /// Enters the filters of a subscription: from now on it hears.
+    pub(crate) fn hear(&mut self, id: SubId) {
+        let Some(sub) = self.subs.get(id) else { return };
+        let Some(space) = self.spaces.get_mut(sub.space.0 as usize) else {
+            return;
+        };
+        for filter in &sub.filters {
+            space.trie.insert(filter, id);
+        }
+        space.routes.clear();
+    }
+
+    /// Takes its filters back: from now on it hears nothing.
+    pub(crate) fn unhear(&mut self, id: SubId) {
+        let Some(sub) = self.subs.get(id) else { return };
+        let Some(space) = self.spaces.get_mut(sub.space.0 as usize) else {
+            return;
+        };
+        for filter in &sub.filters {
+            space.trie.remove(filter, id);
+        }
+        space.routes.clear();
+    }
+
+    /// Drops all that is queued, and lets those go who wait for room: `queue_items` and `parked_offers` bound it.
+    pub(crate) fn shed_queue(&mut self, id: SubId, reason: Reason, at: Moment) {
+        let Some(sub) = self.subs.get_mut(id) else {
+            return;
+        };
+        let parked = std::mem::take(&mut sub.parked);
+        let items = sub.lanes.clear();
+        sub.lagging = false;
+        for (lane, item) in items {
+            self.untime(id, lane, &item);
+            self.lose(id, &item.env, reason, at);
+        }
+        self.todo
+            .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
+    }
+}
