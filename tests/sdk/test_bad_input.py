@@ -250,7 +250,7 @@ async def test_a_context_that_waits_in_another_thread_is_told_and_nothing_is_sen
             return told.value
 
         for what in ("request", "tool"):
-            error = await asyncio.to_thread(lambda what=what: asyncio.run(wait_elsewhere(what)))
+            error = await asyncio.to_thread(asyncio.run, wait_elsewhere(what))
             assert "run_coroutine_threadsafe" in str(error)
         assert app.stats()["events"]["published"] == 0
         assert (await ctx.request("echo", "still here")).data == "still here"
