@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 from typing_extensions import TypeVar
 
 from loom.capabilities import Capability, MethodCapability, resolved, summary
-from loom.envelope import Event
+from loom.envelope import Event, QoS
 from loom.errors import InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY, AGENT_CONCURRENCY_MAX, AGENT_FILTERS
 from loom.middleware import Middleware
@@ -91,6 +91,7 @@ class AgentSpec:
     filters: tuple[str, ...]
     group: str
     concurrency: int
+    realtime: bool
     routes: tuple[Route, ...]
     make: Callable[[], Any]
     state_type: type[Any] | None
@@ -110,6 +111,7 @@ def spec_of(
     topics: Sequence[str],
     group: str | None,
     concurrency: int,
+    qos: QoS | None,
     durable: bool,
     exclusive: bool,
 ) -> AgentSpec:
@@ -135,6 +137,12 @@ def spec_of(
             limit="agent_concurrency",
             hint=f"use 1 to {AGENT_CONCURRENCY_MAX}; the default is {AGENT_CONCURRENCY}",
         )
+    if qos not in (None, "realtime"):
+        raise InvalidParams(
+            f"agent {name!r}: qos is {qos!r}",
+            field="qos",
+            hint='an agent can only lower the class of what it hears: "realtime", or leave it out',
+        )
     for topic in topics:
         check_filter(topic, field="topics")
     if inspect.isclass(target):
@@ -157,6 +165,7 @@ def spec_of(
         filters=filters,
         group=group or name,
         concurrency=concurrency,
+        realtime=qos == "realtime",
         routes=routes,
         make=target if inspect.isclass(target) else lambda: target,
         state_type=_state_type(target),

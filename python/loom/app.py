@@ -5,7 +5,7 @@ import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from loom.agent import Agent, AgentSpec, Handler, spec_of
 from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
@@ -54,6 +54,7 @@ class App:
         topics: Sequence[str] = (),
         group: str | None = None,
         concurrency: int = AGENT_CONCURRENCY,
+        qos: Literal["realtime"] | None = None,
         durable: bool = False,
         exclusive: bool = False,
     ) -> "AgentDecorator":
@@ -61,7 +62,8 @@ class App:
 
         ``topics`` are filters; of a ``group`` one member gets each event (default: the agent's
         name); at most ``concurrency`` of its events are handled at a time, events of one key or
-        thread one after the other.
+        thread one after the other. ``qos="realtime"`` lowers the class of all it hears: its queue
+        keeps the newest, and no sender waits for it.
 
         Raises:
             InvalidParams: names what is wrong in the declaration.
@@ -78,6 +80,7 @@ class App:
                     topics=topics,
                     group=group,
                     concurrency=concurrency,
+                    qos=qos,
                     durable=durable,
                     exclusive=exclusive,
                 )

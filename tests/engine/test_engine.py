@@ -409,7 +409,8 @@ def test_the_state_of_an_agent_shows_in_the_directory_and_stops_its_work(
     assert engine.directory("default", "agent") == [b'{"health":"restarting"}']
     session.set_state(handle, 0)
     delivery = session.take(handle, None)
-    assert delivery is not None and delivery.topic == "q"
+    assert delivery is not None
+    assert delivery.topic == "q"
     session.set_state(handle, 2)
     assert emit(session, "q").matched == 0
     with pytest.raises(EngineError) as refused:
@@ -422,7 +423,8 @@ def test_an_agent_that_takes_its_events_as_realtime_keeps_the_newest(session: Se
     handle = session.register("a", ["q"], "", 4, b"{}", True)
     ids = [emit(session, "q").id for _ in range(1_025)]
     delivery = session.take(handle, None)
-    assert delivery is not None and delivery.id == ids[1]
+    assert delivery is not None
+    assert delivery.id == ids[1]
     session.remove(handle)
 
 

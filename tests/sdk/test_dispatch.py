@@ -2,6 +2,7 @@
 
 import asyncio
 from contextvars import ContextVar
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -355,3 +356,45 @@ async def test_realtime_keeps_the_newest_and_counts_what_it_drops() -> None:
 
     assert seen[-1] == 2_999
     assert len(seen) + lost == 3_000
+
+
+@pytest.mark.requirement("QOS-LOWERED")
+async def test_an_agent_that_takes_its_events_as_realtime_keeps_the_newest_and_stops_nobody() -> (
+    None
+):
+    app = loom.App("board")
+    shown: list[int] = []
+    stored: list[int] = []
+    gate = asyncio.Event()
+
+    @app.agent("board", topics=["price"], qos="realtime", concurrency=1)
+    async def board(ctx: loom.Context, event: loom.Event[int]) -> None:
+        await gate.wait()
+        shown.append(event.data)
+
+    @app.agent("store", topics=["price"], concurrency=1)
+    async def store(ctx: loom.Context, event: loom.Event[int]) -> None:
+        stored.append(event.data)
+
+    async with Harness(app) as h:
+        for price in range(1_500):
+            await h.ctx.emit("price", price)
+            if price % 100 == 99:
+                await h.idle()
+        lost = h.stats()["events"]["dropped"]
+        gate.set()
+    assert stored == list(range(1_500))
+    assert shown[0] == 0
+    assert shown[1:] == list(range(1_500 - 1_024, 1_500))
+    assert lost == {**dict.fromkeys(lost, 0), "overflow": 1_500 - 1_025}
+
+
+@pytest.mark.requirement("BAD-INPUT")
+def test_an_agent_that_would_raise_its_class_is_refused() -> None:
+    wrong: Any = "batched"
+    with pytest.raises(loom.errors.InvalidParams) as told:
+
+        @loom.App("a").agent("x", topics=["x"], qos=wrong)
+        async def x(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    assert told.value.field == "qos"

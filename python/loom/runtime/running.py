@@ -192,7 +192,12 @@ def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
     pools = [_provide(run, capability, spec.name) for capability in methods]
     try:
         handle = link.session.register(
-            spec.name, spec.filters, spec.group, spec.concurrency, _agent_info(spec, methods), False
+            spec.name,
+            spec.filters,
+            spec.group,
+            spec.concurrency,
+            _agent_info(spec, methods),
+            spec.realtime,
         )
     except link.refusal as error:
         raise link.translate(error) from None
