@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from benchmarks.model import Case, Metric, Sample, Side, Target
+from benchmarks.model import TOGETHER, Case, Metric, Sample, Side, Target
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LONGEST = 300.0  # seconds a sample may take
@@ -71,16 +71,24 @@ def run(case: Case, *, rounds: int, scale: float, progress: Callable[[str], None
     results = Results(case=case)
     for number in range(1, rounds + 1):
         samples: dict[str, Sample | None] = {}
-        for side in case.sides:
-            progress(f"{case.name} {number}/{rounds}: {side.name}")
-            samples[side.name] = _sample(case, side, max(1, round(side.count * scale)))
+        if case.together is not None:
+            progress(f"{case.name} {number}/{rounds}: all sides by turns")
+            samples |= _sample(case, TOGETHER, _scaled(case.sides[0], scale))
+        else:
+            for side in case.sides:
+                progress(f"{case.name} {number}/{rounds}: {side.name}")
+                samples |= _sample(case, side.name, _scaled(side, scale))
         results.rounds.append(samples)
     return results
 
 
-def _sample(case: Case, side: Side, count: int) -> Sample | None:
+def _scaled(side: Side, scale: float) -> int:
+    return max(1, round(side.count * scale))
+
+
+def _sample(case: Case, side: str, count: int) -> dict[str, Sample | None]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sample", case.name, side.name, str(count)],
+        [sys.executable, "-m", "benchmarks.sample", case.name, side, str(count)],
         cwd=_ROOT,
         env=_environment(),
         stdin=subprocess.DEVNULL,
@@ -90,9 +98,12 @@ def _sample(case: Case, side: Side, count: int) -> Sample | None:
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{case.name}, {side.name}:\n{done.stderr[-3000:]}")
-    told: Mapping[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return None if "missing" in told else cast("Sample", told)
+        raise RuntimeError(f"{case.name}, {side}:\n{done.stderr[-3000:]}")
+    told: Mapping[str, Mapping[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return {
+        name: None if "missing" in sample else cast("Sample", sample)
+        for name, sample in told.items()
+    }
 
 
 def _environment() -> dict[str, str]:

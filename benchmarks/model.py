@@ -4,19 +4,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Metric: TypeAlias = Literal["rate", "p50", "p99", "time", "memory"]
+Metric: TypeAlias = Literal[
+    "rate",
+    "p50",
+    "p99",
+    "longest",
+    "lost",
+    "time",
+    "memory",
+]
 Sample: TypeAlias = Mapping[Metric, float]
 
 UNITS: Mapping[Metric, str] = {
     "rate": "/s",
     "p50": "µs",
     "p99": "µs",
+    "longest": "ms",
+    "lost": "events",
     "time": "ms",
     "memory": "MiB",
 }
 
 
 TIMES = "×"
+TOGETHER = "all sides"  # in place of a side's name
 
 
 class NotInstalledError(Exception):
@@ -69,9 +80,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One question, the sides that answer it, and what was promised."""
+    """One question, the sides that answer it, and what was promised.
+
+    ``together(count)`` measures all sides in one process, by turns, where what disturbs one for a
+    moment must disturb the others; None where each has a process of its own.
+    """
 
     name: str
     title: str
     sides: tuple[Side, ...]
     targets: tuple[Target, ...]
+    together: Callable[[int], Mapping[str, Sample]] | None = None

@@ -5,7 +5,18 @@ from importlib import import_module
 
 from benchmarks.model import Case
 
-CASES = ("emit", "typed", "suspending", "request", "concurrent", "start", "help")
+CASES = (
+    "emit",
+    "typed",
+    "suspending",
+    "fanout",
+    "slow",
+    "request",
+    "concurrent",
+    "idle",
+    "start",
+    "help",
+)
 
 
 def load(name: str) -> Case:

@@ -16,6 +16,8 @@ _LABELS: Mapping[Metric, str] = {
     "rate": "",
     "p50": "P50 ",
     "p99": "P99 ",
+    "longest": "its sender waited once ",
+    "lost": "it lost ",
     "time": "",
     "memory": "",
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from time import perf_counter, perf_counter_ns
 from typing import Final, TypedDict
 
@@ -12,7 +12,9 @@ from benchmarks.model import Sample
 
 EVENT_BYTES: Final = 256
 LONGEST: Final = 120.0  # seconds after which a phase is given up
+FAN: Final = 100  # receivers of one event, where there are many
 WARM_UP: Final = 10  # one part in so many is done once before the clock starts
+_AT_ONCE = 64  # events that are sent before the loop comes round, however late they are
 
 encode: Final = msgspec.json.Encoder().encode
 decode: Final = msgspec.json.Decoder().decode
@@ -56,19 +58,22 @@ class Tally:
 
 
 async def measure_rate(
-    count: int, tally: Tally, send: Callable[[int], Awaitable[object]]
+    count: int, tally: Tally, send: Callable[[int], Awaitable[object]], *, receivers: int = 1
 ) -> Sample:
-    """Return how many events a second arrived, from the first that is sent to the last handled."""
+    """Return how many events a second arrived, from the first that is sent to the last handled.
+
+    An event that ``receivers`` hear arrives as often.
+    """
     for phase in (max(1, count // WARM_UP), count):
-        tally.reset(phase)
+        tally.reset(phase * receivers)
         start = perf_counter()
         async with asyncio.timeout(LONGEST):
             await send(phase)
             await tally.done.wait()
         seconds = perf_counter() - start
-        check(tally.seen == phase, f"{tally.seen} of {phase} events arrived")
+        check(tally.seen == tally.total, f"{tally.seen} of {tally.total} arrived")
     check(tally.value == EVENT["sequence"], "the handler read something else")
-    return {"rate": count / seconds}
+    return {"rate": tally.total / seconds}
 
 
 async def measure_requests(
@@ -85,7 +90,7 @@ async def measure_requests(
     return {
         "rate": len(taken) / seconds,
         "p50": statistics.median(taken) / 1e3,
-        "p99": sorted(taken)[len(taken) * 99 // 100] / 1e3,
+        "p99": percentile(taken, 99) / 1e3,
     }
 
 
@@ -103,6 +108,26 @@ async def _ask_all(each: int, concurrency: int, ask: Callable[[], Awaitable[obje
         for _ in range(concurrency):
             group.create_task(one())
     return taken
+
+
+async def pace(rate: float, seconds: float) -> AsyncGenerator[float]:
+    """Yield the moment at which each event is due, ``rate`` times a second, and not before it.
+
+    The load is open: whoever is slow does not slow its own arrivals, they are only late. The loop's
+    timers are a millisecond coarse, so this looks at the clock each time the loop comes round.
+    """
+    start, total, gone = perf_counter(), round(rate * seconds), 0
+    while gone < total:
+        due = min(total, int((perf_counter() - start) * rate) + 1, gone + _AT_ONCE)
+        for number in range(gone, due):
+            yield start + number / rate
+        gone = max(gone, due)
+        await asyncio.sleep(0)
+
+
+def percentile(taken: Sequence[float], percent: int) -> float:
+    """Return what ``percent`` of 100 values are below, by nearest rank."""
+    return sorted(taken)[min(len(taken) - 1, len(taken) * percent // 100)]
 
 
 def check(holds: bool, otherwise: str) -> None:

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from time import perf_counter
 from typing import Any
 
 from benchmarks.model import NotInstalledError, Sample
-from benchmarks.workload import EVENT, Tally, measure_rate, measure_requests
+from benchmarks.peers.processes import memory_since, resident
+from benchmarks.workload import EVENT, FAN, Tally, measure_rate, measure_requests
 
 
 @dataclass
@@ -26,7 +28,12 @@ READING = Reading(**EVENT)
 
 def publish(count: int) -> Sample:
     """Publish to one agent that reads the message."""
-    return asyncio.run(_publish(count))
+    return asyncio.run(_publish(count, 1))
+
+
+def fan_out(count: int) -> Sample:
+    """Publish to a topic that a hundred agents have subscribed to."""
+    return asyncio.run(_publish(count, FAN))
 
 
 def ask(count: int) -> Sample:
@@ -39,6 +46,11 @@ def ask_concurrently(count: int) -> Sample:
     return asyncio.run(_ask(count, 64))
 
 
+def register(count: int) -> Sample:
+    """Register agents, each of which has subscribed to a topic of its own."""
+    return asyncio.run(_register(count))
+
+
 def _core() -> Any:
     try:
         return import_module("autogen_core")
@@ -46,7 +58,7 @@ def _core() -> Any:
         raise NotInstalledError("autogen-core") from None
 
 
-async def _publish(count: int) -> Sample:
+async def _publish(count: int, receivers: int) -> Sample:
     core = _core()
     tally = Tally(0)
 
@@ -61,14 +73,16 @@ async def _publish(count: int) -> Sample:
     topic = core.TopicId("readings", source="bench")
 
     async with _runtime(core) as runtime:
-        await Listener.register(runtime, "listener", lambda: Listener("listens"))
-        await runtime.add_subscription(core.TypeSubscription("readings", "listener"))
+        for number in range(receivers):
+            name = f"listener_{number}"
+            await Listener.register(runtime, name, lambda: Listener("listens"))
+            await runtime.add_subscription(core.TypeSubscription("readings", name))
 
         async def send(number: int) -> None:
             for _ in range(number):
                 await runtime.publish_message(READING, topic)
 
-        return await measure_rate(count, tally, send)
+        return await measure_rate(count, tally, send, receivers=receivers)
 
 
 async def _ask(count: int, concurrency: int) -> Sample:
@@ -87,6 +101,26 @@ async def _ask(count: int, concurrency: int) -> Sample:
             return (await runtime.send_message(READING, answerer)).sequence
 
         return await measure_requests(count, concurrency, ask_one)
+
+
+async def _register(count: int) -> Sample:
+    core = _core()
+
+    class Listener(core.RoutedAgent):
+        @core.message_handler
+        async def on_reading(self, message: Reading, ctx: Any) -> None:
+            """Never called."""
+
+    async with _runtime(core):
+        empty = resident()
+    async with _runtime(core) as runtime:
+        start = perf_counter()
+        for number in range(count):
+            name = f"agent_{number}"
+            await Listener.register(runtime, name, lambda: Listener("listens"))
+            await runtime.add_subscription(core.TypeSubscription(f"readings.{number}", name))
+        seconds = perf_counter() - start
+        return {"time": seconds * 1e3, **memory_since(empty)}
 
 
 @asynccontextmanager

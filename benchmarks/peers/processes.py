@@ -1,10 +1,12 @@
 """Whole processes: how long one takes from start to end, and the most memory it held."""
 
+import os
 import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 
 from benchmarks.model import Sample
@@ -36,6 +38,21 @@ def measure_program(count: int, program: str) -> Sample:
     if told is not None:
         figures["memory"] = int(told[1]) / 1024
     return figures
+
+
+def resident() -> float | None:
+    """Return how much of this process is in memory now, in MiB; None where no system tells."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_since(before: float | None) -> Sample:
+    """Return as a figure what this process has grown by since ``resident`` said ``before``."""
+    now = resident()
+    return {} if before is None or now is None else {"memory": now - before}
 
 
 def _seconds(command: Sequence[str]) -> float:

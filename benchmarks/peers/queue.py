@@ -7,7 +7,7 @@ import asyncio
 from typing import Any, Final
 
 from benchmarks.model import Sample
-from benchmarks.workload import EVENT, Reading, Tally, decode, encode, measure_rate
+from benchmarks.workload import EVENT, FAN, Reading, Tally, decode, encode, measure_rate
 
 ROOM: Final = 1024
 
@@ -22,11 +22,16 @@ def hand_off_json(count: int) -> Sample:
     return asyncio.run(_hand_off_json(count))
 
 
-async def _hand_off(count: int) -> Sample:
-    queue: asyncio.Queue[Reading] = asyncio.Queue(ROOM)
+def fan_out(count: int) -> Sample:
+    """Hand the object to each of a hundred tasks, through a queue of its own."""
+    return asyncio.run(_hand_off(count, FAN))
+
+
+async def _hand_off(count: int, receivers: int = 1) -> Sample:
+    queues: list[asyncio.Queue[Reading]] = [asyncio.Queue(ROOM) for _ in range(receivers)]
     tally = Tally(0)
 
-    async def receive() -> None:
+    async def receive(queue: asyncio.Queue[Reading]) -> None:
         while True:
             event = await queue.get()
             tally.value = event["sequence"]
@@ -36,13 +41,15 @@ async def _hand_off(count: int) -> Sample:
 
     async def send(number: int) -> None:
         for _ in range(number):
-            await queue.put(EVENT)
+            for queue in queues:
+                await queue.put(EVENT)
 
-    receiver = asyncio.create_task(receive())
+    tasks = [asyncio.create_task(receive(queue)) for queue in queues]
     try:
-        return await measure_rate(count, tally, send)
+        return await measure_rate(count, tally, send, receivers=receivers)
     finally:
-        receiver.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def _hand_off_json(count: int) -> Sample:

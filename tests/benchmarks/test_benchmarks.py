@@ -10,6 +10,7 @@ from benchmarks.model import Case, NotInstalledError, Side, Target
 from benchmarks.registry import CASES, load
 
 ALONE = "AutoGen core"  # installed for `make bench` only
+TINY = {"start": 1, "help": 1, "idle": 20, "fanout": 20, "slow": 150}  # others: 300
 SIDES = [(name, side.name) for name in CASES for side in load(name).sides if side.name != ALONE]
 
 
@@ -39,7 +40,7 @@ def case_of(own: dict[str, float], other: dict[str, float] | None) -> measure.Re
 @pytest.mark.parametrize(("case", "name"), SIDES)
 def test_each_side_does_all_of_its_work(case: str, name: str) -> None:
     side = next(side for side in load(case).sides if side.name == name)
-    figures = side.run(1 if case in {"start", "help"} else 300)
+    figures = side.run(TINY.get(case, 300))
     assert figures
     assert all(value > 0 for value in figures.values())
 
