@@ -29,6 +29,7 @@ from loom.envelope import (
     BYTES_TYPE,
     QOS_CODES,
     AckLevel,
+    Envelope,
     Event,
     QoS,
     Receipt,
@@ -69,6 +70,7 @@ class EmitOptions(TypedDict, total=False):
     ack: AckLevel | None
     ttl: float | None
     headers: Mapping[str, str] | None
+    thread: str | None
 
 
 class Context(Record, Generic[S], gc=False, eq=False):
@@ -86,9 +88,10 @@ class Context(Record, Generic[S], gc=False, eq=False):
     async def emit(self, topic: str, data: Any = None, **options: Unpack[EmitOptions]) -> Receipt:
         """Publish ``data`` under ``topic``; ``options`` are those of ``EmitOptions``.
 
-        ``key`` orders events and picks the lane; ``ttl`` is in seconds. Waits at most
-        ``batched_wait_ms`` where a subscriber has no room (batched, the default); realtime replaces
-        what is oldest, background is refused.
+        ``key`` orders events and picks the lane; ``ttl`` is in seconds; ``thread`` is the
+        conversation it belongs to, by default this turn's. Waits at most ``batched_wait_ms`` where
+        a subscriber has no room (batched, the default); realtime replaces what is oldest,
+        background is refused.
 
         Raises:
             InvalidParams: the topic, the data or an option is wrong; ``field`` names it.
@@ -105,20 +108,16 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 return receipt
         return await self._publish(topic, data, **options)
 
-    async def _publish(
-        self, topic: str, data: Any, thread: str | None = None, **options: Unpack[EmitOptions]
-    ) -> Receipt:
+    async def _publish(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt:
         """Publish an event with all its options, and wait for room where there is none."""
         link = self._host.link
-        receipt = self._offer(topic, data, thread, **options)
+        receipt = self._offer(topic, data, **options)
         if isinstance(receipt, int):
             return await link.parked(receipt)
         link.look()
         return receipt
 
-    def _offer(
-        self, topic: str, data: Any, thread: str | None, **options: Unpack[EmitOptions]
-    ) -> Receipt | int:
+    def _offer(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
         host = self._host
         for name in options:
@@ -139,7 +138,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 hint='use "realtime", "batched" or "background"',
             )
         more = _options(
-            data, key=options.get("key"), ttl=ttl, headers=options.get("headers"), thread=thread
+            data,
+            key=options.get("key"),
+            ttl=ttl,
+            headers=options.get("headers"),
+            thread=options.get("thread"),
         )
         payload = encode(data, "data", host.link.has_null)
         try:
@@ -164,7 +167,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 hint="see `loom list agents`, or await ctx.agents()",
             )
         thread = str(self._host.uuid())
-        await self._publish(f"spawn.{agent}", data, thread, key=key)
+        await self._publish(f"spawn.{agent}", data, thread=thread, key=key)
         return thread
 
     # -- asking -----------------------------------------------------------------------------------
@@ -178,6 +181,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         timeout: float = _DEFAULT_TIMEOUT,
         wait: bool = False,
         key: str | None = None,
+        thread: str | None = None,
     ) -> Event[Any]: ...
     @overload
     async def request(
@@ -189,6 +193,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         timeout: float = _DEFAULT_TIMEOUT,
         wait: bool = False,
         key: str | None = None,
+        thread: str | None = None,
     ) -> Event[T]: ...
     async def request(
         self,
@@ -199,11 +204,12 @@ class Context(Record, Generic[S], gc=False, eq=False):
         returns: type[Any] | None = None,
         wait: bool = False,
         key: str | None = None,
+        thread: str | None = None,
     ) -> Event[Any]:
         """Publish and wait at most ``timeout`` seconds for the first reply.
 
-        Ends at once when nobody listens (``wait=True`` waits for somebody) and when all who heard
-        it have declined.
+        ``key`` and ``thread`` are those of ``emit``. Ends at once when nobody listens
+        (``wait=True`` waits for somebody) and when all who heard it have declined.
 
         Raises:
             Unavailable: nobody listens, or all declined.
@@ -211,12 +217,10 @@ class Context(Record, Generic[S], gc=False, eq=False):
             DeadlineExceeded: no reply in time. Also a ``TimeoutError``.
             Deadlock: the only one who could answer waits for this very turn.
         """
-        call = self._request(topic, data, timeout, 1, wait=wait, key=key)
-        answer = await self._host.link.one_answer(call, timeout)
-        if returns is None:
-            return opened(answer)
-        return Event(answer, validated(returns, answer, "reply"))
+        call = self._request(topic, data, timeout, 1, wait=wait, key=key, thread=thread)
+        return _read(await self._host.link.one_answer(call, timeout), returns)
 
+    @overload
     async def request_many(
         self,
         topic: str,
@@ -224,12 +228,32 @@ class Context(Record, Generic[S], gc=False, eq=False):
         *,
         first_k: int | None = None,
         timeout: float = _DEFAULT_TIMEOUT,
+    ) -> Replies[Any]: ...
+    @overload
+    async def request_many(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        returns: type[T],
+        first_k: int | None = None,
+        timeout: float = _DEFAULT_TIMEOUT,
+    ) -> Replies[T]: ...
+    async def request_many(
+        self,
+        topic: str,
+        data: Any = None,
+        *,
+        returns: type[Any] | None = None,
+        first_k: int | None = None,
+        timeout: float = _DEFAULT_TIMEOUT,
     ) -> Replies[Any]:
         """Publish and collect replies.
 
         Until ``first_k`` of them, all who heard it, or ``timeout`` seconds.
 
-        Failures and missing answers are part of the result; nothing is raised for them.
+        Failures and missing answers are part of the result; nothing is raised for them. An answer
+        that is no ``returns`` is a failure of who gave it.
 
         Raises:
             InvalidParams: ``first_k`` is not positive, or the data does not fit.
@@ -239,7 +263,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 f"first_k is {first_k}", field="first_k", hint="use 1 or more, or None"
             )
         try:
-            call = self._request(topic, data, timeout, first_k or 0, wait=False, key=None)
+            call = self._request(topic, data, timeout, first_k or 0)
         except LoomError as error:
             if error.code == "UNAVAILABLE":
                 return Replies(items=[], failures=[], missing=0)
@@ -250,7 +274,13 @@ class Context(Record, Generic[S], gc=False, eq=False):
             error_from_code(CODES[f["code"]], f["message"], who=f.get("who"))
             for f in cast("list[dict[str, Any]]", summary.get("failures", []))
         ]
-        items: list[Event[Any]] = [opened(envelope) for envelope in done.answers]
+        items: list[Event[Any]] = []
+        for envelope in done.answers:
+            try:
+                items.append(_read(envelope, returns))
+            except InvalidParams as error:
+                error.who = envelope.sender
+                failures.append(error)
         missing = int(summary.get("matched", len(items))) - len(items) - len(failures)
         return Replies(items=items, failures=failures, missing=max(0, missing))
 
@@ -398,18 +428,21 @@ class Context(Record, Generic[S], gc=False, eq=False):
     # -- listening --------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def watch(self, pattern: str) -> AsyncGenerator[AsyncIterator[Event[Any]]]:
-        """Listen to events that match ``pattern`` from now on.
+    async def watch(
+        self, *patterns: str, qos: QoS = "realtime"
+    ) -> AsyncGenerator[AsyncIterator[Event[Any]]]:
+        """Listen to events that match any of ``patterns`` from now on.
 
         ``async with ctx.watch(">") as events``.
 
-        Delivered in order, newest first to stay: a watcher that is slow loses the oldest, counted
-        as dropped.
+        Delivered in order, each once. By default the newest stay: a watcher that is slow loses the
+        oldest, counted as dropped; with ``qos="batched"`` those who publish wait for it as they do
+        for an agent.
 
         Raises:
-            InvalidParams: ``pattern`` is not a filter.
+            InvalidParams: one of ``patterns`` is not a filter, or there is none.
         """
-        subscription = Subscription(self._host.link, [pattern], qos="realtime")
+        subscription = Subscription(self._host.link, patterns, qos=qos)
         try:
             yield subscription
         finally:
@@ -426,7 +459,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         subscription = Subscription(link, [f"thread.{thread_id}.>"], qos="batched")
 
         async def broadcast(data: Any) -> Receipt:
-            return await self._publish(f"thread.{thread_id}.broadcast", data, thread_id)
+            return await self._publish(f"thread.{thread_id}.broadcast", data, thread=thread_id)
 
         try:
             yield Thread(thread_id, subscription, broadcast)
@@ -448,6 +481,16 @@ class Context(Record, Generic[S], gc=False, eq=False):
         if capability is not None:
             found = [a for a in found if capability in a.capabilities]
         return found
+
+    async def ensure_agent(self, spec: "AgentSpec") -> None:
+        """Start an agent in the running app unless it has one of that name.
+
+        For what comes with a coordinator of its own; an app declares its agents with ``app.agent``.
+
+        Raises:
+            Cancelled: the app is stopping.
+        """
+        await self._host.services.start(spec)
 
     async def capabilities(self, pattern: str = ">") -> list[CapabilityInfo]:
         """Return the capabilities that are there now, of those whose name matches a filter."""
@@ -536,6 +579,10 @@ class Context(Record, Generic[S], gc=False, eq=False):
         """Return seconds since the epoch, from the engine's clock."""
         return self._host.services.engine.clock.wall()
 
+    def monotonic(self) -> float:
+        """Return seconds of the engine's clock that never goes back: what ``deadline`` is in."""
+        return self._host.services.engine.clock.now()
+
     def uuid(self) -> _uuid.UUID:
         """Return a UUID drawn from the app's generator, the same for the same seed."""
         return self._host.uuid()
@@ -591,14 +638,22 @@ class Context(Record, Generic[S], gc=False, eq=False):
     # -- inside -----------------------------------------------------------------------------------
 
     def _request(
-        self, topic: str, data: Any, timeout: float, first_k: int, *, wait: bool, key: str | None
+        self,
+        topic: str,
+        data: Any,
+        timeout: float,
+        first_k: int,
+        *,
+        wait: bool = False,
+        key: str | None = None,
+        thread: str | None = None,
     ) -> int:
         host = self._host
         link = host.link
         link.check_thread()
         options = None
-        if key is not None or type(data) is bytes:
-            options = _options(data, key=key)
+        if key is not None or thread is not None or type(data) is bytes:
+            options = _options(data, key=key, thread=thread)
         try:
             return link.session.request(
                 host.sender,
@@ -694,6 +749,13 @@ class Thread:
         return await self._broadcast(data)
 
 
+def _read(answer: Envelope, returns: type[Any] | None) -> Event[Any]:
+    """Return a reply with its data as ``returns``, or as plain values."""
+    if returns is None:
+        return opened(answer)
+    return Event(answer, validated(returns, answer, "reply"))
+
+
 def _result(call: Bound[Any] | str, returns: type[Any] | None, name: str, payload: bytes) -> Any:
     """Return what a call has given, checked against what was declared or asked for."""
     if isinstance(call, Bound):
@@ -711,6 +773,8 @@ def _result(call: Bound[Any] | str, returns: type[Any] | None, name: str, payloa
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import TypeAlias
+
+    from loom.agent import AgentSpec
 
     _Stream: TypeAlias = AbstractAsyncContextManager[AsyncIterator[T]]
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.agent import spec_of
 from loom.testing import Harness
 
 
@@ -295,3 +296,73 @@ async def test_a_request_that_is_lost_at_once_ends_at_once() -> None:
         await h.idle()
 
     assert caught.value.code == "UNAVAILABLE"
+
+
+@pytest.mark.requirement("REQUEST-MANY")
+async def test_an_answer_of_another_type_is_a_failure_of_who_gave_it() -> None:
+    app = loom.App("typed")
+
+    @app.agent("one", topics=["ask"])
+    async def one(ctx: loom.Context, event: loom.Event) -> Sum:
+        return Sum(total=1)
+
+    @app.agent("two", topics=["ask"])
+    async def two(ctx: loom.Context, event: loom.Event) -> dict[str, str]:
+        return {"total": "a lot"}
+
+    async with Harness(app) as h:
+        replies = await h.ctx.request_many("ask", returns=Sum, timeout=5)
+
+    assert [reply.data.total for reply in replies.items] == [1]
+    (failure,) = replies.failures
+    assert (failure.code, failure.field) == ("INVALID_PARAMS", "reply.total")
+    assert failure.who == "default/two"
+    assert replies.missing == 0
+
+
+async def test_an_event_and_a_request_can_be_put_into_a_thread() -> None:
+    app = loom.App("placed")
+
+    @app.agent("answers", topics=["ask", "tell"])
+    async def answers(ctx: loom.Context, event: loom.Event) -> str | None:
+        return ctx.thread_id if event.wants_reply else None
+
+    async with Harness(app) as h:
+        answer = await h.ctx.request("ask", thread="trip-7")
+        await h.ctx.emit("tell", thread="trip-7")
+        await h.idle()
+        assert [event.thread_id for event in h.events("tell")] == ["trip-7"]
+
+    assert (answer.data, answer.topic) == ("trip-7", "thread.trip-7.reply")
+
+
+async def test_a_watcher_of_several_filters_gets_each_event_once() -> None:
+    async with Harness(calculator()) as h, h.ctx.watch("a.*", "*.b", qos="batched") as events:
+        for topic in ("a.a", "a.b", "c.c", "c.b"):
+            await h.ctx.emit(topic)
+        heard = [(await anext(events)).topic for _ in range(3)]
+
+    assert heard == ["a.a", "a.b", "c.b"]
+
+
+async def test_an_agent_can_be_started_while_the_app_runs_and_is_started_once() -> None:
+    started: list[str] = []
+
+    class Late(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            started.append(ctx.agent)
+
+        @loom.on("late")
+        async def late(self, ctx: loom.Context, event: loom.Event) -> str:
+            return "here"
+
+    spec = spec_of(
+        Late, "late", topics=(), group=None, concurrency=1, durable=False, exclusive=False
+    )
+    async with Harness(calculator()) as h:
+        await h.ctx.emit("late")  # before it is there: nobody hears it
+        await h.ctx.gather(*(h.ctx.ensure_agent(spec) for _ in range(3)))
+        assert (await h.ctx.request("late")).data == "here"
+        assert "late" in [info.name for info in await h.ctx.agents()]
+
+    assert started == ["late"]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random as _random
 import uuid as _uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 
 if TYPE_CHECKING:
+    from loom.agent import AgentSpec
     from loom.link.local import Session
 
 
@@ -30,6 +31,7 @@ class Services:
     memory: Memory
     model: Callable[[], Model]
     random: _random.Random
+    start: "Callable[[AgentSpec], Awaitable[None]]"  # an agent that comes while the app runs
     timeouts: dict[str, float] = field(
         default_factory=dict[str, float]
     )  # declared by this app's capabilities

@@ -15,6 +15,7 @@ from loom.codec import encode
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
 from loom.context import HOST, TURN, Context
 from loom.directory import EFFECTS
+from loom.errors import Cancelled
 from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS, SYNC_THREADS
 from loom.link import Link, Local, VirtualClock, open_local
 from loom.protocols import Memory, Model
@@ -58,6 +59,23 @@ class Running:
     def link(self) -> Link:
         """Its link to the engine."""
         return self.services.link
+
+    async def ensure(self, spec: AgentSpec) -> None:
+        """Start an agent unless one of its name is there.
+
+        Raises:
+            Cancelled: the app is stopping.
+        """
+        if any(known.name == spec.name for known, _, _ in self.agents):
+            return
+        if self.finished:
+            raise Cancelled("the app is stopping", hint="no agent is started any more")
+        agent, host, pools = _register(self, spec)
+        self.link.look()
+        if hasattr(agent, "on_start"):
+            await agent.on_start(Context(host))
+        for pool in pools:
+            pool.start()
 
     def is_quiet(self) -> bool:
         """Whether nothing runs and nothing waits to run."""
@@ -139,6 +157,10 @@ async def running(
     engine = open_local(virtual=virtual_clock, seed=seed)
     link = engine.attach(app.namespace, app.name)
     made: list[Model] = [] if model is None else [model]
+
+    async def start(spec: AgentSpec) -> None:
+        await run.ensure(spec)
+
     services = Services(
         engine=engine,
         link=link,
@@ -146,6 +168,7 @@ async def running(
         memory=memory or _factory(MEMORY_FACTORY)(engine.clock),
         model=_once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
         random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
+        start=start,
     )
     host = Host(
         services=services,

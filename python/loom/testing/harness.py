@@ -20,6 +20,7 @@ from loom.runtime.running import Running, running
 from loom.runtime.stream import Subscription
 from loom.topics import check_filter, matches
 
+_JOINED = "loom.directory.agent.joined"
 _PATIENCE = 20.0  # real seconds that idle() waits for what cannot be stepped: threads, sockets
 
 
@@ -165,7 +166,6 @@ class Harness:
         Raises:
             AssertionError: names the subscription whose books do not balance, or what has leaked.
         """
-        topics = Counter(event.topic for event in self._events)
         audit = self._running.engine.audit()
         for entry in audit["subscriptions"]:
             assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
@@ -176,6 +176,7 @@ class Harness:
             if groups[spec.group] > 1:
                 continue
             filters = [*spec.filters, f"spawn.{spec.name}"]
+            topics = self._topics_since(spec.name)
             expected = sum(n for t, n in topics.items() if any(matches(f, t) for f in filters))
             assert matched[spec.name] == expected, (
                 f"agent {spec.name!r} matched {matched[spec.name]} events of {expected} published"
@@ -184,6 +185,15 @@ class Harness:
         assert not threads, f"{threads} threads of given-up calls still run"
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _topics_since(self, agent: str) -> Counter[str]:
+        """Count the topics of the events that were published since ``agent`` is there."""
+        joined = (
+            index
+            for index, event in enumerate(self._events)
+            if event.topic == _JOINED and event.data["name"] == agent
+        )
+        return Counter(event.topic for event in self._events[next(joined) :])
 
     @property
     def _running(self) -> Running:
