@@ -6,7 +6,6 @@ import pytest
 from pydantic import BaseModel
 
 import loom
-from loom.agent import spec_of
 from loom.testing import Harness
 
 
@@ -347,7 +346,9 @@ async def test_a_watcher_of_several_filters_gets_each_event_once() -> None:
 
 async def test_an_agent_can_be_started_while_the_app_runs_and_is_started_once() -> None:
     started: list[str] = []
+    other = loom.App("other")
 
+    @other.agent("late")
     class Late(loom.Agent):
         async def on_start(self, ctx: loom.Context) -> None:
             started.append(ctx.agent)
@@ -356,12 +357,9 @@ async def test_an_agent_can_be_started_while_the_app_runs_and_is_started_once() 
         async def late(self, ctx: loom.Context, event: loom.Event) -> str:
             return "here"
 
-    spec = spec_of(
-        Late, "late", topics=(), group=None, concurrency=1, durable=False, exclusive=False
-    )
     async with Harness(calculator()) as h:
         await h.ctx.emit("late")  # before it is there: nobody hears it
-        await h.ctx.gather(*(h.ctx.ensure_agent(spec) for _ in range(3)))
+        await h.ctx.gather(*(h.ctx.ensure_agent(other.agents[0]) for _ in range(3)))
         assert (await h.ctx.request("late")).data == "here"
         assert "late" in [info.name for info in await h.ctx.agents()]
 
