@@ -31,6 +31,7 @@ class LoomError(Exception):
         hint: What to do about it.
         who: The agent, capability or session at which it happened.
         retry: Whether trying the same again may help.
+        retry_after: When it may, in seconds from now, where that is known.
     """
 
     CODE: ClassVar[str] = "INTERNAL"
@@ -46,6 +47,7 @@ class LoomError(Exception):
         hint: str | None = None,
         who: str | None = None,
         retry: bool | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -55,6 +57,7 @@ class LoomError(Exception):
         self.hint = hint
         self.who = who
         self.retry: bool = self.RETRY if retry is None else retry
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         named = (("field", self.field), ("limit", self.limit), ("who", self.who))
@@ -73,6 +76,7 @@ def error_from_code(
     limit: str | None = None,
     hint: str | None = None,
     who: str | None = None,
+    retry_after: float | None = None,
 ) -> LoomError:
     """Build the error that a number of ``spec/errors.toml`` stands for.
 
@@ -81,7 +85,7 @@ def error_from_code(
     cls = CLASSES.get(number)
     if cls is None:
         cls, message = Internal, f"unknown error number {number}: {message}"
-    return cls(message, field=field, limit=limit, hint=hint, who=who)
+    return cls(message, field=field, limit=limit, hint=hint, who=who, retry_after=retry_after)
 '''
 
 LIMITS_HEAD = '''\

@@ -57,9 +57,9 @@ _Options: TypeAlias = tuple[
 ]
 
 class EngineError(Exception):
-    """What the engine refused. ``args`` is (code, message, field, limit, hint)."""
+    """What the engine refused. ``args`` is (code, message, field, limit, hint, retry_after)."""
 
-    args: tuple[int, str, str | None, str | None, str | None]
+    args: tuple[int, str, str | None, str | None, str | None, float | None]
 
 def has_null(payload: bytes, /) -> bool: ...  # whether the bytes hold "null": where NaN may hide in JSON
 
@@ -153,6 +153,7 @@ class Engine:
     def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
     # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
     def audit(self) -> bytes: ...
+    def routes(self, namespace: str) -> bytes: ...  # JSON: {capability: {provider: weight}}
     # kind "agent" | "capability"; the registered info with "health" in it
     def directory(self, namespace: str, kind: str) -> list[bytes]: ...
 
@@ -178,8 +179,17 @@ class Session:
         /,
     ) -> int: ...
     def provide(
-        self, name: str, version: str, effect: int, concurrency: int, info: bytes, /
+        self,
+        name: str,
+        version: str,
+        effect: int,
+        concurrency: int,
+        info: bytes,
+        provider: str,  # the agent or the app that offers it
+        /,
     ) -> int: ...
+    # writes the selection table of a capability, weights by provider; None removes it
+    def route(self, capability: str, weights: Sequence[tuple[str, float]] | None, /) -> None: ...
     # one ordered stream: watch, join_thread
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
@@ -225,6 +235,7 @@ class Session:
         timeout: float,
         key: str | None,
         credit: int,  # 0: one result; else streamed with so many chunks granted
+        version: str | None,  # None: the newest that somebody can serve
         /,
     ) -> int: ...  # the call
     def cancel(self, call: int, /) -> None: ...

@@ -705,7 +705,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         payload = encode(dict(args), "args", link.has_null)
         try:
             return link.session.call(
-                host.sender, self._envelope, name, payload, timeout, key, credit
+                host.sender, self._envelope, name, payload, timeout, key, credit, None
             )
         except link.refusal as error:
             raise self._not_called(name, link.translate(error)) from None

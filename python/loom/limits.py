@@ -35,6 +35,22 @@ AGENT_CONCURRENCY_MAX: Final = 1_024
 PENDING_CALLS: Final = 65_536
 PARKED_OFFERS: Final = 1_024
 PROVIDER_QUEUE: Final = 1_024
+CALL_ATTEMPTS: Final = 3
+RETRY_BASE_MS: Final = 100
+RETRY_CAP_SECONDS: Final = 5
+RETRY_PERCENT: Final = 10
+RETRY_SAVED: Final = 10
+RETRY_START: Final = 2
+BREAKER_FAILURES: Final = 10
+BREAKER_PERCENT: Final = 50
+BREAKER_CALLS: Final = 20
+BREAKER_WINDOW_MS: Final = 10_000
+BREAKER_OPEN_MS: Final = 1_000
+BREAKER_LONGEST_MS: Final = 60_000
+WINDOW_HALVING_MS: Final = 1_000
+ROUTES: Final = 1_024
+ROUTE_PROVIDERS: Final = 64
+ROUTE_WEIGHT: Final = 1_000
 STREAM_CHUNKS: Final = 64
 STREAM_CHUNKS_MAX: Final = 1_024
 TOPIC_CACHE: Final = 8_192
@@ -175,6 +191,102 @@ LIMITS: Final[Mapping[str, Limit]] = {
         PROVIDER_QUEUE,
         PROVIDER_QUEUE,
         "calls that wait for one provider; more would miss their deadlines",
+    ),
+    "call_attempts": Limit(
+        "attempts",
+        CALL_ATTEMPTS,
+        CALL_ATTEMPTS,
+        "how often one call is tried; more would be a storm of one",
+    ),
+    "retry_base_ms": Limit(
+        "ms",
+        RETRY_BASE_MS,
+        RETRY_BASE_MS,
+        "the longest pause before a second attempt, doubled after each, and the hint of EXHAUSTED",
+    ),
+    "retry_cap_seconds": Limit(
+        "s",
+        RETRY_CAP_SECONDS,
+        RETRY_CAP_SECONDS,
+        "no pause between two attempts is longer",
+    ),
+    "retry_percent": Limit(
+        "percent",
+        RETRY_PERCENT,
+        RETRY_PERCENT,
+        "what retries may add to the load of one capability",
+    ),
+    "retry_saved": Limit(
+        "retries",
+        RETRY_SAVED,
+        RETRY_SAVED,
+        "retries that a capability saves up while all goes well",
+    ),
+    "retry_start": Limit(
+        "retries",
+        RETRY_START,
+        RETRY_START,
+        "retries that a capability has before it has been called",
+    ),
+    "breaker_failures": Limit(
+        "calls",
+        BREAKER_FAILURES,
+        BREAKER_FAILURES,
+        "failures one after the other that eject a provider",
+    ),
+    "breaker_percent": Limit(
+        "percent",
+        BREAKER_PERCENT,
+        BREAKER_PERCENT,
+        "share of failures that ejects a provider",
+    ),
+    "breaker_calls": Limit(
+        "calls",
+        BREAKER_CALLS,
+        BREAKER_CALLS,
+        "a share of fewer calls says nothing",
+    ),
+    "breaker_window_ms": Limit(
+        "ms",
+        BREAKER_WINDOW_MS,
+        BREAKER_WINDOW_MS,
+        "how far back the share looks; who is well for so long is ejected shorter next time",
+    ),
+    "breaker_open_ms": Limit(
+        "ms",
+        BREAKER_OPEN_MS,
+        BREAKER_OPEN_MS,
+        "how long a provider is ejected at first, doubled with each time",
+    ),
+    "breaker_longest_ms": Limit(
+        "ms",
+        BREAKER_LONGEST_MS,
+        BREAKER_LONGEST_MS,
+        "no ejection is longer: what is well again is found within a minute",
+    ),
+    "window_halving_ms": Limit(
+        "ms",
+        WINDOW_HALVING_MS,
+        WINDOW_HALVING_MS,
+        "a provider's concurrency is halved at most once in so long: one bad moment is one sign",
+    ),
+    "routes": Limit(
+        "tables",
+        ROUTES,
+        ROUTES,
+        "selection tables of one namespace",
+    ),
+    "route_providers": Limit(
+        "providers",
+        ROUTE_PROVIDERS,
+        ROUTE_PROVIDERS,
+        "providers that one selection table weighs",
+    ),
+    "route_weight": Limit(
+        "weight",
+        ROUTE_WEIGHT,
+        ROUTE_WEIGHT,
+        "the largest weight of a provider; weights count in thousandths",
     ),
     "stream_chunks": Limit(
         "chunks",

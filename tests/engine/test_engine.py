@@ -74,7 +74,7 @@ def request(session: Session, topic: str, timeout: float = 1.0) -> int:
 
 
 def call(session: Session, name: str, credit: int = 0) -> int:
-    return session.call(session.root, None, name, b"{}", 1.0, None, credit)
+    return session.call(session.root, None, name, b"{}", 1.0, None, credit, None)
 
 
 def must_take(session: Session, handle: int) -> Delivery:
@@ -84,7 +84,7 @@ def must_take(session: Session, handle: int) -> Delivery:
 
 
 def refused(caught: pytest.ExceptionInfo[EngineError]) -> tuple[int, str | None, str | None]:
-    code, _, name, limit, _ = caught.value.args
+    code, _, name, limit, _, _ = caught.value.args
     return code, name, limit
 
 
@@ -203,7 +203,7 @@ def test_a_request_without_an_answer_ends_by_its_deadline(engine: Engine, sessio
 
 
 def test_a_call_ends_with_its_result(session: Session, other: Session) -> None:
-    handle = session.provide("notes.search", "1", UNSAFE, 4, b"{}")
+    handle = session.provide("notes.search", "1", UNSAFE, 4, b"{}", "app")
     called = call(other, "notes.search")
     work = must_take(session, handle)
     assert (work.topic, work.streamed, work.credit) == ("notes.search", False, 0)
@@ -217,7 +217,7 @@ def test_an_unknown_capability_is_not_found(session: Session) -> None:
     with pytest.raises(EngineError) as caught:
         call(session, "nobody.knows")
     assert refused(caught) == (NOT_FOUND, "capability", None)
-    session.remove(session.provide("somebody.knew", "1", PURE, 1, b"{}"))
+    session.remove(session.provide("somebody.knew", "1", PURE, 1, b"{}", "app"))
     with pytest.raises(EngineError) as caught:
         call(session, "somebody.knew")
     assert refused(caught)[0] == PROVIDER_UNAVAILABLE
@@ -225,7 +225,7 @@ def test_an_unknown_capability_is_not_found(session: Session) -> None:
 
 @pytest.mark.requirement("CALL-INDETERMINATE")
 def test_a_call_that_was_under_way_ends_indeterminate(session: Session, other: Session) -> None:
-    handle = session.provide("mail.send", "1", UNSAFE, 4, b"{}")
+    handle = session.provide("mail.send", "1", UNSAFE, 4, b"{}", "app")
     called = call(other, "mail.send")
     work = must_take(session, handle)
     other.cancel(called)
@@ -238,7 +238,7 @@ def test_a_call_that_was_under_way_ends_indeterminate(session: Session, other: S
 def test_late_double_and_foreign_results_are_counted(
     engine: Engine, session: Session, other: Session
 ) -> None:
-    handle = session.provide("tool", "1", PURE, 4, b"{}")
+    handle = session.provide("tool", "1", PURE, 4, b"{}", "app")
     late = call(other, "tool")
     work = must_take(session, handle)
     other.cancel(late)
@@ -254,7 +254,7 @@ def test_late_double_and_foreign_results_are_counted(
 
 @pytest.mark.requirement("STREAM-CREDIT")
 def test_a_stream_waits_for_credit(session: Session, other: Session) -> None:
-    handle = session.provide("tool", "1", PURE, 4, b"{}")
+    handle = session.provide("tool", "1", PURE, 4, b"{}", "app")
     called = call(other, "tool", credit=1)
     work = must_take(session, handle)
     assert (work.streamed, work.credit) == (True, 1)
@@ -360,7 +360,7 @@ def test_a_closed_session_is_fenced_and_closing_twice_is_fine(engine: Engine) ->
 def test_a_session_that_is_let_go_takes_everything_along(engine: Engine) -> None:
     session = engine.attach("default", "app")
     session.register("a", ["q"], "", 4, b"{}", False)
-    session.provide("tool", "1", PURE, 4, b"{}")
+    session.provide("tool", "1", PURE, 4, b"{}", "app")
     emit(session, "q")
     call(session, "tool")
     del session

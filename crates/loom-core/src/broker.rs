@@ -1,6 +1,6 @@
 //! The action broker: capabilities, their providers, and calls that end exactly once.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::arena::{CallId, Handle, LeaseId, ProviderId, SessionId};
@@ -10,6 +10,7 @@ use crate::core::{Core, Holding, Kind, Lease, Pending, Registration, Wanted};
 use crate::directory::DirectoryKind;
 use crate::envelope::{EffectClass, Envelope, Origin, Qos};
 use crate::error::{Code, Detail, Error, Result};
+use crate::health::Health;
 use crate::ident::derive_id;
 use crate::input::{Invoke, ProviderSpec};
 use crate::notice::{Delivery, Notice, Work};
@@ -28,6 +29,8 @@ const KNOWN_GONE: usize = 1_024;
 pub(crate) struct Capability {
     pub(crate) providers: Vec<ProviderId>,
     pub(crate) version: Arc<str>,
+    /// All versions that were ever offered.
+    versions: BTreeSet<Arc<str>>,
     turn: usize,
     pub(crate) calls: u64,
     pub(crate) outcomes: Outcomes,
@@ -42,6 +45,10 @@ pub(crate) struct Provider {
     pub(crate) space: SpaceId,
     pub(crate) session: SessionId,
     pub(crate) handle: Handle,
+    /// Who offers it.
+    name: Arc<str>,
+    version: Arc<str>,
+    health: Health,
     effect: EffectClass,
     concurrency: u32,
     queue: VecDeque<CallId>,
@@ -94,6 +101,7 @@ impl Core {
         let space = self.session(session)?.space;
         check_capability(spec.name, &self.limits)?;
         check_name("version", spec.version, &self.limits)?;
+        check_name("provider", spec.provider, &self.limits)?;
         self.check_info(spec.info)?;
         let most = self.limits.agent_concurrency_max;
         if spec.concurrency == 0 || spec.concurrency as usize > most {
@@ -122,6 +130,9 @@ impl Core {
             space,
             session,
             handle,
+            name: spec.provider.into(),
+            version: spec.version.into(),
+            health: Health::Up,
             effect: spec.effect,
             concurrency: spec.concurrency,
             queue: VecDeque::new(),
@@ -156,6 +167,7 @@ impl Core {
         let capability = space.capabilities.entry(Arc::clone(name)).or_default();
         capability.providers.push(provider);
         capability.version = version.into();
+        capability.versions.insert(version.into());
     }
 
     /// Its queued and running calls end; work under way may still end its leases.
@@ -211,7 +223,8 @@ impl Core {
         self.check_credit(invoke.credit)?;
         let key = invoke.key.map(|key| self.read_key(key)).transpose()?;
         let (space, parent) = (source.space, invoke.turn);
-        let (name, provider) = match self.choose_provider(space, invoke.capability) {
+        let (name, provider) = match self.choose_provider(space, invoke.capability, invoke.version)
+        {
             Ok(chosen) => chosen,
             Err(error) => {
                 self.refuse_call(&source, invoke.capability, &error, at);
@@ -298,7 +311,12 @@ impl Core {
     }
 
     /// The provider with the least to do; among equals, one after the other.
-    fn choose_provider(&mut self, space: SpaceId, name: &str) -> Result<(Arc<str>, ProviderId)> {
+    fn choose_provider(
+        &mut self,
+        space: SpaceId,
+        name: &str,
+        version: Option<&str>,
+    ) -> Result<(Arc<str>, ProviderId)> {
         check_capability(name, &self.limits)?;
         let Some(found) = self.spaces.get_mut(space.0 as usize) else {
             return Err(Error::new(Code::Internal, "there is no such namespace"));
@@ -312,10 +330,25 @@ impl Core {
                 .field("capability")
                 .hint("look at ctx.capabilities() for those there are"));
         };
+        if let Some(version) = version.filter(|version| !capability.versions.contains(*version)) {
+            let known: Vec<&str> = capability.versions.iter().map(|v| &**v).collect();
+            let message = format!("version {version:?} of {name:?} was never offered");
+            return Err(Error::new(Code::NotFound, message)
+                .field("version")
+                .hint(format!("there are {}", known.join(", "))));
+        }
         let name = Arc::clone(name);
+        let table = found.tables.get(&name);
         let count = capability.providers.len();
         let order = (0..count)
-            .filter_map(|step| capability.providers.get((capability.turn + step) % count));
+            .filter_map(|step| capability.providers.get((capability.turn + step) % count))
+            .filter(|id| {
+                self.providers.get(**id).is_some_and(|provider| {
+                    provider.health == Health::Up
+                        && version.is_none_or(|version| *provider.version == *version)
+                        && table.is_none_or(|table| table.weight(&provider.name) > 0)
+                })
+            });
         let load = |id: &&ProviderId| {
             self.providers
                 .get(**id)
@@ -332,7 +365,9 @@ impl Core {
             .is_some_and(|provider| provider.queue.len() >= most)
         {
             let message = format!("{most} calls wait for each provider of {name:?} already");
-            return Err(Error::exhausted("provider_queue", message).field("capability"));
+            return Err(Error::exhausted("provider_queue", message)
+                .field("capability")
+                .retry_after(self.limits.retry_base_ms));
         }
         if let Some(capability) = found.capabilities.get_mut(&name) {
             capability.turn = capability.turn.wrapping_add(1);
@@ -340,11 +375,44 @@ impl Core {
         Ok((name, chosen))
     }
 
+    /// Says how a provider fares: one that is not up is given nothing, and one in quarantine loses what it has queued.
+    pub(crate) fn set_provider_state(
+        &mut self,
+        id: ProviderId,
+        state: Health,
+        at: Moment,
+    ) -> Result<()> {
+        let Some(provider) = self.providers.get_mut(id).filter(|p| !p.closing) else {
+            return Err(Error::fenced("this provider was removed"));
+        };
+        if std::mem::replace(&mut provider.health, state) == state {
+            return Ok(());
+        }
+        let (space, handle) = (provider.space, provider.handle);
+        let name = Arc::clone(&provider.capability);
+        let queue = if state == Health::Quarantined {
+            std::mem::take(&mut provider.queue)
+        } else {
+            VecDeque::new()
+        };
+        for call in queue {
+            self.end_call(call, End::Gone, at);
+        }
+        self.set_health(space, DirectoryKind::Capability, (&name, handle), state);
+        self.poke_provider(id);
+        Ok(())
+    }
+
     pub(crate) fn poke_provider(&mut self, id: ProviderId) {
         let Some(provider) = self.providers.get_mut(id) else {
             return;
         };
-        if provider.armed && provider.leased < provider.concurrency && !provider.queue.is_empty() {
+        let up = provider.health == Health::Up;
+        if up
+            && provider.armed
+            && provider.leased < provider.concurrency
+            && !provider.queue.is_empty()
+        {
             provider.armed = false;
             let (session, handle) = (provider.session, provider.handle);
             self.notify(session, Notice::Ready(handle));
@@ -355,7 +423,7 @@ impl Core {
     pub(crate) fn take_work(&mut self, id: ProviderId, at: Moment) -> Option<Delivery> {
         loop {
             let provider = self.providers.get_mut(id)?;
-            let free = provider.leased < provider.concurrency;
+            let free = provider.health == Health::Up && provider.leased < provider.concurrency;
             let next = if free {
                 provider.queue.pop_front()
             } else {

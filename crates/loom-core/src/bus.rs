@@ -502,6 +502,7 @@ impl Core {
         Error::exhausted("queue_items", format!("the queue of {name:?} is full"))
             .field("qos")
             .hint(hint)
+            .retry_after(self.limits.retry_base_ms)
     }
 
     /// Puts an event into all its queues: the same code whether it was logged, had waited, or went at once.

@@ -19,6 +19,8 @@ pub struct Error {
     pub limit: Option<&'static str>,
     /// The way out.
     pub hint: Option<String>,
+    /// When the same again may help, in milliseconds from now.
+    pub retry_after_ms: Option<u64>,
 }
 
 /// What the engine's functions return.
@@ -32,6 +34,7 @@ impl Error {
             field: None,
             limit: None,
             hint: None,
+            retry_after_ms: None,
         }
     }
 
@@ -68,6 +71,12 @@ impl Error {
         self
     }
 
+    #[must_use]
+    pub(crate) fn retry_after(mut self, millis: u64) -> Self {
+        self.retry_after_ms = Some(millis);
+        self
+    }
+
     /// The parts that cross to the one who waits.
     pub fn detail(&self) -> Detail {
         Detail {
@@ -77,6 +86,7 @@ impl Error {
             hint: self.hint.clone(),
             who: None,
             retry: None,
+            retry_after_ms: self.retry_after_ms,
         }
     }
 }
@@ -110,6 +120,9 @@ pub struct Detail {
     /// Whether the same again may help, where that is not what the code says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<bool>,
+    /// When the same again may help, in milliseconds from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 impl Detail {

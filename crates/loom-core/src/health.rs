@@ -63,7 +63,8 @@ impl Core {
     ) -> Result<()> {
         match self.registration(session, handle)?.kind {
             Kind::Subscription(sub) => self.set_agent_state(sub, state, at)?,
-            Kind::Root | Kind::Provider(_) => {
+            Kind::Provider(provider) => self.set_provider_state(provider, state, at)?,
+            Kind::Root => {
                 return Err(Error::invalid("handle", "this handle has no state to set"));
             }
         }

@@ -30,6 +30,8 @@ pub struct ProviderSpec<'a> {
     pub version: &'a str,
     /// What it does to the world outside.
     pub effect: EffectClass,
+    /// Who offers it: the name of an agent or an app; selection tables weigh by it.
+    pub provider: &'a str,
     /// How many calls it serves at once.
     pub concurrency: u32,
     /// What the directory shows of it: JSON.
@@ -100,6 +102,8 @@ pub struct Invoke<'a> {
     pub turn: Option<LeaseId>,
     /// The capability's name.
     pub capability: &'a str,
+    /// The version; none: the newest that somebody can serve.
+    pub version: Option<&'a str>,
     /// The arguments.
     pub payload: Box<[u8]>,
     /// How long the caller waits.

@@ -37,6 +37,8 @@ mod park;
 mod planted;
 mod report;
 mod request;
+
+mod selection;
 mod session;
 mod space;
 #[path = "gen/mod.rs"]
@@ -67,6 +69,7 @@ pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
+pub use crate::selection::Weights;
 pub use crate::stats::{
     CapabilityStats, EventCounts, Gauges, QosCounts, Stats, SubscriptionStats, Waits,
 };

@@ -18,9 +18,9 @@ impl Core {
         let most = self.limits.parked_offers;
         if self.session(session)?.parked >= most {
             let message = format!("{most} offers of this session wait for room already");
-            return Err(
-                Error::exhausted("parked_offers", message).hint("await each emit before the next")
-            );
+            return Err(Error::exhausted("parked_offers", message)
+                .hint("await each emit before the next")
+                .retry_after(self.limits.retry_base_ms));
         }
         self.park_seq += 1;
         let seq = self.park_seq;

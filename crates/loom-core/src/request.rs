@@ -68,6 +68,8 @@ struct OutcomeBody<'a> {
     who: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
     matched: u32,
     replied: u32,
     declined: u32,
@@ -174,7 +176,7 @@ impl Core {
             return Ok(());
         }
         let message = format!("this session waits for {most} calls and requests already");
-        Err(Error::exhausted("pending_calls", message))
+        Err(Error::exhausted("pending_calls", message).retry_after(self.limits.retry_base_ms))
     }
 
     /// Those of the targets that may answer: agents, not streams.
@@ -638,6 +640,7 @@ fn outcome_body(asked: &Asked, detail: &Detail) -> Vec<u8> {
         hint: detail.hint.as_deref(),
         who: detail.who.as_deref(),
         retry: detail.retry,
+        retry_after_ms: detail.retry_after_ms,
         matched: asked.matched,
         replied: asked.replied,
         declined: asked.declined,

@@ -9,6 +9,7 @@ use crate::arena::{CallId, GroupId, SubId};
 use crate::broker::Capability;
 use crate::directory::Directory;
 use crate::envelope::Origin;
+use crate::selection::Table;
 use crate::trie::Trie;
 
 /// Which namespace.
@@ -73,6 +74,8 @@ pub(crate) struct Space {
     /// Capabilities without a provider that are still known, the oldest first.
     pub(crate) gone: VecDeque<Arc<str>>,
     pub(crate) directory: Directory,
+    /// Selection tables, by capability.
+    pub(crate) tables: BTreeMap<Arc<str>, Table>,
     /// Requests that wait for a subscriber.
     pub(crate) waiting: Vec<CallId>,
 }
@@ -89,6 +92,7 @@ impl Space {
             capabilities: BTreeMap::new(),
             gone: VecDeque::new(),
             directory: Directory::default(),
+            tables: BTreeMap::new(),
             waiting: Vec::new(),
         }
     }

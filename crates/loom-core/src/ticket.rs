@@ -48,7 +48,9 @@ impl Core {
             };
             if sub.class(plan.env.qos) != Qos::Realtime && !sub.has_room(&plan.env, &self.limits) {
                 let message = format!("the queue of {:?} is full", sub.name);
-                return Err(Error::exhausted("queue_items", message).hint("send later"));
+                return Err(Error::exhausted("queue_items", message)
+                    .hint("send later")
+                    .retry_after(self.limits.retry_base_ms));
             }
         }
         self.book(&plan, true);

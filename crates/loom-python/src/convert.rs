@@ -9,6 +9,7 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
+use crate::clock::seconds_of_millis;
 use crate::delivery::{Delivery, Receipt};
 
 pub(crate) const READY: u8 = 1;
@@ -24,7 +25,7 @@ create_exception!(
     loom._engine,
     EngineError,
     PyException,
-    "What the engine refused. ``args`` is (code, message, field, limit, hint)."
+    "What the engine refused. ``args`` is (code, message, field, limit, hint, retry_after)."
 );
 
 /// Whether the bytes hold `null`: where NaN may hide in JSON.
@@ -42,8 +43,10 @@ pub(crate) fn refuse(error: Error) -> PyErr {
         field,
         limit,
         hint,
+        retry_after_ms,
     } = error;
-    EngineError::new_err((code.number(), message, field, limit, hint))
+    let retry_after = retry_after_ms.map(seconds_of_millis);
+    EngineError::new_err((code.number(), message, field, limit, hint, retry_after))
 }
 
 pub(crate) fn refusal(code: Code, message: &str, field: Option<&str>) -> PyErr {
@@ -54,6 +57,7 @@ pub(crate) fn refusal(code: Code, message: &str, field: Option<&str>) -> PyErr {
         field,
         None::<String>,
         None::<String>,
+        None::<f64>,
     ))
 }
 

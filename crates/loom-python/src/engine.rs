@@ -179,6 +179,19 @@ impl Engine {
         ))
     }
 
+    fn routes<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: &Bound<'py, PyString>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let namespace = text("namespace", namespace)?;
+        let shown = {
+            let state = self.shared.lock()?;
+            serde_json::to_vec(&state.core.routes(namespace)).unwrap_or_default()
+        };
+        Ok(PyBytes::new(py, &shown))
+    }
+
     fn directory<'py>(
         &self,
         py: Python<'py>,

@@ -139,7 +139,7 @@ impl Session {
             .map(|handle| handle.0)
     }
 
-    #[pyo3(signature = (name, version, effect, concurrency, info, /))]
+    #[pyo3(signature = (name, version, effect, concurrency, info, provider, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -151,13 +151,16 @@ impl Session {
         effect: u8,
         concurrency: u32,
         info: &[u8],
+        provider: &Bound<'_, PyString>,
     ) -> PyResult<u64> {
         let (name, version) = (text("name", name)?, text("version", version)?);
+        let provider = text("provider", provider)?;
         let effect = EffectClass::from_number(effect).map_err(crate::convert::refuse)?;
         let spec = ProviderSpec {
             name,
             version,
             effect,
+            provider,
             concurrency,
             info,
         };
@@ -186,6 +189,29 @@ impl Session {
     fn set_state(&self, handle: u64, state: u8) -> PyResult<()> {
         let state = Health::from_number(state).map_err(crate::convert::refuse)?;
         self.step(|core, at| core.set_state(self.id, Handle(handle), state, at))
+    }
+
+    #[pyo3(signature = (capability, weights, /))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's pairs is extracted"
+    )]
+    fn route(
+        &self,
+        capability: &Bound<'_, PyString>,
+        weights: Option<Vec<(Bound<'_, PyString>, f64)>>,
+    ) -> PyResult<()> {
+        let capability = text("capability", capability)?;
+        let weights: Option<Vec<(&str, f64)>> = weights
+            .as_ref()
+            .map(|weights| {
+                let pairs = weights.iter();
+                pairs
+                    .map(|(provider, weight)| Ok((text("provider", provider)?, *weight)))
+                    .collect::<PyResult<_>>()
+            })
+            .transpose()?;
+        self.step(|core, _| core.weigh(self.id, capability, weights.as_deref()))
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, /))]
@@ -298,7 +324,7 @@ impl Session {
             .map(|call| call.0)
     }
 
-    #[pyo3(signature = (sender, turn, capability, payload, timeout, key, credit, /))]
+    #[pyo3(signature = (sender, turn, capability, payload, timeout, key, credit, version, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -312,12 +338,16 @@ impl Session {
         timeout: f64,
         key: Option<&Bound<'_, PyString>>,
         credit: u64,
+        version: Option<&Bound<'_, PyString>>,
     ) -> PyResult<u64> {
         let key = key.map(|key| text("key", key)).transpose()?;
         let invoke = Invoke {
             sender: Handle(sender),
             turn: self.lease_of(turn)?,
             capability: text("capability", capability)?,
+            version: version
+                .map(|version| text("version", version))
+                .transpose()?,
             payload: payload.into(),
             timeout_ms: millis("timeout", timeout)?,
             key,

@@ -31,6 +31,7 @@ impl World {
                 sender: from.handle,
                 turn: from.turn.as_ref().map(|(lease, _)| *lease),
                 capability,
+                version: None,
                 payload: tag(b'C', number, 9),
                 timeout_ms,
                 key: None,

@@ -199,6 +199,7 @@ impl World {
             name: capability,
             version: "1",
             effect,
+            provider: "app",
             concurrency,
             info: b"{}",
         };

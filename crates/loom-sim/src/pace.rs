@@ -121,5 +121,6 @@ fn log_error() -> Error {
         field: None,
         limit: None,
         hint: None,
+        retry_after_ms: None,
     }
 }

@@ -160,6 +160,7 @@ fn a_call_that_waits_is_announced_when_another_handle_ends_the_one_before() -> R
         name: "look",
         version: "1",
         effect: EffectClass::Pure,
+        provider: "app",
         concurrency: 1,
         info: b"{}",
     };
@@ -169,6 +170,7 @@ fn a_call_that_waits_is_announced_when_another_handle_ends_the_one_before() -> R
             sender: bus.core.root(bus.session)?,
             turn: None,
             capability: "look",
+            version: None,
             payload: Box::default(),
             timeout_ms: 100,
             key: None,

@@ -379,6 +379,10 @@ class Local:
         """Return the books of every subscription; what is queued is counted by walking."""
         return decode(self._engine.audit())
 
+    def routes(self, namespace: str) -> dict[str, dict[str, float]]:
+        """Return the selection tables of a namespace: weights by capability and provider."""
+        return decode(self._engine.routes(namespace))
+
     def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
         return self._engine.directory(namespace, kind)
@@ -398,10 +402,12 @@ def _has_null() -> Callable[[bytes], bool]:
 
 
 def _refused(error: Exception, payload: str) -> LoomError:
-    code, message, field, limit, hint = error.args
+    code, message, field, limit, hint, retry_after = error.args
     if field == "payload":
         field = payload
-    return error_from_code(code, message, field=field, limit=limit, hint=hint)
+    return error_from_code(
+        code, message, field=field, limit=limit, hint=hint, retry_after=retry_after
+    )
 
 
 def _error(code: int, detail: bytes) -> LoomError:
@@ -415,6 +421,8 @@ def _error(code: int, detail: bytes) -> LoomError:
         who=told.get("who"),
     )
     error.retry = told.get("retry", error.retry)
+    millis = told.get("retry_after_ms")
+    error.retry_after = None if millis is None else millis / 1000
     return error
 
 

@@ -100,6 +100,7 @@ def error_detail(error: LoomError, *, who: str | None = None) -> bytes:
         "limit": error.limit,
         "hint": error.hint,
         "who": error.who or who,
+        "retry_after_ms": None if error.retry_after is None else round(error.retry_after * 1000),
         "retry": None if error.retry == error.RETRY else error.retry,
     }
     return encode({name: value for name, value in told.items() if value is not None})

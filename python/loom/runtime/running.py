@@ -255,6 +255,7 @@ def _provide(run: Running, capability: Capability[..., Any], provider: str) -> P
             EFFECTS.index(terms.effect),
             limit,
             _capability_info(capability, provider),
+            provider,
         )
     except link.refusal as error:
         raise link.translate(error) from None

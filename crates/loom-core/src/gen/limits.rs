@@ -65,6 +65,54 @@ pub const PARKED_OFFERS: usize = 1_024;
 /// In calls: calls that wait for one provider; more would miss their deadlines.
 pub const PROVIDER_QUEUE: usize = 1_024;
 
+/// In attempts: how often one call is tried; more would be a storm of one.
+pub const CALL_ATTEMPTS: usize = 3;
+
+/// In ms: the longest pause before a second attempt, doubled after each, and the hint of EXHAUSTED.
+pub const RETRY_BASE_MS: u64 = 100;
+
+/// In s: no pause between two attempts is longer.
+pub const RETRY_CAP_SECONDS: u64 = 5;
+
+/// In percent: what retries may add to the load of one capability.
+pub const RETRY_PERCENT: usize = 10;
+
+/// In retries: retries that a capability saves up while all goes well.
+pub const RETRY_SAVED: usize = 10;
+
+/// In retries: retries that a capability has before it has been called.
+pub const RETRY_START: usize = 2;
+
+/// In calls: failures one after the other that eject a provider.
+pub const BREAKER_FAILURES: usize = 10;
+
+/// In percent: share of failures that ejects a provider.
+pub const BREAKER_PERCENT: usize = 50;
+
+/// In calls: a share of fewer calls says nothing.
+pub const BREAKER_CALLS: usize = 20;
+
+/// In ms: how far back the share looks; who is well for so long is ejected shorter next time.
+pub const BREAKER_WINDOW_MS: u64 = 10_000;
+
+/// In ms: how long a provider is ejected at first, doubled with each time.
+pub const BREAKER_OPEN_MS: u64 = 1_000;
+
+/// In ms: no ejection is longer: what is well again is found within a minute.
+pub const BREAKER_LONGEST_MS: u64 = 60_000;
+
+/// In ms: a provider's concurrency is halved at most once in so long: one bad moment is one sign.
+pub const WINDOW_HALVING_MS: u64 = 1_000;
+
+/// In tables: selection tables of one namespace.
+pub const ROUTES: usize = 1_024;
+
+/// In providers: providers that one selection table weighs.
+pub const ROUTE_PROVIDERS: usize = 64;
+
+/// In weight: the largest weight of a provider; weights count in thousandths.
+pub const ROUTE_WEIGHT: usize = 1_000;
+
 /// In chunks: initial credit of a stream: what a producer may be ahead of its reader.
 pub const STREAM_CHUNKS: usize = 64;
 /// How far [`STREAM_CHUNKS`] may be raised.

@@ -89,6 +89,7 @@ impl World {
             name,
             version: "1",
             effect,
+            provider: "app",
             concurrency: 4,
             info: b"{}",
         };
@@ -215,6 +216,7 @@ impl World {
             sender: self.root(session),
             turn: None,
             capability,
+            version: None,
             payload: Box::from(*b"{}"),
             timeout_ms: 1_000,
             key: None,
