@@ -72,18 +72,18 @@ def run(case: Case, *, rounds: int, scale: float, progress: Callable[[str], None
     for number in range(1, rounds + 1):
         samples: dict[str, Sample | None] = {}
         if case.together is not None:
-            progress(f"{case.name} {number}/{rounds}: all sides by turns")
-            samples |= _sample(case, TOGETHER, _scaled(case.sides[0], scale))
+            progress(f"{case.name} {number}/{rounds}: {TOGETHER}")
+            samples |= _sample(case, TOGETHER, _scaled(case.together.count, scale))
         else:
             for side in case.sides:
                 progress(f"{case.name} {number}/{rounds}: {side.name}")
-                samples |= _sample(case, side.name, _scaled(side, scale))
+                samples |= _sample(case, side.name, _scaled(side.count, scale))
         results.rounds.append(samples)
     return results
 
 
-def _scaled(side: Side, scale: float) -> int:
-    return max(1, round(side.count * scale))
+def _scaled(count: int, scale: float) -> int:
+    return max(1, round(count * scale))
 
 
 def _sample(case: Case, side: str, count: int) -> dict[str, Sample | None]:

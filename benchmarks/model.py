@@ -10,6 +10,7 @@ Metric: TypeAlias = Literal[
     "p99",
     "longest",
     "lost",
+    "kept",
     "time",
     "memory",
 ]
@@ -21,6 +22,7 @@ UNITS: Mapping[Metric, str] = {
     "p99": "µs",
     "longest": "ms",
     "lost": "events",
+    "kept": "%",
     "time": "ms",
     "memory": "MiB",
 }
@@ -39,11 +41,22 @@ class Side:
     """One way of doing a case's work.
 
     ``run(count)`` warms up, does the work ``count`` times, checks that all of it was done, and
-    returns its figures.
+    returns its figures; None where the case measures its sides together.
     """
 
     name: str
-    run: Callable[[int], Sample]
+    run: Callable[[int], Sample] | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """All sides of a case in one process: what disturbs one for a moment disturbs the others, too.
+
+    ``run(count)`` does what ``Side.run`` does and returns the figures by the names of the sides.
+    """
+
+    run: Callable[[int], Mapping[str, Sample]]
     count: int
 
 
@@ -82,12 +95,11 @@ class Target:
 class Case:
     """One question, the sides that answer it, and what was promised.
 
-    ``together(count)`` measures all sides in one process, by turns, where what disturbs one for a
-    moment must disturb the others; None where each has a process of its own.
+    Each side has a process of its own, but where ``together`` is given.
     """
 
     name: str
     title: str
     sides: tuple[Side, ...]
     targets: tuple[Target, ...]
-    together: Callable[[int], Mapping[str, Sample]] | None = None
+    together: Together | None = None

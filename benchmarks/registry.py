@@ -11,6 +11,7 @@ CASES = (
     "suspending",
     "fanout",
     "slow",
+    "overload",
     "request",
     "concurrent",
     "idle",

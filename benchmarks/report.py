@@ -18,6 +18,7 @@ _LABELS: Mapping[Metric, str] = {
     "p99": "P99 ",
     "longest": "its sender waited once ",
     "lost": "it lost ",
+    "kept": "handled ",
     "time": "",
     "memory": "",
 }

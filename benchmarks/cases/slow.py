@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import loom
-from benchmarks.model import Case, Metric, Sample, Side, Target
+from benchmarks.model import Case, Metric, Sample, Side, Target, Together
 from benchmarks.workload import EVENT, check, pace, percentile
 from loom.limits import AGENT_CONCURRENCY, QUEUE_ITEMS
 
@@ -136,10 +136,10 @@ CASE = Case(
     name="slow",
     title=f"emit → {QUICK} quick agents, {RATE:,.0f} events a second by timetable",
     sides=(
-        Side(name=ALONE, run=lambda count: measure(count)[ALONE], count=4_000),
-        Side(name=BESIDE, run=lambda count: measure(count)[BESIDE], count=4_000),
+        Side(name=ALONE),
+        Side(name=BESIDE),
     ),
-    together=measure,
+    together=Together(run=measure, count=4_000),
     targets=(
         Target(
             name="slow-p99",

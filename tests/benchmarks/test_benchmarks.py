@@ -5,13 +5,19 @@ import json
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import measure, report
-from benchmarks.model import Case, NotInstalledError, Side, Target
+from benchmarks import measure, report, sample
+from benchmarks.model import TOGETHER, Case, NotInstalledError, Side, Target
 from benchmarks.registry import CASES, load
 
 ALONE = "AutoGen core"  # installed for `make bench` only
-TINY = {"start": 1, "help": 1, "idle": 20, "fanout": 20, "slow": 150}  # others: 300
-SIDES = [(name, side.name) for name in CASES for side in load(name).sides if side.name != ALONE]
+TINY = {"start": 1, "help": 1, "idle": 20, "fanout": 20, "slow": 150, "overload": 1}  # others: 300
+LOADED = [load(name) for name in CASES]
+RUNS = [
+    (case.name, side.name)
+    for case in LOADED
+    for side in ([Side(name=TOGETHER)] if case.together is not None else case.sides)
+    if side.name != ALONE
+]
 
 
 def case_of(own: dict[str, float], other: dict[str, float] | None) -> measure.Results:
@@ -37,12 +43,14 @@ def case_of(own: dict[str, float], other: dict[str, float] | None) -> measure.Re
     return measure.Results(case=case, rounds=[samples])  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("case", "name"), SIDES)
-def test_each_side_does_all_of_its_work(case: str, name: str) -> None:
-    side = next(side for side in load(case).sides if side.name == name)
-    figures = side.run(TINY.get(case, 300))
-    assert figures
-    assert all(value > 0 for value in figures.values())
+@pytest.mark.parametrize(("name", "side"), RUNS)
+def test_each_side_does_all_of_its_work(name: str, side: str) -> None:
+    case = load(name)
+    told = sample.figures(case, side, TINY.get(name, 300))
+    assert list(told) == ([side] if side != TOGETHER else [side.name for side in case.sides])
+    for figures in told.values():
+        assert figures
+        assert all(float(value) > 0 for value in figures.values())
 
 
 def test_every_target_compares_sides_of_its_own_case() -> None:
