@@ -22,16 +22,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="once, with little work: shows that it runs"
     )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="do so many times the work (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print every sample as JSON")
     chosen = parser.parse_args(arguments)
     rounds = 1 if chosen.quick else chosen.rounds
     about = machine.describe()
     all_results = [
-        measure.run(case, rounds=rounds, scale=_QUICK if chosen.quick else 1.0, progress=_progress)
+        measure.run(
+            case, rounds=rounds, scale=_QUICK if chosen.quick else chosen.scale, progress=_progress
+        )
         for case in load_all(chosen.case or CASES)
     ]
     print(report.as_json(all_results, about) if chosen.json else report.as_table(all_results))
-    if chosen.case is None and not chosen.quick:
+    if chosen.case is None and not chosen.quick and chosen.scale == 1.0:
         _PAGE.parent.mkdir(exist_ok=True)
         _PAGE.write_text(report.as_page(all_results, about, rounds), encoding="utf-8")
         _progress("written to docs/benchmarks.md")

@@ -11,6 +11,7 @@ Metric: TypeAlias = Literal[
     "longest",
     "lost",
     "kept",
+    "cost",
     "time",
     "memory",
 ]
@@ -23,6 +24,7 @@ UNITS: Mapping[Metric, str] = {
     "longest": "ms",
     "lost": "events",
     "kept": "%",
+    "cost": "ns",
     "time": "ms",
     "memory": "MiB",
 }

@@ -19,6 +19,7 @@ _LABELS: Mapping[Metric, str] = {
     "longest": "its sender waited once ",
     "lost": "it lost ",
     "kept": "handled ",
+    "cost": "",
     "time": "",
     "memory": "",
 }

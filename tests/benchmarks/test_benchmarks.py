@@ -1,13 +1,19 @@
 """The benchmarks run, lose nothing, and say what they found. No test asserts a time."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import measure, report, sample
+from benchmarks.cases import core, overload
 from benchmarks.model import TOGETHER, Case, NotInstalledError, Side, Target
+from benchmarks.peers import criterion
 from benchmarks.registry import CASES, load
+
+ROOT = Path(__file__).resolve().parents[2]
 
 ALONE = "AutoGen core"  # installed for `make bench` only
 TINY = {"start": 1, "help": 1, "idle": 20, "fanout": 20, "slow": 150, "overload": 1}  # others: 300
@@ -15,6 +21,7 @@ LOADED = [load(name) for name in CASES]
 RUNS = [
     (case.name, side.name)
     for case in LOADED
+    if case.name != "core"  # builds the engine with optimisation: for `make bench`, too
     for side in ([Side(name=TOGETHER)] if case.together is not None else case.sides)
     if side.name != ALONE
 ]
@@ -51,6 +58,43 @@ def test_each_side_does_all_of_its_work(name: str, side: str) -> None:
     for figures in told.values():
         assert figures
         assert all(float(value) > 0 for value in figures.values())
+
+
+def test_the_median_of_a_bench_is_read_from_what_it_leaves(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    told = {"mean": {"point_estimate": 9.0}, "median": {"point_estimate": 412.5}}
+    (tmp_path / "new" / "estimates.json").write_text(json.dumps(told), encoding="utf-8")
+    assert criterion.read(tmp_path) == 412.5
+
+
+def test_a_bench_without_cargo_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NotInstalledError):
+        criterion.nanoseconds(1, core.PUBLISH)
+
+
+@pytest.mark.parametrize(
+    ("windows", "seconds"),
+    [
+        ("ggggg", 0.25),
+        ("bgggg", 0.5),
+        ("gbggg", 0.75),
+        ("bgbgg", 1.0),
+        ("ggggb", math.inf),
+        ("bbbbb", math.inf),
+    ],
+)
+def test_goodput_is_back_when_it_stays(windows: str, seconds: float) -> None:
+    good = [window == "g" for window in windows for _ in range(100)]
+    assert overload.seconds_until_back(good, 400, 1.0) == seconds
+
+
+def test_goodput_is_back_at_95_of_100_that_were_good_before() -> None:
+    almost = [number >= 5 for number in range(100)] * 4
+    assert overload.seconds_until_back(almost, 400, 1.0) == 0.25
+    assert overload.seconds_until_back([False, *almost[1:]], 400, 0.9) == 0.25
+    fewer = [number >= 6 for number in range(100)] * 4
+    assert overload.seconds_until_back(fewer, 400, 1.0) == math.inf
 
 
 def test_every_target_compares_sides_of_its_own_case() -> None:
