@@ -1,11 +1,9 @@
 //! Offers that wait for room: as a whole, in the order they came, at most `batched_wait`.
 
-use smallvec::SmallVec;
-
 use crate::arena::{SessionId, SubId, Ticket};
 use crate::bus::{Plan, Targets};
 use crate::core::{Core, Todo, Wanted};
-use crate::envelope::Qos;
+use crate::envelope::{Envelope, Qos};
 use crate::error::{Error, Result};
 use crate::notice::Notice;
 use crate::ticket::{Stage, Waiting};
@@ -30,6 +28,7 @@ impl Core {
             seq,
             until,
             listed: Targets::new(),
+            last: None,
         };
         let ticket = self.enter_ticket(Waiting {
             session,
@@ -50,47 +49,63 @@ impl Core {
     }
 
     /// Puts a parked offer into the lists of those it waits for; `false` if it waits for nobody.
+    ///
+    /// Each of many receivers that makes room asks for this: as long as the one that was found last still has none,
+    /// nothing has changed, and nobody else is looked at.
     fn list(&mut self, ticket: Ticket) -> bool {
         let Some(waiting) = self.tickets.get(ticket) else {
             return false;
         };
-        let Stage::Parked { seq, listed, .. } = &waiting.stage else {
+        let Stage::Parked { seq, last, .. } = &waiting.stage else {
             return false;
         };
-        let seq = *seq;
-        let env = &waiting.plan.env;
-        let mut blocking: SmallVec<[SubId; 4]> = SmallVec::new();
-        for target in &waiting.plan.targets {
-            let Some(sub) = self.subs.get(*target) else {
-                continue;
-            };
-            if sub.is_deaf() || sub.class(env.qos) == Qos::Realtime {
-                continue;
-            }
-            let behind = sub.parked.front().is_some_and(|(first, _)| *first < seq);
-            // Who lags needs no room, but keeps the order of those that wait.
-            let room = sub.lagging || sub.has_room(env, &self.limits);
-            if behind || !room {
-                blocking.push(*target);
-            }
+        let (seq, env) = (*seq, &waiting.plan.env);
+        if last.is_some_and(|last| self.has_to_wait(last, seq, env)) {
+            return true;
         }
-        let new: Targets = blocking
+        let blocking = |target: &&SubId| self.has_to_wait(**target, seq, env);
+        let blocking: Targets = waiting
+            .plan
+            .targets
             .iter()
+            .filter(blocking)
             .copied()
-            .filter(|sub| !listed.contains(sub))
             .collect();
-        for target in &new {
-            if let Some(sub) = self.subs.get_mut(*target) {
+        let last = blocking.last().copied();
+        let mut new = Targets::new();
+        for target in blocking {
+            if let Some(sub) = self.subs.get_mut(target) {
                 let place = sub.parked.partition_point(|(other, _)| *other < seq);
-                sub.parked.insert(place, (seq, ticket));
+                if sub.parked.get(place).is_none_or(|(at, _)| *at != seq) {
+                    sub.parked.insert(place, (seq, ticket));
+                    new.push(target);
+                }
             }
         }
         if let Some(waiting) = self.tickets.get_mut(ticket)
-            && let Stage::Parked { listed, .. } = &mut waiting.stage
+            && let Stage::Parked {
+                listed,
+                last: found,
+                ..
+            } = &mut waiting.stage
         {
             listed.extend(new);
+            *found = last;
         }
-        !blocking.is_empty()
+        last.is_some()
+    }
+
+    /// Whether the parked offer of this number cannot go to that subscription yet.
+    fn has_to_wait(&self, target: SubId, seq: u64, env: &Envelope) -> bool {
+        let Some(sub) = self.subs.get(target) else {
+            return false;
+        };
+        if sub.is_deaf() || sub.class(env.qos) == Qos::Realtime {
+            return false;
+        }
+        let behind = sub.parked.front().is_some_and(|(first, _)| *first < seq);
+        // Who lags needs no room, but keeps the order of those that wait.
+        behind || !(sub.lagging || sub.has_room(env, &self.limits))
     }
 
     /// Takes a parked offer out of the lists it stands in; those behind it may go now.
@@ -98,7 +113,10 @@ impl Core {
         let Some(waiting) = self.tickets.get_mut(ticket) else {
             return;
         };
-        let Stage::Parked { seq, until, listed } = &mut waiting.stage else {
+        let Stage::Parked {
+            seq, until, listed, ..
+        } = &mut waiting.stage
+        else {
             return;
         };
         let (seq, until, listed) = (*seq, *until, std::mem::take(listed));

@@ -4,7 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use crate::arena::{SessionId, Ticket};
+use crate::arena::{SessionId, SubId, Ticket};
 use crate::bus::{Plan, Targets};
 use crate::core::Core;
 use crate::envelope::{Envelope, Position, Qos};
@@ -21,11 +21,13 @@ pub(crate) struct Waiting {
 }
 
 pub(crate) enum Stage {
-    /// Waits for room: its place among all parked ones, its end, and whose lists it stands in.
+    /// Waits for room: its place among all parked ones, its end, whose lists it stands in, and which of these was
+    /// the last that had no room.
     Parked {
         seq: u64,
         until: Nanos,
         listed: Targets,
+        last: Option<SubId>,
     },
     /// With the log; the answer waits for those before it.
     Logging {

@@ -285,6 +285,39 @@ fn only_so_many_offers_of_a_session_wait() {
 }
 
 #[test]
+fn an_offer_for_many_goes_when_the_last_of_them_has_room_and_keeps_its_place() {
+    for a in 0..3 {
+        for b in (0..3).filter(|b| *b != a) {
+            goes_when_freed(a, b, 3 - a - b);
+        }
+    }
+}
+
+/// Three full agents take what they have in this order; behind the offer for all waits one for each of the first two.
+fn goes_when_freed(first: usize, second: usize, third: usize) {
+    let mut w = World::with(small(1));
+    let s = w.session();
+    let own = ["own.a", "own.b", "own.c"];
+    let agents = own.map(|topic| w.agent(s, &topic[4..], &["all", topic]));
+    w.emit(s, "all");
+    let publish = w.publish(s, "all");
+    let ticket = parked(w.offer(s, publish).unwrap());
+    for freed in [first, second] {
+        assert!(w.take(s, agents[freed]).is_some());
+        let publish = w.publish(s, own[freed]);
+        parked(w.offer(s, publish).unwrap());
+        assert!(w.seen(s).accepted.is_empty(), "it waits for the others");
+    }
+    assert!(w.take(s, agents[third]).is_some());
+    let accepted = w.seen(s).accepted;
+    assert_eq!(accepted.len(), 1);
+    assert_eq!(accepted[0].0, ticket);
+    assert_eq!(w.run(s, agents[first]), ["all", own[first]]);
+    assert_eq!(w.run(s, agents[second]), ["all", own[second]]);
+    assert_eq!(w.run(s, agents[third]), ["all"]);
+}
+
+#[test]
 fn offers_that_wait_go_on_when_who_blocked_them_is_removed() {
     let mut w = World::with(small(1));
     let s = w.session();
