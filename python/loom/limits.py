@@ -64,6 +64,14 @@ STATES: Final = 100_000
 DRAIN_BATCH: Final = 256
 TURN_BATCH: Final = 256
 STOP_SECONDS: Final = 10
+FANOUT_TARGETS: Final = 1_024
+FANIN_EVENTS: Final = 1_024
+BARRIER_MEMBERS: Final = 256
+BARRIER_WAITING: Final = 1_000
+BARRIERS: Final = 1_024
+BARRIER_KEPT_SECONDS: Final = 600
+CONTRACT_BIDS: Final = 1_024
+CONTRACTS_OPEN: Final = 1_024
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -359,5 +367,53 @@ LIMITS: Final[Mapping[str, Limit]] = {
         STOP_SECONDS,
         STOP_SECONDS,
         "how long a graceful stop waits for turns under way",
+    ),
+    "fanout_targets": Limit(
+        "targets",
+        FANOUT_TARGETS,
+        FANOUT_TARGETS,
+        "requests and calls that one fanout makes at once",
+    ),
+    "fanin_events": Limit(
+        "events",
+        FANIN_EVENTS,
+        FANIN_EVENTS,
+        "what one fanin keeps while it waits for enough",
+    ),
+    "barrier_members": Limit(
+        "members",
+        BARRIER_MEMBERS,
+        BARRIER_MEMBERS,
+        "each member is told of all, so the cost is their square",
+    ),
+    "barrier_waiting": Limit(
+        "members",
+        BARRIER_WAITING,
+        BARRIER_WAITING,
+        "members that wait at the barriers of one app; each holds a turn of the coordinator",
+    ),
+    "barriers": Limit(
+        "outcomes",
+        BARRIERS,
+        BARRIERS,
+        "outcomes that are kept for members who come late",
+    ),
+    "barrier_kept_seconds": Limit(
+        "s",
+        BARRIER_KEPT_SECONDS,
+        BARRIER_KEPT_SECONDS,
+        "how long an outcome is kept for members who come late",
+    ),
+    "contract_bids": Limit(
+        "bids",
+        CONTRACT_BIDS,
+        CONTRACT_BIDS,
+        "bids and refusals that one contract keeps",
+    ),
+    "contracts_open": Limit(
+        "contracts",
+        CONTRACTS_OPEN,
+        CONTRACTS_OPEN,
+        "contracts in which one contractor has a bid; it declines others until one is closed",
     ),
 }

@@ -150,3 +150,27 @@ pub const TURN_BATCH: usize = 256;
 
 /// In s: how long a graceful stop waits for turns under way.
 pub const STOP_SECONDS: u64 = 10;
+
+/// In targets: requests and calls that one fanout makes at once.
+pub const FANOUT_TARGETS: usize = 1_024;
+
+/// In events: what one fanin keeps while it waits for enough.
+pub const FANIN_EVENTS: usize = 1_024;
+
+/// In members: each member is told of all, so the cost is their square.
+pub const BARRIER_MEMBERS: usize = 256;
+
+/// In members: members that wait at the barriers of one app; each holds a turn of the coordinator.
+pub const BARRIER_WAITING: usize = 1_000;
+
+/// In outcomes: outcomes that are kept for members who come late.
+pub const BARRIERS: usize = 1_024;
+
+/// In s: how long an outcome is kept for members who come late.
+pub const BARRIER_KEPT_SECONDS: u64 = 600;
+
+/// In bids: bids and refusals that one contract keeps.
+pub const CONTRACT_BIDS: usize = 1_024;
+
+/// In contracts: contracts in which one contractor has a bid; it declines others until one is closed.
+pub const CONTRACTS_OPEN: usize = 1_024;

@@ -1,0 +1,73 @@
+"""One deadline for all that a primitive waits for, on the engine's clock."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from loom.context import Context
+from loom.errors import InvalidParams
+from loom.limits import TIMEOUT_MS_MAX
+
+_HERE = 0.002  # seconds before the deadline in which it counts as reached: the engine counts in ms
+
+
+class Deadline:
+    """When a primitive ends: ``timeout`` seconds from now, or with the turn it is part of."""
+
+    def __init__(self, ctx: Context[Any], timeout: float) -> None:
+        check_seconds(timeout, "timeout")
+        self._ctx = ctx
+        self.at = ctx.monotonic() + timeout
+        if ctx.deadline is not None:
+            self.at = min(self.at, ctx.deadline)
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, 0 when it is over."""
+        return max(0.0, self.at - self._ctx.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been reached."""
+        return self.left <= _HERE
+
+    async def ends(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Run ``work`` until it ends or time is up; tell whether it has ended."""
+        return await ends_within(self._ctx, self.left, work)
+
+
+def check_seconds(timeout: float, field: str) -> None:
+    """Refuse what is no time to wait.
+
+    Raises:
+        InvalidParams: it is no number of seconds in the limits.
+    """
+    if not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
+        raise InvalidParams(
+            f"a {field} of {timeout!r} is not a number", field=field, hint="give seconds"
+        )
+    if not 0 < timeout * 1000 <= TIMEOUT_MS_MAX:
+        raise InvalidParams(
+            f"a {field} of {timeout} s is out of range",
+            field=field,
+            limit="timeout_ms_max",
+            hint="give seconds, greater than 0",
+        )
+
+
+async def ends_within(
+    ctx: Context[Any], seconds: float, work: Callable[[], Awaitable[None]]
+) -> bool:
+    """Run ``work`` for at most ``seconds`` of the engine's clock; tell whether it has ended.
+
+    It gets one step even if there is no time: what is there already is taken.
+    """
+
+    async def worked() -> bool:
+        await work()
+        return True
+
+    async def slept() -> bool:
+        await ctx.sleep(seconds)
+        return False
+
+    return await ctx.race(worked(), slept())
