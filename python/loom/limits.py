@@ -54,6 +54,17 @@ ROUTE_WEIGHT: Final = 1_000
 STREAM_CHUNKS: Final = 64
 STREAM_CHUNKS_MAX: Final = 1_024
 TOPIC_CACHE: Final = 8_192
+TOPICS_KEPT: Final = 256
+TOPICS_KEPT_MAX: Final = 8_192
+TOPIC_IDLE_MS: Final = 60_000
+TOPIC_IDLE_MS_MAX: Final = 3_600_000
+FANOUT: Final = 10_000
+RUN_EVENTS: Final = 100_000
+RUN_EVENTS_MAX: Final = 10_000_000
+RUN_WINDOW_MS: Final = 60_000
+RUN_WINDOW_MS_MAX: Final = 3_600_000
+RUNS: Final = 65_536
+RUNS_MAX: Final = 1_048_576
 REGISTRATIONS: Final = 100_000
 ERROR_DETAIL_BYTES: Final = 4_096
 INFO_BYTES: Final = 65_536
@@ -306,7 +317,43 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "topics",
         TOPIC_CACHE,
         TOPIC_CACHE,
-        "routes that are kept ready; a system with more topics matches again",
+        "topics that are known, each with its route and its books; more are matched again, and counted together",
+    ),
+    "topics_kept": Limit(
+        "topics",
+        TOPICS_KEPT,
+        TOPICS_KEPT_MAX,
+        "topics that stay known though nobody uses them, so that a quiet system still shows its figures",
+    ),
+    "topic_idle_ms": Limit(
+        "ms",
+        TOPIC_IDLE_MS,
+        TOPIC_IDLE_MS_MAX,
+        "after this time unused, a topic is forgotten and counted among the others, as long as more are known than are kept",
+    ),
+    "fanout": Limit(
+        "deliveries",
+        FANOUT,
+        FANOUT,
+        "one event must not hold the engine for longer than a few milliseconds",
+    ),
+    "run_events": Limit(
+        "events",
+        RUN_EVENTS,
+        RUN_EVENTS_MAX,
+        "what follows from one root event within a run window; agents that feed each other stop here",
+    ),
+    "run_window_ms": Limit(
+        "ms",
+        RUN_WINDOW_MS,
+        RUN_WINDOW_MS_MAX,
+        "the time over which the events of a run are counted",
+    ),
+    "runs": Limit(
+        "runs",
+        RUNS,
+        RUNS_MAX,
+        "runs whose events are counted at once; those that are idle are forgotten first",
     ),
     "registrations": Limit(
         "registrations",

@@ -56,6 +56,10 @@ key!(
     pub(crate) ProviderId
 );
 key!(
+    /// One topic that is known; 0 stands for all others.
+    pub(crate) TopicId
+);
+key!(
     /// Subscriptions that share one stream of events.
     pub(crate) GroupId
 );
@@ -176,6 +180,18 @@ impl<K: Key, T> Arena<K, T> {
                 .slots
                 .get(index)
                 .is_some_and(|slot| slot.generation > generation)
+    }
+
+    /// How many slots there are, used or not.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// What lives in this slot.
+    pub(crate) fn at(&self, index: usize) -> Option<(K, &T)> {
+        let slot = self.slots.get(index)?;
+        let key = K::from_raw(join(slot.generation, index as u64));
+        slot.value.as_ref().map(|value| (key, value))
     }
 
     /// All that live, in the order of their slots.

@@ -1,9 +1,13 @@
 //! Holds the books against the queues: what the counters say, and what walking finds.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use crate::arena::SubId;
+use crate::arena::{SubId, TopicId};
+use crate::books::TopicBooks;
 use crate::core::{Core, Holding};
+use crate::envelope::Envelope;
 use crate::stats::Gauges;
 use crate::subscription::Subscription;
 
@@ -43,7 +47,9 @@ impl Core {
             .iter()
             .map(|(id, sub)| self.audit_one(id, sub))
             .collect();
-        let balanced = subscriptions.iter().all(|sub| sub.balanced) && self.waits_balance();
+        let balanced = subscriptions.iter().all(|sub| sub.balanced)
+            && self.topics_balance()
+            && self.waits_balance();
         Audit {
             balanced,
             subscriptions,
@@ -58,7 +64,7 @@ impl Core {
             .iter()
             .filter(|(_, lease)| matches!(lease.holding, Holding::Turn { sub, .. } if sub == id));
         let held = held.count();
-        let books = &sub.books;
+        let books = sub.books.total();
         let sum =
             books.delivered + held as u64 + items as u64 + books.expired + books.dropped.total();
         let same = items == sub.lanes.items()
@@ -82,10 +88,33 @@ impl Core {
         }
     }
 
+    /// The law for each topic and for all others together, with what walking the queues and leases finds.
+    fn topics_balance(&self) -> bool {
+        let mut held: BTreeMap<TopicId, (usize, u64)> = BTreeMap::new();
+        let known = |env: &Envelope| match self.topics.get(env.books) {
+            Some(_) => env.books,
+            None => TopicId(0),
+        };
+        for env in self.subs.iter().flat_map(|(_, sub)| sub.lanes.queued()) {
+            held.entry(known(env)).or_default().0 += 1;
+        }
+        for (_, lease) in self.leases.iter() {
+            if matches!(lease.holding, Holding::Turn { .. }) {
+                held.entry(known(&lease.env)).or_default().1 += 1;
+            }
+        }
+        let mut all = self.topics.iter().map(|(id, topic)| (id, &topic.books));
+        let is_true = |(id, books): (TopicId, &TopicBooks)| {
+            let (queued, leased) = held.get(&id).copied().unwrap_or_default();
+            let sum = books.delivered + leased + books.expired + books.dropped.total();
+            books.queued == queued && books.matched == sum + queued as u64
+        };
+        all.all(is_true) && is_true((TopicId(0), &self.topics.other))
+    }
+
     /// Each call and request that was started has ended once, or is open.
     fn waits_balance(&self) -> bool {
-        let stats = self.stats();
-        [stats.calls, stats.requests].iter().all(|waits| {
+        self.waits().iter().all(|waits| {
             let ended =
                 waits.ok + waits.error + waits.timeout + waits.cancelled + waits.indeterminate;
             waits.started == ended + waits.pending

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::arena::{CallId, GroupId, LeaseId, SessionId, SubId};
-use crate::books::Reason;
+use crate::arena::{CallId, GroupId, LeaseId, SessionId, SubId, TopicId};
+use crate::books::{Fates, Reason};
 use crate::core::{Core, Holding, Todo};
 use crate::envelope::{Envelope, Extra, Origin, Qos};
 use crate::error::{Code, Detail, Error, Result};
@@ -16,10 +16,14 @@ use crate::notice::{Notice, Offer, Receipt};
 use crate::planted::Planted;
 use crate::report::EngineEvent;
 use crate::request::Failure;
-use crate::space::{Route, SpaceId, Target};
+use crate::space::SpaceId;
 use crate::time::{Moment, Nanos};
 use crate::timers::Timer;
 use crate::topic::{check_thread, check_topic};
+use crate::topics::Target;
+
+/// Topics that one tick looks at to forget those that are idle.
+const SWEPT: usize = 1_024;
 
 pub(crate) type Targets = SmallVec<[SubId; 4]>;
 
@@ -63,6 +67,14 @@ pub(crate) struct Plan {
     pub(crate) call: Option<CallId>,
 }
 
+/// What became of an event at one of those it is for.
+enum Fate {
+    Queued,
+    Lost,
+    /// It went after the event was aimed at it.
+    Unheard,
+}
+
 /// Whether there is room for a plan.
 pub(crate) enum Verdict {
     Room,
@@ -77,14 +89,15 @@ impl Core {
     /// turn of another session; `EXHAUSTED` for hops, and where there is no room and the class does not wait.
     pub fn offer(&mut self, session: SessionId, publish: Publish<'_>, at: Moment) -> Result<Offer> {
         let source = self.source(session, publish.sender, publish.turn)?;
-        let route = self.read_topic(source.space, publish.topic)?;
+        self.topics.now = at.now;
+        let (topic, name) = self.read_topic(source.space, publish.topic)?;
         if publish.durable && publish.qos == Qos::Realtime {
             return Err(
                 Error::invalid("qos", "a realtime event cannot be durable").hint("use batched")
             );
         }
         let draft = Draft {
-            topic: Arc::clone(&route.topic),
+            topic: name,
             payload: publish.payload,
             qos: publish.qos,
             options: publish.options,
@@ -93,8 +106,10 @@ impl Core {
         };
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
         let eager = publish.eager;
-        let env = Arc::new(self.compose(source, draft, at)?);
-        let targets = self.pick(&route, env.lane());
+        let mut env = self.compose(source, draft, at)?;
+        env.books = topic;
+        let env = Arc::new(env);
+        let targets = self.pick(topic, env.lane());
         let plan = Plan {
             env,
             targets,
@@ -163,34 +178,85 @@ impl Core {
         })
     }
 
-    /// The route of a topic that a user may publish to.
-    pub(crate) fn read_topic(&mut self, space: SpaceId, topic: &str) -> Result<Arc<Route>> {
-        let route = self.route(space, topic)?;
+    /// A topic that a user may publish to.
+    pub(crate) fn read_topic(
+        &mut self,
+        space: SpaceId,
+        topic: &str,
+    ) -> Result<(TopicId, Arc<str>)> {
+        let found = self.topic(space, topic)?;
         if topic.starts_with("loom.") || topic == "loom" {
             let message = format!("{topic:?} is the engine's own; only it publishes under loom.>");
             return Err(Error::new(Code::Denied, message).field("topic"));
         }
-        Ok(route)
+        Ok(found)
     }
 
-    /// Whom a topic is for; a warm one costs one look-up.
-    pub(crate) fn route(&mut self, space: SpaceId, topic: &str) -> Result<Arc<Route>> {
-        let most = self.limits.topic_cache;
-        let Some(found) = self.spaces.get_mut(space.0 as usize) else {
+    /// A topic with those it is for; a warm one costs one look-up.
+    pub(crate) fn topic(&mut self, space: SpaceId, topic: &str) -> Result<(TopicId, Arc<str>)> {
+        let Some(found) = self.spaces.get(space.0 as usize) else {
             return Err(Error::new(Code::Internal, "there is no such namespace"));
         };
-        if let Some(route) = found.routes.find(topic, most) {
-            return Ok(route);
+        let version = found.version;
+        let known = found.topics.get_key_value(topic);
+        let (id, name) = if let Some((name, id)) = known {
+            let (id, name) = (*id, Arc::clone(name));
+            if self.topics.touch(id) == Some(version) {
+                return Ok((id, name));
+            }
+            (id, name)
+        } else {
+            check_topic(topic, &self.limits)?;
+            self.enter_topic(space, topic)
+        };
+        let targets = self.find_targets(space, topic);
+        if let Some(topic) = self.topics.get_mut(id) {
+            topic.targets = targets;
+            topic.version = version;
         }
-        check_topic(topic, &self.limits)?;
-        let route = Arc::new(Route {
-            topic: topic.into(),
-            targets: self.find_targets(space, topic),
-        });
+        Ok((id, name))
+    }
+
+    /// Keeps a topic that was not known; a full table forgets one that was not used for long.
+    fn enter_topic(&mut self, space: SpaceId, topic: &str) -> (TopicId, Arc<str>) {
+        if self.topics.len() >= self.limits.topic_cache
+            && let Some(oldest) = self.topics.oldest()
+        {
+            self.forget_topic(oldest);
+        }
+        let name: Arc<str> = topic.into();
+        let id = self.topics.enter(space, Arc::clone(&name));
         if let Some(found) = self.space_mut(space) {
-            found.routes.keep(Arc::clone(&route), most);
+            found.topics.insert(Arc::clone(&name), id);
         }
-        Ok(route)
+        (id, name)
+    }
+
+    fn forget_topic(&mut self, id: TopicId) {
+        let Some(topic) = self.topics.fold(id) else {
+            return;
+        };
+        if let Some(space) = self.space_mut(topic.space) {
+            space.topics.remove(&topic.name);
+            if space.topics.len() < space.topics.capacity() / 4 {
+                space.topics.shrink_to(space.topics.len() * 2);
+            }
+        }
+    }
+
+    /// Forgets some of the topics that nobody has used for a minute, down to those that are kept anyway.
+    pub(crate) fn forget_idle(&mut self, now: Nanos) {
+        self.topics.now = now;
+        let kept = self.limits.topics_kept;
+        let surplus = self.topics.len().saturating_sub(kept);
+        if surplus == 0 {
+            return;
+        }
+        let since = Nanos(now.0.saturating_sub(self.limits.topic_idle_ms * 1_000_000));
+        let idle = self.topics.idle(since, SWEPT);
+        for topic in idle.into_iter().take(surplus) {
+            self.forget_topic(topic);
+        }
     }
 
     /// Matches a topic: streams one by one, members of a group together.
@@ -219,10 +285,23 @@ impl Core {
         targets
     }
 
-    /// Chooses one member of each group.
-    pub(crate) fn pick(&mut self, route: &Route, lane: &Ident) -> Targets {
+    /// Whom an event of this topic goes to: all streams, and one member of each group.
+    pub(crate) fn pick(&mut self, topic: TopicId, lane: &Ident) -> Targets {
+        let Some(found) = self.topics.get_mut(topic) else {
+            return Targets::new();
+        };
+        // Taken out while groups are asked, so that nothing is copied.
+        let targets = std::mem::take(&mut found.targets);
+        let picked = self.pick_of(&targets, lane);
+        if let Some(found) = self.topics.get_mut(topic) {
+            found.targets = targets;
+        }
+        picked
+    }
+
+    pub(crate) fn pick_of(&mut self, targets: &[Target], lane: &Ident) -> Targets {
         let mut picked = Targets::new();
-        for target in &route.targets {
+        for target in targets {
             match target {
                 Target::One(sub) => picked.push(*sub),
                 Target::Group(_, members) if members.len() == 1 => {
@@ -292,6 +371,7 @@ impl Core {
             qos: draft.qos,
             extra: None,
             position: None,
+            books: TopicId(0),
         };
         if let Some(stamp) = source.stamp {
             env.thread = stamp.thread;
@@ -507,11 +587,23 @@ impl Core {
 
     /// Puts an event into all its queues: the same code whether it was logged, had waited, or went at once.
     pub(crate) fn apply(&mut self, plan: &Plan, at: Moment) -> Receipt {
-        self.totals.published += 1;
-        self.totals.count_qos(plan.env.qos);
+        self.totals.count_published(plan.env.qos);
+        let count = plan.targets.len();
+        let books = self.topics.books(plan.env.books);
+        books.published += 1;
+        // Room is counted for all at once, and given back where there was none.
+        books.queued += count;
+        let mut fates = Fates::default();
         for target in &plan.targets {
-            self.enqueue(*target, &plan.env, at);
+            match self.enqueue(*target, &plan.env, at) {
+                Fate::Queued => fates.queued += 1,
+                Fate::Lost => fates.lost += 1,
+                Fate::Unheard => {}
+            }
         }
+        let books = self.topics.books(plan.env.books);
+        books.queued -= count - fates.queued;
+        books.join(fates);
         Receipt {
             id: plan.env.id,
             matched: plan.targets.len(),
@@ -520,29 +612,30 @@ impl Core {
     }
 
     /// Puts an event into one queue, or counts why not.
-    pub(crate) fn enqueue(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) {
+    fn enqueue(&mut self, id: SubId, env: &Arc<Envelope>, at: Moment) -> Fate {
         let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.is_deaf()) else {
             self.decline_for(id, env, None);
-            return;
+            return Fate::Unheard;
         };
-        sub.books.matched += 1;
-        let realtime = sub.class(env.qos) == Qos::Realtime;
-        if !realtime && sub.lagging {
-            return self.lose(id, env, Reason::Lagging, at);
-        }
-        let mut room = sub.has_room(env, &self.limits);
+        sub.books.class(env.qos).matched += 1;
+        let class = sub.class(env.qos);
+        let realtime = class == Qos::Realtime;
+        let lags = !realtime && sub.lagging;
+        let mut room = !lags && sub.has_room(env, &self.limits);
         if !room && realtime {
             room = self.make_room(id, env, at);
         }
-        if !room {
-            let reason = if realtime {
-                Reason::Overflow
-            } else {
-                Reason::Lagging
-            };
-            return self.lose(id, env, reason, at);
+        if room {
+            self.push(id, env, realtime, at);
+            return Fate::Queued;
         }
-        self.push(id, env, realtime, at);
+        let reason = if realtime {
+            Reason::Overflow
+        } else {
+            Reason::Lagging
+        };
+        self.lose(id, env, reason, at);
+        Fate::Lost
     }
 
     /// Drops the oldest realtime events until there is room.
@@ -561,7 +654,7 @@ impl Core {
             let Some((lane, item)) = sub.lanes.remove_oldest_realtime() else {
                 return false;
             };
-            self.untime(id, lane, &item);
+            self.leaves_queue(id, lane, &item);
             self.lose(id, &item.env, Reason::Overflow, at);
         }
     }
@@ -578,6 +671,9 @@ impl Core {
             sub.lanes.hurry(lane);
         }
         sub.books.high_water = sub.books.high_water.max(sub.lanes.items());
+        let queued = sub.lanes.items_of(env.qos);
+        let class = sub.books.class(env.qos);
+        class.high_water = class.high_water.max(queued);
         if let Some(expires) = env.expires {
             self.timers.add(expires, Timer::Event(id, lane, seq));
         }
@@ -600,6 +696,12 @@ impl Core {
         }
     }
 
+    /// Counts an event out of its queue, and takes back its timer.
+    pub(crate) fn leaves_queue(&mut self, sub: SubId, lane: u32, item: &Item) {
+        self.topics.books(item.env.books).queued -= 1;
+        self.untime(sub, lane, item);
+    }
+
     /// Takes back the timer of an event that leaves its queue.
     pub(crate) fn untime(&mut self, sub: SubId, lane: u32, item: &Item) {
         if let Some(expires) = item.env.expires {
@@ -610,13 +712,14 @@ impl Core {
 
     /// Counts a loss, says so at most once a second, and declines what was asked with the event.
     pub(crate) fn lose(&mut self, id: SubId, env: &Arc<Envelope>, reason: Reason, at: Moment) {
-        self.totals.dropped.add(reason);
         let mut told = None;
         if self.has(Planted::UncountedLoss) && reason == Reason::Overflow {
             return;
         }
+        self.topics.books(env.books).dropped.add(reason);
         if let Some(sub) = self.subs.get_mut(id) {
-            let count = sub.books.dropped.add(reason);
+            sub.books.class(env.qos).dropped.add(reason);
+            let count = sub.books.lost(reason);
             let due = sub.books.told.get_mut(reason as usize);
             if !env.is_of_engine()
                 && let Some(last) = due
@@ -670,6 +773,7 @@ impl Core {
             return;
         };
         if let Some(item) = sub.lanes.remove(lane, seq) {
+            self.leaves_queue(id, lane, &item);
             self.expire(id, &item.env, at);
             self.made_room(id);
             self.flush(at);
@@ -683,9 +787,9 @@ impl Core {
         if let Some(call) = env.reply_to {
             self.end_if_over(call, at);
         }
-        self.totals.expired += 1;
+        self.topics.books(env.books).expired += 1;
         if let Some(sub) = self.subs.get_mut(id) {
-            sub.books.expired += 1;
+            sub.books.class(env.qos).expired += 1;
         }
         self.decline_for(id, env, None);
     }
@@ -705,7 +809,7 @@ impl Core {
 
     /// Publishes what the engine has to say: realtime, so that it never waits.
     pub(crate) fn publish_own(&mut self, event: EngineEvent, at: Moment) {
-        let Ok(route) = self.route(event.space, &event.topic) else {
+        let Ok((topic, name)) = self.topic(event.space, &event.topic) else {
             return;
         };
         let id = self.ids.mint(at.wall_ms);
@@ -715,7 +819,7 @@ impl Core {
         let hop = cause.map_or(0, |cause| cause.hop.saturating_add(1).min(most));
         let env = Arc::new(Envelope {
             id,
-            topic: Arc::clone(&route.topic),
+            topic: name,
             payload: event.payload.into(),
             origin: event.origin,
             thread: cause.map_or(Ident::Uuid(id), |cause| cause.thread.clone()),
@@ -732,8 +836,9 @@ impl Core {
             qos: Qos::Realtime,
             extra: None,
             position: None,
+            books: topic,
         });
-        let targets = self.pick(&route, env.lane());
+        let targets = self.pick(topic, env.lane());
         self.apply(
             &Plan {
                 env,

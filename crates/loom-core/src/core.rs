@@ -22,6 +22,7 @@ use crate::subscription::{Group, Subscription};
 use crate::ticket::Waiting;
 use crate::time::{Moment, Nanos};
 use crate::timers::{Timer, Timers};
+use crate::topics::Topics;
 
 /// What a handle stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,7 @@ pub struct Core {
     pub(crate) limits: Limits,
     pub(crate) ids: Ids,
     pub(crate) spaces: Vec<Space>,
+    pub(crate) topics: Topics,
     pub(crate) space_index: FxHashMap<Arc<str>, SpaceId>,
     pub(crate) sessions: Arena<SessionId, Session>,
     pub(crate) handles: Arena<Handle, Registration>,
@@ -124,6 +126,7 @@ impl Core {
             limits,
             ids: Ids::new(seed),
             spaces: Vec::new(),
+            topics: Topics::new(),
             space_index: FxHashMap::default(),
             sessions: Arena::new(),
             handles: Arena::new(),
@@ -163,6 +166,7 @@ impl Core {
     ///
     /// Returns when there is more to end; a moment that is not later than `at.now` asks for another call at once.
     pub fn tick(&mut self, at: Moment) -> Option<Nanos> {
+        self.forget_idle(at.now);
         self.flush(at);
         for _ in 0..TICKS {
             let Some(timer) = self.timers.pop(at.now) else {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::arena::CallId;
+use crate::arena::{CallId, TopicId};
 use crate::error::{Error, Result};
 use crate::ident::Ident;
 use crate::time::Nanos;
@@ -20,6 +20,18 @@ pub enum Qos {
 }
 
 impl Qos {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Realtime, Self::Batched, Self::Background];
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Realtime => "realtime",
+            Self::Batched => "batched",
+            Self::Background => "background",
+        }
+    }
+
     /// Its number, as it crosses languages.
     pub const fn number(self) -> u8 {
         self as u8
@@ -163,6 +175,8 @@ pub struct Envelope {
     pub extra: Option<Box<Extra>>,
     /// Where the log put it.
     pub position: Option<Position>,
+    /// Whose books it is counted in.
+    pub(crate) books: TopicId,
 }
 
 impl Envelope {

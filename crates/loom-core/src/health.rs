@@ -108,7 +108,7 @@ impl Core {
         for filter in &sub.filters {
             space.trie.insert(filter, id);
         }
-        space.routes.clear();
+        space.version += 1;
     }
 
     /// Takes its filters back: from now on it hears nothing.
@@ -120,7 +120,7 @@ impl Core {
         for filter in &sub.filters {
             space.trie.remove(filter, id);
         }
-        space.routes.clear();
+        space.version += 1;
     }
 
     /// Drops all that is queued, and lets those go who wait for room: `queue_items` and `parked_offers` bound it.
@@ -132,7 +132,7 @@ impl Core {
         let items = sub.lanes.clear();
         sub.lagging = false;
         for (lane, item) in items {
-            self.untime(id, lane, &item);
+            self.leaves_queue(id, lane, &item);
             self.lose(id, &item.env, reason, at);
         }
         self.todo

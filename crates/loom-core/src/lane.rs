@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Qos};
 use crate::ident::Ident;
 use crate::time::Nanos;
 
@@ -37,6 +37,8 @@ pub(crate) struct Lanes {
     /// Realtime items in the order they came; entries of items that are gone are skipped.
     realtime: VecDeque<(u32, u64)>,
     items: usize,
+    /// Of these, by delivery class.
+    classes: [usize; 3],
     bytes: usize,
     next_seq: u64,
 }
@@ -44,6 +46,11 @@ pub(crate) struct Lanes {
 impl Lanes {
     pub(crate) fn items(&self) -> usize {
         self.items
+    }
+
+    /// Events of this class that are queued.
+    pub(crate) fn items_of(&self, qos: Qos) -> usize {
+        self.classes.get(qos as usize).copied().unwrap_or_default()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -104,6 +111,9 @@ impl Lanes {
         let seq = self.next_seq;
         self.next_seq += 1;
         self.items += 1;
+        if let Some(count) = self.classes.get_mut(env.qos as usize) {
+            *count += 1;
+        }
         self.bytes += env.size();
         if realtime {
             self.note_realtime(place, seq);
@@ -135,6 +145,9 @@ impl Lanes {
 
     fn forget(&mut self, item: &Item) {
         self.items -= 1;
+        if let Some(count) = self.classes.get_mut(item.env.qos as usize) {
+            *count -= 1;
+        }
         self.bytes -= item.env.size();
         if item.realtime
             && self
@@ -226,9 +239,17 @@ impl Lanes {
             }
         }
         self.items = 0;
+        self.classes = [0; 3];
         self.bytes = 0;
         all.sort_by_key(|(_, item)| item.seq);
         all
+    }
+
+    /// All that is queued.
+    pub(crate) fn queued(&self) -> impl Iterator<Item = &Envelope> {
+        self.slots
+            .iter()
+            .flat_map(|lane| lane.items.iter().map(|item| &*item.env))
     }
 
     /// Counts by walking: (events, bytes, lanes, leased lanes). The books are held against this.

@@ -50,6 +50,7 @@ mod ticket;
 mod time;
 mod timers;
 mod topic;
+mod topics;
 mod trie;
 mod turn;
 
@@ -71,7 +72,7 @@ pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 pub use crate::planted::Planted;
 pub use crate::selection::Weights;
 pub use crate::stats::{
-    CapabilityStats, EventCounts, Gauges, QosCounts, Stats, SubscriptionStats, Waits,
+    CapabilityStats, ClassStats, EventCounts, Gauges, Stats, SubscriptionStats, TopicStats, Waits,
 };
 pub use crate::time::{Moment, Nanos};
 pub use crate::topic::{Filter, check_topic};

@@ -116,8 +116,8 @@ impl Core {
         self.space(space)
             .is_some_and(|space| space.trie.may_start(first))
             && self
-                .route(space, topic)
-                .is_ok_and(|route| !route.targets.is_empty())
+                .topic(space, topic)
+                .is_ok_and(|(id, _)| self.topics.get(id).is_some_and(|t| !t.targets.is_empty()))
     }
 
     /// Counts a decided error and publishes it once. An error about an engine's event is counted only, so that who

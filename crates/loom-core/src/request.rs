@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::arena::{CallId, LeaseId, SessionId, SubId, Ticket};
+use crate::arena::{CallId, LeaseId, SessionId, SubId, Ticket, TopicId};
 use crate::bus::{Draft, Plan, Targets, Verdict};
 use crate::core::{Core, Holding, Pending, Todo, Wanted};
 use crate::envelope::{Envelope, Extra, Qos};
@@ -91,16 +91,19 @@ impl Core {
         let (timeout, first_k, wait) = (request.timeout_ms, request.first_k, request.wait);
         let publish = request.publish;
         let source = self.source(session, publish.sender, publish.turn)?;
-        let route = self.read_topic(source.space, publish.topic)?;
+        self.topics.now = at.now;
+        let (topic, name) = self.read_topic(source.space, publish.topic)?;
         let deadline =
             self.deadline(timeout, source.stamp.as_ref().and_then(|s| s.deadline), at)?;
         self.check_pending(session)?;
         let (space, parent) = (source.space, publish.turn);
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
         let call = self.calls.next_key();
-        let draft = request_draft(publish, Arc::clone(&route.topic), deadline, call);
-        let env = Arc::new(self.compose(source, draft, at)?);
-        let targets = self.pick(&route, env.lane());
+        let draft = request_draft(publish, name, deadline, call);
+        let mut env = self.compose(source, draft, at)?;
+        env.books = topic;
+        let env = Arc::new(env);
+        let targets = self.pick(topic, env.lane());
         let agents = self.responders(&targets);
         let matched = u32::try_from(agents.len()).unwrap_or(u32::MAX);
         let asked = Asked {
@@ -324,10 +327,10 @@ impl Core {
             return true;
         };
         let (env, parent, session) = (Arc::clone(&pending.env), pending.parent, pending.session);
-        let Ok(route) = self.route(space, &env.topic) else {
+        let Ok((topic, _)) = self.topic(space, &env.topic) else {
             return true;
         };
-        let targets = self.pick(&route, env.lane());
+        let targets = self.pick(topic, env.lane());
         let agents = self.responders(&targets);
         if agents.is_empty() {
             return false;
@@ -425,6 +428,7 @@ impl Core {
             qos: Qos::Realtime,
             extra,
             position: None,
+            books: TopicId(0),
         }))
     }
 
@@ -439,13 +443,12 @@ impl Core {
         {
             return;
         }
-        let topic = Arc::clone(&answer.topic);
-        let targets = self.find_targets(space, &topic);
+        // The topics of threads are many and short-lived: they are matched each time and counted among the others.
+        let targets = self.find_targets(space, &answer.topic);
         if targets.is_empty() {
             return;
         }
-        let route = crate::space::Route { topic, targets };
-        let targets = self.pick(&route, answer.lane());
+        let targets = self.pick_of(&targets, answer.lane());
         self.apply(
             &Plan {
                 env: Arc::clone(answer),

@@ -359,6 +359,7 @@ impl Core {
             .is_some_and(|sub| sub.closing && sub.leased == 0)
             && let Some(sub) = self.subs.remove(id)
         {
+            self.totals.gone.fold(&sub.books);
             self.release_handle(sub.session, sub.handle);
         }
     }
@@ -433,7 +434,7 @@ impl Core {
                         found.leased -= 1;
                     }
                     if lease.answered {
-                        self.count_turn(sub, false);
+                        self.count_turn(sub, &lease.env, false);
                     } else {
                         self.lose(sub, &lease.env, Reason::SessionGone, at);
                     }

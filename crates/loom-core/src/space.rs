@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::arena::{CallId, GroupId, SubId};
+use crate::arena::{CallId, GroupId, TopicId};
 use crate::broker::Capability;
 use crate::directory::Directory;
 use crate::envelope::Origin;
@@ -16,59 +16,16 @@ use crate::trie::Trie;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SpaceId(pub(crate) u32);
 
-/// Who an event of a topic is for.
-pub(crate) enum Target {
-    One(SubId),
-    Group(GroupId, Vec<SubId>),
-}
-
-/// A topic that was read and matched.
-pub(crate) struct Route {
-    pub(crate) topic: Arc<str>,
-    pub(crate) targets: Vec<Target>,
-}
-
-/// Routes that are kept ready: two halves, the older is dropped whole, so the bound costs nothing.
-#[derive(Default)]
-pub(crate) struct Routes {
-    young: FxHashMap<Arc<str>, Arc<Route>>,
-    old: FxHashMap<Arc<str>, Arc<Route>>,
-}
-
-impl Routes {
-    pub(crate) fn find(&mut self, topic: &str, most: usize) -> Option<Arc<Route>> {
-        if let Some(route) = self.young.get(topic) {
-            return Some(Arc::clone(route));
-        }
-        let route = self.old.remove(topic)?;
-        self.keep(Arc::clone(&route), most);
-        Some(route)
-    }
-
-    pub(crate) fn keep(&mut self, route: Arc<Route>, most: usize) {
-        if self.young.len() >= (most / 2).max(1) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(Arc::clone(&route.topic), route);
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.young.clear();
-        self.old.clear();
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.young.len() + self.old.len()
-    }
-}
-
 /// One namespace.
 pub(crate) struct Space {
     pub(crate) name: Arc<str>,
     /// Who publishes what the engine itself has to say here.
     pub(crate) engine: Arc<Origin>,
     pub(crate) trie: Trie,
-    pub(crate) routes: Routes,
+    /// Rises with each change of the filters: what was matched before is matched anew.
+    pub(crate) version: u64,
+    /// Its topics that are known; never walked.
+    pub(crate) topics: FxHashMap<Arc<str>, TopicId>,
     pub(crate) groups: FxHashMap<Arc<str>, GroupId>,
     pub(crate) capabilities: BTreeMap<Arc<str>, Capability>,
     /// Capabilities without a provider that are still known, the oldest first.
@@ -87,7 +44,8 @@ impl Space {
             engine: Origin::new(&name, "loom"),
             name,
             trie: Trie::new(),
-            routes: Routes::default(),
+            version: 1,
+            topics: FxHashMap::default(),
             groups: FxHashMap::default(),
             capabilities: BTreeMap::new(),
             gone: VecDeque::new(),

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::books::{Dropped, Reason, Summary};
+use crate::books::{Books, ClassBooks, Dropped, Reason, Summary, TopicBooks};
 use crate::broker::Provider;
 use crate::core::Core;
 use crate::envelope::Qos;
 use crate::error::Code;
+use crate::topics::Topic;
 
 /// Counts of ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -68,19 +69,17 @@ impl Waits {
 /// Counts of the whole engine.
 #[derive(Default)]
 pub(crate) struct Totals {
-    pub(crate) published: u64,
-    pub(crate) delivered: u64,
-    pub(crate) expired: u64,
-    pub(crate) dropped: Dropped,
-    by_qos: [u64; 3],
+    published: [u64; 3],
+    /// The books of subscriptions that are not there any more.
+    pub(crate) gone: Books,
     pub(crate) calls: Waits,
     pub(crate) requests: Waits,
     errors: BTreeMap<Code, u64>,
 }
 
 impl Totals {
-    pub(crate) fn count_qos(&mut self, qos: Qos) {
-        if let Some(count) = self.by_qos.get_mut(qos as usize) {
+    pub(crate) fn count_published(&mut self, qos: Qos) {
+        if let Some(count) = self.published.get_mut(qos as usize) {
             *count += 1;
         }
     }
@@ -111,19 +110,87 @@ impl Totals {
 #[expect(missing_docs, reason = "docs/stats.md says what each is")]
 pub struct EventCounts {
     pub published: u64,
+    pub matched: u64,
     pub delivered: u64,
     pub dropped: Dropped,
     pub expired: u64,
 }
 
-/// Publishes by delivery class.
+/// One delivery class, at one subscription or at all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct QosCounts {
-    pub realtime: u64,
-    pub batched: u64,
-    pub background: u64,
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct ClassStats {
+    /// Of the whole engine only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<u64>,
+    pub matched: u64,
+    pub delivered: u64,
+    pub failed: u64,
+    pub dropped: Dropped,
+    pub expired: u64,
+    pub queued: usize,
+    pub leased: u64,
+    pub high_water: usize,
+    pub latency: Summary,
 }
+
+impl ClassStats {
+    fn of(books: &ClassBooks, queued: usize) -> Self {
+        Self {
+            published: None,
+            matched: books.matched,
+            delivered: books.delivered,
+            failed: books.failed,
+            dropped: books.dropped,
+            expired: books.expired,
+            queued,
+            leased: books.open().saturating_sub(queued as u64),
+            high_water: books.high_water,
+            latency: books.latency.summary(),
+        }
+    }
+}
+
+/// One topic, at all who hear it.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct TopicStats {
+    pub namespace: String,
+    pub topic: String,
+    pub published: u64,
+    pub matched: u64,
+    pub delivered: u64,
+    pub dropped: Dropped,
+    pub expired: u64,
+    pub queued: usize,
+    pub leased: u64,
+    pub high_water: usize,
+    pub latency: Summary,
+}
+
+impl TopicStats {
+    fn of(namespace: &str, topic: &str, books: &TopicBooks) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            topic: topic.to_owned(),
+            published: books.published,
+            matched: books.matched,
+            delivered: books.delivered,
+            dropped: books.dropped,
+            expired: books.expired,
+            queued: books.queued,
+            leased: books.leased(),
+            high_water: books.high_water,
+            latency: books.latency.summary(),
+        }
+    }
+}
+
+/// Topics that a snapshot names; the others are one more row.
+const SHOWN_TOPICS: usize = 100;
+
+/// The name of that row: no topic, since it is not one.
+const OTHER: &str = "(other)";
 
 /// One subscription.
 #[derive(Debug, Clone, Serialize)]
@@ -144,6 +211,7 @@ pub struct SubscriptionStats {
     pub failed: u64,
     pub lagging: bool,
     pub latency: Summary,
+    pub by_qos: BTreeMap<&'static str, ClassStats>,
 }
 
 /// One capability.
@@ -186,7 +254,8 @@ pub struct Gauges {
 #[expect(missing_docs, reason = "docs/stats.md says what each is")]
 pub struct Stats {
     pub events: EventCounts,
-    pub by_qos: QosCounts,
+    pub by_qos: BTreeMap<&'static str, ClassStats>,
+    pub topics: Vec<TopicStats>,
     pub topics_cached: usize,
     pub subscriptions: Vec<SubscriptionStats>,
     pub capabilities: Vec<CapabilityStats>,
@@ -207,66 +276,135 @@ impl Core {
     /// A snapshot of all that is counted.
     pub fn stats(&self) -> Stats {
         let gauges = self.gauges();
-        let [realtime, batched, background] = self.totals.by_qos;
-        let (calls, requests) = self.count_pending();
+        let [calls, requests] = self.waits();
+        let books = self.all_books();
+        let total = books.total();
         Stats {
             events: EventCounts {
-                published: self.totals.published,
-                delivered: self.totals.delivered,
-                dropped: self.totals.dropped,
-                expired: self.totals.expired,
+                published: self.totals.published.iter().sum(),
+                matched: total.matched,
+                delivered: total.delivered,
+                dropped: total.dropped,
+                expired: total.expired,
             },
-            by_qos: QosCounts {
-                realtime,
-                batched,
-                background,
-            },
-            topics_cached: self.spaces.iter().map(|space| space.routes.len()).sum(),
+            by_qos: self.class_stats(&books),
+            topics: self.topic_stats(),
+            topics_cached: self.topics.len(),
             subscriptions: self.subscription_stats(),
             capabilities: self.capability_stats(),
-            calls: Waits {
-                pending: calls,
-                ..self.totals.calls
-            },
-            requests: Waits {
-                pending: requests,
-                ..self.totals.requests
-            },
+            calls,
+            requests,
             errors: by_name(&self.totals.errors),
             gauges,
         }
     }
 
-    fn count_pending(&self) -> (u64, u64) {
+    /// The books of all subscriptions together, those that are gone included.
+    fn all_books(&self) -> Books {
+        let mut books = self.totals.gone.clone();
+        for (_, sub) in self.subs.iter() {
+            books.fold(&sub.books);
+        }
+        books
+    }
+
+    fn class_stats(&self, books: &Books) -> BTreeMap<&'static str, ClassStats> {
+        let queued = |qos| {
+            self.subs
+                .iter()
+                .map(|(_, sub)| sub.lanes.items_of(qos))
+                .sum()
+        };
+        let classes = Qos::ALL.into_iter().zip(books.classes());
+        let counted = classes.zip(self.totals.published);
+        counted
+            .map(|((qos, books), published)| {
+                let stats = ClassStats {
+                    published: Some(published),
+                    ..ClassStats::of(books, queued(qos))
+                };
+                (qos.name(), stats)
+            })
+            .collect()
+    }
+
+    /// The busiest topics, and one row for all others.
+    fn topic_stats(&self) -> Vec<TopicStats> {
+        let mut rows: Vec<&Topic> = self.topics.iter().map(|(_, topic)| topic).collect();
+        let busy = |topic: &Topic| topic.books.published + topic.books.matched;
+        rows.sort_by(|a, b| busy(b).cmp(&busy(a)).then_with(|| a.name.cmp(&b.name)));
+        let mut other = self.topics.other.clone();
+        for topic in rows.iter().skip(SHOWN_TOPICS) {
+            other.fold(&topic.books);
+        }
+        let named = rows
+            .iter()
+            .take(SHOWN_TOPICS)
+            .filter(|topic| busy(topic) > 0);
+        let mut all: Vec<TopicStats> = named
+            .map(|topic| {
+                let space = self.space(topic.space).map_or("", |space| &*space.name);
+                TopicStats::of(space, &topic.name, &topic.books)
+            })
+            .collect();
+        if other.published + other.matched > 0 {
+            all.push(TopicStats::of("", OTHER, &other));
+        }
+        all
+    }
+
+    /// Calls, and requests, with those that are open.
+    pub(crate) fn waits(&self) -> [Waits; 2] {
         let requests = self
             .calls
             .iter()
             .filter(|(_, pending)| matches!(pending.wanted, crate::core::Wanted::Request(_)))
             .count();
-        ((self.calls.len() - requests) as u64, requests as u64)
+        let calls = self.calls.len() - requests;
+        [
+            Waits {
+                pending: calls as u64,
+                ..self.totals.calls
+            },
+            Waits {
+                pending: requests as u64,
+                ..self.totals.requests
+            },
+        ]
     }
 
     fn subscription_stats(&self) -> Vec<SubscriptionStats> {
-        let all = self.subs.iter().map(|(_, sub)| SubscriptionStats {
-            namespace: sub.origin.namespace.to_string(),
-            name: sub.name.to_string(),
-            kind: if sub.is_stream() { "stream" } else { "agent" },
-            filters: sub
-                .filters
-                .iter()
-                .map(|filter| filter.as_str().to_owned())
-                .collect(),
-            matched: sub.books.matched,
-            delivered: sub.books.delivered,
-            dropped: sub.books.dropped,
-            expired: sub.books.expired,
-            queued: sub.lanes.items(),
-            queued_bytes: sub.lanes.bytes(),
-            leased: sub.leased,
-            high_water: sub.books.high_water,
-            failed: sub.books.failed,
-            lagging: sub.lagging,
-            latency: sub.books.latency.summary(),
+        let all = self.subs.iter().map(|(_, sub)| {
+            let total = sub.books.total();
+            let classes = Qos::ALL.into_iter().zip(sub.books.classes());
+            let heard = classes.filter(|(_, books)| books.matched > 0);
+            SubscriptionStats {
+                namespace: sub.origin.namespace.to_string(),
+                name: sub.name.to_string(),
+                kind: if sub.is_stream() { "stream" } else { "agent" },
+                filters: sub
+                    .filters
+                    .iter()
+                    .map(|filter| filter.as_str().to_owned())
+                    .collect(),
+                matched: total.matched,
+                delivered: total.delivered,
+                dropped: total.dropped,
+                expired: total.expired,
+                queued: sub.lanes.items(),
+                queued_bytes: sub.lanes.bytes(),
+                leased: sub.leased,
+                high_water: sub.books.high_water,
+                failed: total.failed,
+                lagging: sub.lagging,
+                latency: sub.books.latency(),
+                by_qos: heard
+                    .map(|(qos, books)| {
+                        let stats = ClassStats::of(books, sub.lanes.items_of(qos));
+                        (qos.name(), stats)
+                    })
+                    .collect(),
+            }
         });
         all.collect()
     }
@@ -326,11 +464,11 @@ impl Core {
 
     /// Losses of the whole engine by reason, removed subscriptions included.
     pub fn dropped(&self, reason: Reason) -> u64 {
-        match reason {
-            Reason::Overflow => self.totals.dropped.overflow,
-            Reason::Lagging => self.totals.dropped.lagging,
-            Reason::Unsubscribed => self.totals.dropped.unsubscribed,
-            Reason::SessionGone => self.totals.dropped.session_gone,
-        }
+        let live: u64 = self
+            .subs
+            .iter()
+            .map(|(_, sub)| sub.books.lost(reason))
+            .sum();
+        live + self.totals.gone.lost(reason)
     }
 }

@@ -93,7 +93,11 @@ impl Core {
         let (lane, item) = self.next_item(id, at)?;
         let sub = self.subs.get_mut(id)?;
         sub.leased += 1;
-        sub.books.latency.record(at.now.micros_since(item.at));
+        let waited = at.now.micros_since(item.at);
+        sub.books.class(item.env.qos).latency.record(waited);
+        let books = self.topics.books(item.env.books);
+        books.queued -= 1;
+        books.latency.record(waited);
         let (session, stream) = (sub.session, sub.is_stream());
         let asked = !stream && item.env.reply_to.is_some();
         let lease = self.leases.insert(Lease {
@@ -125,7 +129,7 @@ impl Core {
         }
     }
 
-    /// The next event that is not over; `queue_items` bounds how many are skipped.
+    /// The next event that is not over, still counted as queued in the books of its topic; `queue_items` bounds how many are skipped.
     fn next_item(&mut self, id: SubId, at: Moment) -> Option<(u32, Item)> {
         loop {
             let newest = self.has(Planted::NewestFirst);
@@ -146,6 +150,7 @@ impl Core {
             if self.has(Planted::ExpiredStarts) || !item.env.is_over(at.now) {
                 return Some((lane, item));
             }
+            self.topics.books(item.env.books).queued -= 1;
             if let Some(sub) = self.subs.get_mut(id) {
                 sub.lanes.release(lane);
             }
@@ -167,7 +172,7 @@ impl Core {
         sub.lanes.release(lane);
         sub.leased -= 1;
         let closing = sub.closing;
-        self.count_turn(id, failed.is_some());
+        self.count_turn(id, &lease.env, failed.is_some());
         let forgets = self.has(Planted::ForgottenDecline) && failed.is_none();
         if lease.asked && !lease.answered && !forgets {
             self.decline_told(id, &lease.env, failed);
@@ -177,11 +182,12 @@ impl Core {
         }
     }
 
-    pub(crate) fn count_turn(&mut self, id: SubId, failed: bool) {
-        self.totals.delivered += 1;
+    pub(crate) fn count_turn(&mut self, id: SubId, env: &Envelope, failed: bool) {
+        self.topics.books(env.books).delivered += 1;
         if let Some(sub) = self.subs.get_mut(id) {
-            sub.books.delivered += 1;
-            sub.books.failed += u64::from(failed);
+            let books = sub.books.class(env.qos);
+            books.delivered += 1;
+            books.failed += u64::from(failed);
         }
     }
 

@@ -118,8 +118,36 @@ pub const STREAM_CHUNKS: usize = 64;
 /// How far [`STREAM_CHUNKS`] may be raised.
 pub const STREAM_CHUNKS_MAX: usize = 1_024;
 
-/// In topics: routes that are kept ready; a system with more topics matches again.
+/// In topics: topics that are known, each with its route and its books; more are matched again, and counted together.
 pub const TOPIC_CACHE: usize = 8_192;
+
+/// In topics: topics that stay known though nobody uses them, so that a quiet system still shows its figures.
+pub const TOPICS_KEPT: usize = 256;
+/// How far [`TOPICS_KEPT`] may be raised.
+pub const TOPICS_KEPT_MAX: usize = 8_192;
+
+/// In ms: after this time unused, a topic is forgotten and counted among the others, as long as more are known than are kept.
+pub const TOPIC_IDLE_MS: u64 = 60_000;
+/// How far [`TOPIC_IDLE_MS`] may be raised.
+pub const TOPIC_IDLE_MS_MAX: u64 = 3_600_000;
+
+/// In deliveries: one event must not hold the engine for longer than a few milliseconds.
+pub const FANOUT: usize = 10_000;
+
+/// In events: what follows from one root event within a run window; agents that feed each other stop here.
+pub const RUN_EVENTS: usize = 100_000;
+/// How far [`RUN_EVENTS`] may be raised.
+pub const RUN_EVENTS_MAX: usize = 10_000_000;
+
+/// In ms: the time over which the events of a run are counted.
+pub const RUN_WINDOW_MS: u64 = 60_000;
+/// How far [`RUN_WINDOW_MS`] may be raised.
+pub const RUN_WINDOW_MS_MAX: u64 = 3_600_000;
+
+/// In runs: runs whose events are counted at once; those that are idle are forgotten first.
+pub const RUNS: usize = 65_536;
+/// How far [`RUNS`] may be raised.
+pub const RUNS_MAX: usize = 1_048_576;
 
 /// In registrations: agents, providers and subscriptions of one session.
 pub const REGISTRATIONS: usize = 100_000;
