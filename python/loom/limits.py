@@ -317,19 +317,19 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "topics",
         TOPIC_CACHE,
         TOPIC_CACHE,
-        "topics that are known, each with its route and its books; more are matched again, and counted together",
+        "topics that are known, each with its route and its books",
     ),
     "topics_kept": Limit(
         "topics",
         TOPICS_KEPT,
         TOPICS_KEPT_MAX,
-        "topics that stay known though nobody uses them, so that a quiet system still shows its figures",
+        "topics that stay known unused, so that a quiet system still shows its figures",
     ),
     "topic_idle_ms": Limit(
         "ms",
         TOPIC_IDLE_MS,
         TOPIC_IDLE_MS_MAX,
-        "after this time unused, a topic is forgotten and counted among the others, as long as more are known than are kept",
+        "after this time unused, a topic beyond those kept is counted among the others",
     ),
     "fanout": Limit(
         "deliveries",
@@ -341,7 +341,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "events",
         RUN_EVENTS,
         RUN_EVENTS_MAX,
-        "what follows from one root event within a run window; agents that feed each other stop here",
+        "what follows from one root event within a window; agents that feed each other stop",
     ),
     "run_window_ms": Limit(
         "ms",

@@ -118,15 +118,15 @@ pub const STREAM_CHUNKS: usize = 64;
 /// How far [`STREAM_CHUNKS`] may be raised.
 pub const STREAM_CHUNKS_MAX: usize = 1_024;
 
-/// In topics: topics that are known, each with its route and its books; more are matched again, and counted together.
+/// In topics: topics that are known, each with its route and its books.
 pub const TOPIC_CACHE: usize = 8_192;
 
-/// In topics: topics that stay known though nobody uses them, so that a quiet system still shows its figures.
+/// In topics: topics that stay known unused, so that a quiet system still shows its figures.
 pub const TOPICS_KEPT: usize = 256;
 /// How far [`TOPICS_KEPT`] may be raised.
 pub const TOPICS_KEPT_MAX: usize = 8_192;
 
-/// In ms: after this time unused, a topic is forgotten and counted among the others, as long as more are known than are kept.
+/// In ms: after this time unused, a topic beyond those kept is counted among the others.
 pub const TOPIC_IDLE_MS: u64 = 60_000;
 /// How far [`TOPIC_IDLE_MS`] may be raised.
 pub const TOPIC_IDLE_MS_MAX: u64 = 3_600_000;
@@ -134,7 +134,7 @@ pub const TOPIC_IDLE_MS_MAX: u64 = 3_600_000;
 /// In deliveries: one event must not hold the engine for longer than a few milliseconds.
 pub const FANOUT: usize = 10_000;
 
-/// In events: what follows from one root event within a run window; agents that feed each other stop here.
+/// In events: what follows from one root event within a window; agents that feed each other stop.
 pub const RUN_EVENTS: usize = 100_000;
 /// How far [`RUN_EVENTS`] may be raised.
 pub const RUN_EVENTS_MAX: usize = 10_000_000;
