@@ -32,7 +32,7 @@ _SKIPPED: Final = frozenset(
     | {"site-packages", "dist-packages", "encodings"}
 )
 _SOURCE_BYTES: Final = 1_000_000
-_DESCRIPTION_CHARACTERS: Final = 60_000
+_DESCRIPTION_CHARACTERS: Final = 64_000
 _HISTORY: Final = re.compile(
     r"^\W*(?:change ?log|changes|release (?:history|notes)|history|what's (?:new|changed))\W*$",
     re.IGNORECASE | re.MULTILINE,
