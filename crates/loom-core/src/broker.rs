@@ -7,6 +7,7 @@ use crate::arena::{CallId, Handle, LeaseId, ProviderId, SessionId};
 use crate::books::Timings;
 use crate::bus::{Draft, Source};
 use crate::core::{Core, Holding, Kind, Lease, Pending, Registration, Wanted};
+use crate::credit::Credit;
 use crate::directory::DirectoryKind;
 use crate::envelope::{EffectClass, Envelope, Origin, Qos};
 use crate::error::{Code, Detail, Error, Result};
@@ -71,10 +72,8 @@ pub(crate) struct Served {
     /// It was taken: what is not pure may have happened.
     pub(crate) lease: Option<LeaseId>,
     pub(crate) streamed: bool,
-    pub(crate) granted: u64,
-    pub(crate) sent: u64,
-    /// The provider was refused a chunk and waits for credit.
-    pub(crate) starved: bool,
+    /// Chunks its caller reads.
+    pub(crate) credit: Credit,
 }
 
 /// What ends a call.
@@ -250,9 +249,7 @@ impl Core {
             effect,
             lease: None,
             streamed: invoke.credit > 0,
-            granted: invoke.credit,
-            sent: 0,
-            starved: false,
+            credit: Credit::new(invoke.credit),
         });
         let env = Arc::new(env);
         let pending = Pending {
@@ -462,7 +459,7 @@ impl Core {
         let pure = served.effect == EffectClass::Pure;
         let work = Work {
             streamed: served.streamed,
-            credit: served.granted,
+            credit: served.credit.granted(),
             effect: if pure { None } else { Some(derive_id(env.id)) },
         };
         Some(Delivery {

@@ -24,6 +24,7 @@ mod books;
 mod broker;
 mod bus;
 mod core;
+mod credit;
 mod directory;
 mod envelope;
 mod error;

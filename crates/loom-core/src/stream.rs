@@ -39,11 +39,9 @@ impl Core {
                 "the caller of this does not read chunks",
             ));
         }
-        if served.sent >= served.granted {
-            served.starved = true;
+        if !served.credit.spend() {
             return Ok(false);
         }
-        served.sent += 1;
         self.notify(caller, Notice::Chunk(call, payload));
         Ok(true)
     }
@@ -70,15 +68,13 @@ impl Core {
         let Wanted::Call(served) = &mut pending.wanted else {
             return Err(Error::invalid("call", "a request has no chunks"));
         };
-        if total.saturating_sub(served.sent) > most {
-            let message = format!("{} chunks ahead of at most {most}", total - served.sent);
+        let ahead = served.credit.ahead(total);
+        if ahead > most {
+            let message = format!("{ahead} chunks ahead of at most {most}");
             return Err(Error::exhausted("stream_chunks", message));
         }
-        if total <= served.granted {
-            return Ok(());
-        }
-        served.granted = if adds { served.granted + total } else { total };
-        let waiting = std::mem::take(&mut served.starved);
+        let before = if adds { served.credit.granted() } else { 0 };
+        let waiting = served.credit.grant(before + total);
         let (provider, lease) = (served.provider, served.lease);
         if waiting
             && let Some(lease) = lease
