@@ -40,7 +40,7 @@ CASE = Case(
     name="fanout",
     title="one event → 100 agents that read the data (deliveries)",
     sides=(
-        Side(name="Loom", run=fan_out, count=3_000),
+        Side(name="Loom", run=fan_out, count=8_000),
         Side(name="100 × asyncio.Queue(1024), bare", run=queue.fan_out, count=8_000),
         Side(name="AutoGen core", run=autogen.fan_out, count=60),
     ),

@@ -1,9 +1,11 @@
 //! The queue of one subscription: lanes in order, one turn at a time in each, bounded by its owner.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use hashbrown::HashTable;
+use rustc_hash::FxBuildHasher;
 
 use crate::envelope::{Envelope, Qos};
 use crate::ident::Ident;
@@ -17,19 +19,87 @@ pub(crate) struct Item {
     pub(crate) realtime: bool,
 }
 
+/// Events in a row. Most lanes have one at a time: that one costs no allocation and no detour.
+#[derive(Default)]
+struct Line {
+    /// None: the line is empty.
+    first: Option<Item>,
+    rest: VecDeque<Item>,
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn push(&mut self, item: Item) {
+        if self.first.is_none() {
+            self.first = Some(item);
+        } else {
+            self.rest.push_back(item);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Item> {
+        let item = self.first.take()?;
+        if !self.rest.is_empty() {
+            self.first = self.rest.pop_front();
+        }
+        Some(item)
+    }
+
+    fn pop_newest(&mut self) -> Option<Item> {
+        self.rest.pop_back().or_else(|| self.first.take())
+    }
+
+    fn remove(&mut self, seq: u64) -> Option<Item> {
+        if self.first.as_ref()?.seq == seq {
+            return self.pop();
+        }
+        let found = self.rest.iter().position(|item| item.seq == seq)?;
+        self.rest.remove(found)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Item> + Clone {
+        self.first.iter().chain(&self.rest)
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Item> {
+        self.first.take().into_iter().chain(self.rest.drain(..))
+    }
+
+    /// Gives back what a long line has allocated, once it is empty.
+    fn shrink(&mut self) {
+        if self.rest.capacity() > KEPT_ITEMS {
+            self.rest = VecDeque::new();
+        }
+    }
+}
+
 struct Lane {
     ident: Ident,
-    items: VecDeque<Item>,
+    items: Line,
     leased: bool,
 }
 
 /// A slot keeps its allocation when its lane is done, unless it has grown past this.
 const KEPT_ITEMS: usize = 16;
 
+fn hash(ident: &Ident) -> u64 {
+    FxBuildHasher.hash_one(ident)
+}
+
+fn is_called(slots: &[Lane], at: u32, ident: &Ident) -> bool {
+    slots
+        .get(at as usize)
+        .is_some_and(|lane| lane.ident == *ident)
+}
+
 /// All lanes of a subscription. A lane lives while something of it is queued or leased.
 #[derive(Default)]
 pub(crate) struct Lanes {
-    index: FxHashMap<Ident, u32>,
+    /// Places in `slots` by name. The names stand there only: a hundred full queues fit into the processor's cache.
+    index: HashTable<u32>,
     slots: Vec<Lane>,
     free: Vec<u32>,
     /// Lanes that have something and are not leased, the longest waiting first.
@@ -67,7 +137,8 @@ impl Lanes {
 
     /// The lane of this name, if anything of it is queued or leased.
     pub(crate) fn find(&self, ident: &Ident) -> Option<u32> {
-        self.index.get(ident).copied()
+        let is_it = |at: &u32| is_called(&self.slots, *at, ident);
+        self.index.find(hash(ident), is_it).copied()
     }
 
     fn open(&mut self, ident: &Ident) -> u32 {
@@ -79,12 +150,14 @@ impl Lanes {
         } else {
             self.slots.push(Lane {
                 ident: ident.clone(),
-                items: VecDeque::new(),
+                items: Line::default(),
                 leased: false,
             });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         };
-        self.index.insert(ident.clone(), at);
+        let slots = &self.slots;
+        let again = |at: &u32| slots.get(*at as usize).map_or(0, |lane| hash(&lane.ident));
+        self.index.insert_unique(hash(ident), at, again);
         at
     }
 
@@ -92,10 +165,13 @@ impl Lanes {
         let Some(lane) = self.slots.get_mut(at as usize) else {
             return;
         };
-        self.index.remove(&lane.ident);
-        if lane.items.capacity() > KEPT_ITEMS {
-            lane.items = VecDeque::new();
+        if let Ok(found) = self
+            .index
+            .find_entry(hash(&lane.ident), |other| *other == at)
+        {
+            found.remove();
         }
+        lane.items.shrink();
         self.free.push(at);
     }
 
@@ -122,7 +198,7 @@ impl Lanes {
             if lane.items.is_empty() && !lane.leased {
                 self.ready.push_back(place);
             }
-            lane.items.push_back(Item {
+            lane.items.push(Item {
                 env,
                 at,
                 seq,
@@ -164,9 +240,9 @@ impl Lanes {
         let place = self.ready.pop_front()?;
         let lane = self.slots.get_mut(place as usize)?;
         let item = if newest {
-            lane.items.pop_back()?
+            lane.items.pop_newest()?
         } else {
-            lane.items.pop_front()?
+            lane.items.pop()?
         };
         lane.leased = true;
         self.forget(&item);
@@ -198,8 +274,7 @@ impl Lanes {
     /// Takes one event out of the middle.
     pub(crate) fn remove(&mut self, place: u32, seq: u64) -> Option<Item> {
         let lane = self.slots.get_mut(place as usize)?;
-        let found = lane.items.iter().position(|item| item.seq == seq)?;
-        let item = lane.items.remove(found)?;
+        let item = lane.items.remove(seq)?;
         if lane.items.is_empty() && !lane.leased {
             if let Some(waiting) = self.ready.iter().position(|other| *other == place) {
                 self.ready.remove(waiting);
@@ -233,7 +308,7 @@ impl Lanes {
                 continue;
             }
             let leased = lane.leased;
-            all.extend(lane.items.drain(..).map(|item| (place, item)));
+            all.extend(lane.items.drain().map(|item| (place, item)));
             if !leased {
                 self.shut(place);
             }
@@ -254,7 +329,7 @@ impl Lanes {
 
     /// Counts by walking: (events, bytes, lanes, leased lanes). The books are held against this.
     pub(crate) fn walk(&self) -> (usize, usize, usize, usize) {
-        let items = self.slots.iter().flat_map(|lane| &lane.items);
+        let items = self.slots.iter().flat_map(|lane| lane.items.iter());
         let bytes = items.clone().map(|item| item.env.size()).sum();
         let leased = self.slots.iter().filter(|lane| lane.leased).count();
         let live = self
