@@ -15,6 +15,7 @@ CASES = (
     "request",
     "concurrent",
     "idle",
+    "core",
     "start",
     "help",
 )

@@ -16,7 +16,7 @@ from benchmarks.registry import CASES, load
 ROOT = Path(__file__).resolve().parents[2]
 
 ALONE = "AutoGen core"  # installed for `make bench` only
-TINY = {"start": 1, "help": 1, "idle": 20, "fanout": 20, "slow": 150, "overload": 1}  # others: 300
+TINY = {"start": 1, "help": 1, "idle": 300, "fanout": 20, "slow": 150, "overload": 1}  # others: 300
 LOADED = [load(name) for name in CASES]
 RUNS = [
     (case.name, side.name)
@@ -58,6 +58,14 @@ def test_each_side_does_all_of_its_work(name: str, side: str) -> None:
     for figures in told.values():
         assert figures
         assert all(float(value) > 0 for value in figures.values())
+
+
+def test_the_benches_of_the_engine_alone_are_those_it_has() -> None:
+    suite = (ROOT / "crates" / "loom-core" / "benches" / f"{criterion.SUITE}.rs").read_text("utf-8")
+    for bench in core.BENCHES:
+        group, _, name = bench.partition("/")
+        assert f'"{group}"' in suite
+        assert (f"{int(name):_}" if name.isdecimal() else f'"{name}"') in suite
 
 
 def test_the_median_of_a_bench_is_read_from_what_it_leaves(tmp_path: Path) -> None:
