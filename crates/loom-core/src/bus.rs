@@ -116,20 +116,33 @@ impl Core {
             own,
             call: None,
         };
+        let (run, hop) = (plan.env.run, plan.env.hop);
+        self.check_fanout(plan.targets.len())?;
+        if hop > 0 {
+            self.count_run(run, at.now)?;
+        }
         let offer = if publish.durable {
             if self.has(Planted::ShownEarly) {
                 self.apply(&plan, at);
             }
-            self.reserve(session, plan)?
+            self.reserve(session, plan)
         } else {
-            match self.judge(&plan)? {
-                Verdict::Room => Offer::Done(self.apply(&plan, at)),
-                Verdict::Park if eager => Offer::NoRoom,
-                Verdict::Park => Offer::Parked(self.park(session, plan, at)?),
-            }
+            self.send(session, plan, eager, at)
         };
+        if hop > 0 && matches!(offer, Err(_) | Ok(Offer::NoRoom)) {
+            self.uncount_run(run, at.now);
+        }
         self.flush(at);
-        Ok(offer)
+        offer
+    }
+
+    /// Puts an event into its queues, or lets it wait for room.
+    fn send(&mut self, session: SessionId, plan: Plan, eager: bool, at: Moment) -> Result<Offer> {
+        Ok(match self.judge(&plan)? {
+            Verdict::Room => Offer::Done(self.apply(&plan, at)),
+            Verdict::Park if eager => Offer::NoRoom,
+            Verdict::Park => Offer::Parked(self.park(session, plan, at)?),
+        })
     }
 
     /// Who sends: the handle and the lease must both be of this session.
@@ -556,11 +569,12 @@ impl Core {
                 continue;
             }
             let lags = class == Qos::Batched && sub.lagging;
-            let room = lags || sub.has_room(&plan.env, &self.limits);
+            let room = lags || sub.admits(&plan.env, &self.limits);
             if room && sub.parked.is_empty() {
                 continue;
             }
-            if !room && (class == Qos::Background || plan.own == Some(*target)) {
+            // Neither goes ahead of those who wait: the one is shed first, the other would wait for itself.
+            if class == Qos::Background || plan.own == Some(*target) {
                 return Err(self.full(*target, plan));
             }
             verdict = Verdict::Park;
@@ -577,9 +591,9 @@ impl Core {
         let hint = if plan.own == Some(target) {
             "this turn's own agent must drain that queue: emit less, raise its concurrency, or use realtime"
         } else {
-            "send later, or use batched to wait for room"
+            "background fills half of a queue and is refused first: send later, or use batched to wait for room"
         };
-        Error::exhausted("queue_items", format!("the queue of {name:?} is full"))
+        Error::exhausted("queue_items", format!("the queue of {name:?} has no room"))
             .field("qos")
             .hint(hint)
             .retry_after(self.limits.retry_base_ms)
@@ -839,6 +853,10 @@ impl Core {
             books: topic,
         });
         let targets = self.pick(topic, env.lane());
+        if self.check_fanout(targets.len()).is_err() {
+            // There is nobody who could be told; it is counted, and the engine goes on.
+            return self.totals.count_error(Code::Exhausted);
+        }
         self.apply(
             &Plan {
                 env,

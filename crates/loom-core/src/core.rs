@@ -15,6 +15,7 @@ use crate::notice::Notice;
 use crate::planted::Planted;
 use crate::report::EngineEvent;
 use crate::request::{Asked, Failure};
+use crate::run::Runs;
 use crate::session::Session;
 use crate::space::{Space, SpaceId};
 use crate::stats::Totals;
@@ -99,6 +100,7 @@ pub struct Core {
     pub(crate) ids: Ids,
     pub(crate) spaces: Vec<Space>,
     pub(crate) topics: Topics,
+    pub(crate) runs: Runs,
     pub(crate) space_index: FxHashMap<Arc<str>, SpaceId>,
     pub(crate) sessions: Arena<SessionId, Session>,
     pub(crate) handles: Arena<Handle, Registration>,
@@ -127,6 +129,7 @@ impl Core {
             ids: Ids::new(seed),
             spaces: Vec::new(),
             topics: Topics::new(),
+            runs: Runs::default(),
             space_index: FxHashMap::default(),
             sessions: Arena::new(),
             handles: Arena::new(),

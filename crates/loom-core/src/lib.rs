@@ -38,6 +38,7 @@ mod park;
 mod planted;
 mod report;
 mod request;
+mod run;
 
 mod selection;
 mod session;

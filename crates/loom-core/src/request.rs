@@ -104,6 +104,10 @@ impl Core {
         env.books = topic;
         let env = Arc::new(env);
         let targets = self.pick(topic, env.lane());
+        self.check_fanout(targets.len())?;
+        if env.hop > 0 {
+            self.count_run(env.run, at.now)?;
+        }
         let agents = self.responders(&targets);
         let matched = u32::try_from(agents.len()).unwrap_or(u32::MAX);
         let asked = Asked {
@@ -449,6 +453,9 @@ impl Core {
             return;
         }
         let targets = self.pick_of(&targets, answer.lane());
+        if self.check_fanout(targets.len()).is_err() {
+            return self.totals.count_error(Code::Exhausted);
+        }
         self.apply(
             &Plan {
                 env: Arc::clone(answer),

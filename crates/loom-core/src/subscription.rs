@@ -62,10 +62,24 @@ impl Subscription {
         if self.lossy { Qos::Realtime } else { qos }
     }
 
+    /// Whether an event fits.
     pub(crate) fn has_room(&self, env: &Envelope, limits: &Limits) -> bool {
+        self.fits(env, limits.queue_items, limits.queue_bytes)
+    }
+
+    /// Whether an event that comes now may have the room there is: background may fill half of a queue, so under load it
+    /// is the first that finds none.
+    pub(crate) fn admits(&self, env: &Envelope, limits: &Limits) -> bool {
+        if self.class(env.qos) == Qos::Background {
+            return self.fits(env, limits.queue_items.div_ceil(2), limits.queue_bytes / 2);
+        }
+        self.has_room(env, limits)
+    }
+
+    fn fits(&self, env: &Envelope, most: usize, most_bytes: usize) -> bool {
         let items = self.lanes.items() + self.reserved.0;
         let bytes = self.lanes.bytes() + self.reserved.1;
-        items < limits.queue_items && (bytes + env.size() <= limits.queue_bytes || items == 0)
+        items < most && (bytes + env.size() <= most_bytes || items == 0)
     }
 
     pub(crate) fn is_half_empty(&self, limits: &Limits) -> bool {

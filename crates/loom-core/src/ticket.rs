@@ -48,7 +48,7 @@ impl Core {
             let Some(sub) = self.subs.get(*target) else {
                 continue;
             };
-            if sub.class(plan.env.qos) != Qos::Realtime && !sub.has_room(&plan.env, &self.limits) {
+            if sub.class(plan.env.qos) != Qos::Realtime && !sub.admits(&plan.env, &self.limits) {
                 let message = format!("the queue of {:?} is full", sub.name);
                 return Err(Error::exhausted("queue_items", message)
                     .hint("send later")

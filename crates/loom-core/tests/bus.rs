@@ -11,7 +11,8 @@ mod common;
 
 use common::{World, done, parked};
 use loom_core::{
-    AgentSpec, Code, Health, Ident, Limits, Offer, Options, Position, Publish, Qos, Request,
+    AgentSpec, Code, Delivery, Handle, Health, Ident, Limits, Offer, Options, Position, Publish,
+    Qos, Request, SessionId,
 };
 
 fn small(items: usize) -> Limits {
@@ -939,4 +940,358 @@ fn an_agent_that_takes_its_events_as_realtime_never_holds_up_a_sender() {
     assert_eq!(w.core.stats().subscriptions[0].dropped.overflow, 2);
     done(w.emit_key(s, "q", "k", Qos::Background).unwrap());
     w.run(s, a);
+}
+
+/// How a subscription stands when an event comes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Standing {
+    Room,
+    /// Half full: enough for background.
+    Half,
+    Full,
+    Lagging,
+    /// Full, and it is the turn of this agent that publishes.
+    Own,
+    /// There is room, but a larger offer waits before it.
+    ParkedBefore,
+    /// It takes every event as realtime, and is full.
+    Lowered,
+}
+
+/// What becomes of an event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Taken,
+    /// Taken; the oldest realtime event went, or it went itself where there was none.
+    Overflow,
+    Waits,
+    Lagging,
+    Refused,
+}
+
+/// A world in which agent `a` of the second session stands so; the turn it has under way, if it has one.
+fn stand(standing: Standing) -> (World, [SessionId; 2], Handle, Option<Delivery>) {
+    let mut w = World::with(Limits {
+        queue_bytes: 100,
+        ..small(4)
+    });
+    let (s, t) = (w.session(), w.session());
+    let lowered = standing == Standing::Lowered;
+    let spec = AgentSpec {
+        name: "a",
+        filters: &["q"],
+        group: "",
+        concurrency: 1,
+        qos: if lowered { Qos::Realtime } else { Qos::Batched },
+        info: b"{}",
+    };
+    let a = w.core.register(t, &spec, w.at).unwrap();
+    let (queued, filler) = match standing {
+        Standing::Room => (1, Qos::Batched),
+        Standing::Half => (2, Qos::Batched),
+        Standing::Full | Standing::Lowered => (4, Qos::Realtime),
+        Standing::Lagging | Standing::Own => (4, Qos::Batched),
+        Standing::ParkedBefore => (0, Qos::Batched),
+    };
+    let mut turn = None;
+    if standing == Standing::Own {
+        w.emit(s, "q");
+        turn = w.take(t, a);
+    }
+    for _ in 0..queued {
+        done(w.emit_key(s, "q", "k", filler).unwrap());
+    }
+    let sized = |w: &mut World, bytes: usize| {
+        let payload = vec![b'1'; bytes].into();
+        let publish = Publish {
+            payload,
+            ..w.publish(s, "q")
+        };
+        w.offer(s, publish).unwrap()
+    };
+    if standing == Standing::ParkedBefore {
+        done(sized(&mut w, 40));
+        parked(sized(&mut w, 90));
+    }
+    if standing == Standing::Lagging {
+        parked(sized(&mut w, 2));
+        w.pass(1_000);
+        assert!(w.core.stats().subscriptions[0].lagging);
+    }
+    (w, [s, t], a, turn)
+}
+
+/// What becomes of one event of this class.
+fn fate(qos: Qos, standing: Standing) -> Fate {
+    let (mut w, [s, t], a, turn) = stand(standing);
+    let lost = |w: &World| w.core.stats().subscriptions[0].dropped;
+    let before = lost(&w);
+    let publish = Publish {
+        turn: turn.as_ref().and_then(|turn| turn.lease),
+        qos,
+        ..w.publish(s, "q")
+    };
+    let offer = if turn.is_some() {
+        w.offer(
+            t,
+            Publish {
+                sender: a,
+                ..publish
+            },
+        )
+    } else {
+        w.offer(s, publish)
+    };
+    w.check();
+    match offer {
+        Ok(Offer::Done(_)) if lost(&w).overflow > before.overflow => Fate::Overflow,
+        Ok(Offer::Done(_)) if lost(&w).lagging > before.lagging => Fate::Lagging,
+        Ok(Offer::Done(_)) => Fate::Taken,
+        Ok(_) => Fate::Waits,
+        Err(error) => {
+            let told = (error.code, error.limit, error.retry_after_ms.is_some());
+            assert_eq!(told, (Code::Exhausted, Some("queue_items"), true));
+            Fate::Refused
+        }
+    }
+}
+
+// requirement: QOS-MATRIX, QOS-REALTIME, QOS-BATCHED, QOS-BACKGROUND, QOS-SELF, QOS-LOWERED
+#[test]
+fn what_becomes_of_an_event_follows_from_its_class_and_how_the_subscription_stands() {
+    let expected = [
+        (Standing::Room, [Fate::Taken, Fate::Taken, Fate::Taken]),
+        (Standing::Half, [Fate::Taken, Fate::Taken, Fate::Refused]),
+        (Standing::Full, [Fate::Overflow, Fate::Waits, Fate::Refused]),
+        (
+            Standing::Lagging,
+            [Fate::Overflow, Fate::Lagging, Fate::Refused],
+        ),
+        (
+            Standing::Own,
+            [Fate::Overflow, Fate::Refused, Fate::Refused],
+        ),
+        (
+            Standing::ParkedBefore,
+            [Fate::Taken, Fate::Waits, Fate::Refused],
+        ),
+        (Standing::Lowered, [Fate::Overflow; 3]),
+    ];
+    for (standing, fates) in expected {
+        assert_eq!(
+            Qos::ALL.map(|qos| fate(qos, standing)),
+            fates,
+            "{standing:?}"
+        );
+    }
+}
+
+// requirement: SHED-ORDER
+#[test]
+fn under_load_background_is_shed_before_batched_and_batched_before_realtime() {
+    let mut w = World::with(small(8));
+    let s = w.session();
+    let a = w.agent(s, "a", &["q"]);
+    let mut refused = Vec::new();
+    for n in 0..24 {
+        let qos = Qos::ALL[n % 3];
+        match w.emit_key(s, "q", "k", qos) {
+            Ok(Offer::Done(_)) => {}
+            Ok(_) => refused.push(("batched waits", w.core.stats().subscriptions[0].queued)),
+            Err(_) => refused.push(("background", w.core.stats().subscriptions[0].queued)),
+        }
+    }
+    assert_eq!(refused[0], ("background", 5), "when half is full");
+    let batched = refused.iter().find(|(what, _)| *what == "batched waits");
+    assert_eq!(batched, Some(&("batched waits", 8)), "when all is full");
+    let realtime = w.core.stats().by_qos["realtime"];
+    assert_eq!(realtime.matched, 8, "realtime is always taken");
+    w.run(s, a);
+}
+
+// requirement: QOS-BACKGROUND
+#[test]
+fn background_fills_half_of_the_bytes_of_a_queue() {
+    let mut w = World::with(Limits {
+        queue_bytes: 100,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let a = w.agent(s, "a", &["q"]);
+    let send = |w: &mut World, bytes: usize, qos| {
+        let publish = Publish {
+            payload: vec![b'1'; bytes].into(),
+            qos,
+            ..w.publish(s, "q")
+        };
+        w.offer(s, publish).is_ok()
+    };
+    assert!(send(&mut w, 30, Qos::Background) && send(&mut w, 20, Qos::Background));
+    assert!(!send(&mut w, 1, Qos::Background));
+    assert!(send(&mut w, 50, Qos::Batched));
+    w.run(s, a);
+    assert!(
+        send(&mut w, 60, Qos::Background),
+        "an empty queue takes one of any size"
+    );
+    w.run(s, a);
+}
+
+// requirement: FANOUT-BOUNDED
+#[test]
+fn an_event_for_too_many_is_refused_and_nobody_gets_it() {
+    let mut w = World::with(Limits {
+        fanout: 3,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let agents: Vec<Handle> = (0..4)
+        .map(|n| w.agent(s, &format!("a{n}"), &["q.>", "loom.log.>"]))
+        .collect();
+    let publish = w.publish(s, "q.x");
+    let error = w.offer(s, publish).unwrap_err();
+    let told = (error.code, error.limit, error.field.as_deref());
+    assert_eq!(told, (Code::Exhausted, Some("fanout"), Some("topic")));
+    assert_eq!(w.request(s, "q.x").unwrap_err().limit, Some("fanout"));
+    let line = loom_core::LogLine {
+        sender: w.root(s),
+        turn: None,
+        level: "info",
+        payload: b"{}",
+    };
+    w.core.log(s, &line, w.at).unwrap();
+    assert_eq!(
+        w.core.stats().errors["EXHAUSTED"],
+        1,
+        "the engine's own is counted"
+    );
+    assert_eq!(w.core.stats().events.matched, 0);
+    w.core.remove(s, agents[0], w.at).unwrap();
+    assert_eq!(w.emit(s, "q.x").matched, 3);
+    agents
+        .iter()
+        .skip(1)
+        .for_each(|agent| drop(w.run(s, *agent)));
+}
+
+/// A turn of the first event of a new run, in agent `a`.
+fn root_turn(w: &mut World, s: SessionId, a: Handle) -> Delivery {
+    w.emit(s, "root");
+    w.take(s, a).unwrap()
+}
+
+fn emit_in(w: &mut World, s: SessionId, turn: &Delivery) -> Result<Offer, loom_core::Error> {
+    let publish = Publish {
+        turn: turn.lease,
+        ..w.publish(s, "unheard")
+    };
+    w.offer(s, publish)
+}
+
+// requirement: RUN-BOUNDED
+#[test]
+fn what_follows_from_one_root_is_bounded_within_a_window_and_other_runs_go_on() {
+    let mut w = World::with(Limits {
+        run_events: 10,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let a = w.agent(s, "a", &["root"]);
+    let (one, two) = (root_turn(&mut w, s, a), root_turn(&mut w, s, a));
+    for _ in 0..6 {
+        emit_in(&mut w, s, &one).unwrap();
+    }
+    w.pass(31_000);
+    for _ in 0..4 {
+        emit_in(&mut w, s, &one).unwrap();
+    }
+    let error = emit_in(&mut w, s, &one).unwrap_err();
+    let told = (error.code, error.limit, error.field.as_deref());
+    assert_eq!(told, (Code::Exhausted, Some("run_events"), Some("run_id")));
+    emit_in(&mut w, s, &two).unwrap();
+    w.emit(s, "unheard");
+    w.pass(31_000);
+    for _ in 0..6 {
+        emit_in(&mut w, s, &one).unwrap();
+    }
+    assert!(
+        emit_in(&mut w, s, &one).is_err(),
+        "half of the window is over"
+    );
+    w.pass(61_000);
+    for _ in 0..10 {
+        emit_in(&mut w, s, &one).unwrap();
+    }
+    w.end(s, a, &one);
+    w.end(s, a, &two);
+}
+
+// requirement: RUN-BOUNDED
+#[test]
+fn two_agents_that_answer_each_other_in_many_branches_are_stopped() {
+    let mut w = World::with(Limits {
+        run_events: 200,
+        queue_items: 1_000,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let (a, b) = (w.agent(s, "a", &["ping"]), w.agent(s, "b", &["pong"]));
+    w.emit(s, "ping");
+    let (mut published, mut refused) = (0, 0);
+    loop {
+        let turn = w.take(s, a).map(|turn| (a, turn));
+        let Some((agent, turn)) = turn.or_else(|| w.take(s, b).map(|turn| (b, turn))) else {
+            break;
+        };
+        for _ in 0..4 {
+            let publish = Publish {
+                turn: turn.lease,
+                ..w.publish(s, if agent == a { "pong" } else { "ping" })
+            };
+            match w.offer(s, publish) {
+                Ok(_) => published += 1,
+                Err(error) => {
+                    assert_eq!(error.code, Code::Exhausted);
+                    refused += 1;
+                }
+            }
+        }
+        if let Some(next) = w.end(s, agent, &turn) {
+            // Its own end is enough: it is given back to the loop as a turn that ends at once.
+            w.fail(s, &next, Code::HandlerError).unwrap();
+        }
+    }
+    assert_eq!(published, 200);
+    assert!(refused > 0);
+}
+
+// requirement: RUN-BOUNDED, BOUNDED
+#[test]
+fn runs_that_are_idle_are_forgotten_first() {
+    let mut w = World::with(Limits {
+        run_events: 4,
+        runs: 8,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let a = w.agent(s, "a", &["root"]);
+    let busy = root_turn(&mut w, s, a);
+    for n in 0..4 {
+        emit_in(&mut w, s, &busy).unwrap();
+        let other = root_turn(&mut w, s, a);
+        emit_in(&mut w, s, &other).unwrap();
+        w.end(s, a, &other);
+        assert!(n < 4);
+    }
+    assert!(
+        emit_in(&mut w, s, &busy).is_err(),
+        "who goes on is not forgotten"
+    );
+    for _ in 0..8 {
+        let other = root_turn(&mut w, s, a);
+        emit_in(&mut w, s, &other).unwrap();
+        w.end(s, a, &other);
+    }
+    emit_in(&mut w, s, &busy).unwrap();
+    w.end(s, a, &busy);
 }

@@ -136,13 +136,16 @@ impl Book {
         let Some(event) = self.events.get(index) else {
             return false;
         };
+        let (items, bytes) = if event.qos == Qos::Background {
+            (limits.queue_items.div_ceil(2), limits.queue_bytes / 2)
+        } else {
+            (limits.queue_items, limits.queue_bytes)
+        };
         let mut members = event.targets.iter().flat_map(|target| &target.members);
         members.any(|member| {
-            self.subs.get(*member).is_some_and(|sub| {
-                sub.load.0 > limits.queue_items
-                    || sub.load.1 > limits.queue_bytes
-                    || sub.hears_engine()
-            })
+            self.subs
+                .get(*member)
+                .is_some_and(|sub| sub.load.0 > items || sub.load.1 > bytes || sub.hears_engine())
         })
     }
 
