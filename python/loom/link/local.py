@@ -69,7 +69,8 @@ class Link:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
         self._closed = False
-        self._notices = self._by_kind()
+        self._work, self._notices = self._by_kind()
+        self._checks: list[Callable[[], None]] = []
         self._loop.add_reader(session.fd, self.drain)
 
     # -- offering ---------------------------------------------------------------------------------
@@ -185,6 +186,18 @@ class Link:
         """Call ``wake`` each time ``handle`` has work again after a take that gave None."""
         self._ready[handle] = wake
 
+    def next_round(self, check: Callable[[], None]) -> None:
+        """Call ``check`` once when the loop comes round: the loop has one callback for all."""
+        if not self._checks:
+            self._loop.call_soon(self._round)
+        self._checks.append(check)
+
+    def _round(self) -> None:
+        checks, self._checks = self._checks, []
+        self.look()
+        for check in checks:
+            check()
+
     def on_close(self, handle: int, end: Callable[[], None]) -> None:
         """Call ``end`` when the link is closed before ``handle`` is removed."""
         self._ended[handle] = end
@@ -222,18 +235,21 @@ class Link:
         """Hand every notice of the inbox to whoever waits for it. Runs no user code."""
         if threading.get_ident() != self._thread:
             return  # the engine has written the descriptor: the loop drains
-        session, notices = self.session, self._notices
+        session, notices, ready, work = self.session, self._notices, self._ready, self._work
         while True:
             for kind, ident, code, body in session.drain(DRAIN_BATCH):
-                notices[kind](ident, code, body)
+                if kind != work:
+                    notices[kind](ident, code, body)
+                elif (wake := ready.get(ident)) is not None:
+                    wake()
             if not session.pending:
                 return
 
-    def _by_kind(self) -> dict[int, Callable[[int, int, Any], None]]:
+    def _by_kind(self) -> tuple[int, dict[int, Callable[[int, int, Any], None]]]:
+        """Return the kind of notice that says READY, and who takes each of the others."""
         from loom import _engine as engine
 
-        return {
-            engine.NOTICE_READY: self._on_ready,
+        return engine.NOTICE_READY, {
             engine.NOTICE_ANSWER: self._on_answer,
             engine.NOTICE_OUTCOME: self._on_outcome,
             engine.NOTICE_CHUNK: self._on_chunk,
@@ -242,11 +258,6 @@ class Link:
             engine.NOTICE_ACCEPTED: self._on_accepted,
             engine.NOTICE_REFUSED: self._on_refused,
         }
-
-    def _on_ready(self, handle: int, _: int, __: Any) -> None:
-        wake = self._ready.get(handle)
-        if wake is not None:
-            wake()
 
     def _on_answer(self, call: int, _: int, envelope: Any) -> None:
         waiter = self._waiters.get(call)

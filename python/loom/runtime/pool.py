@@ -195,13 +195,12 @@ class Pool:
     def _look_again(self) -> None:
         if not self._checking and not self._stopping:
             self._checking = True
-            self._loop.call_soon(self._check)
+            self._link.next_round(self._check)
 
     def _check(self) -> None:
         """Runs in the loop while every worker is suspended: more may be needed."""
         self._checking = False
         self._rounds += 1
-        self._link.look()
         if self._armed or self._about_to_take:
             return
         for _ in range(self._ramp):
