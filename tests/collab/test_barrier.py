@@ -27,6 +27,7 @@ async def test_all_go_on_when_the_last_one_comes_and_see_the_same() -> None:
         last = await meet(h, "eve")
         meetings = [await task for task in waiting]
         (coordinator,) = await h.ctx.agents()
+        assert len(h.events("thread.trip.reply")) == 3  # who joined the thread sees it too
 
     names = ("default/meet/ada", "default/meet/bob", "default/meet/eve")
     assert last == Meeting(n=3, members=names, complete=True)
@@ -182,6 +183,9 @@ async def test_more_who_wait_than_there_is_room_for_are_refused_at_once() -> Non
         alone = await come(BARRIER_WAITING, 1)
         await h.advance(5)
         assert not any(meeting.complete for meeting in await asyncio.gather(*waiting))
+        again = come(BARRIER_WAITING + 1, 2)  # there is room again
+        await h.advance(5)
+        assert not (await again).complete
 
     assert caught.value.limit == "barrier_waiting"
     assert alone.complete

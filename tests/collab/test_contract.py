@@ -399,6 +399,40 @@ async def test_a_winner_that_answers_twice_or_late_changes_nothing() -> None:
 
 
 @pytest.mark.requirement("COLLAB-IGNORED")
+async def test_an_answer_to_another_award_than_the_one_given_is_not_taken() -> None:
+    app = loom.App("market")
+    ghost = Ghost(app)
+    async with Harness(app) as h:
+        asked = paint(h)
+        await ghost.say("bid", score=9, offer=None)
+        await h.idle()
+        for number in (2, 1):
+            by = f"award {number}"
+            await ghost.say("done", award=number, result=Painted(by=by, metres=1))
+            await h.idle()
+        award = await asked
+        ghost.stay.set()
+
+    assert (award.result.by, award.ignored.late) == ("award 1", 1)
+
+
+async def test_a_contractor_gives_up_in_time_when_nobody_says_anything_any_more() -> None:
+    market = Market()
+    market.add("ada", 1.0, Hangs)
+    async with Harness(market.app) as h:
+        cfp = {"v": 1, "task": Fence(metres=7), "bid_ms": 1000, "timeout_ms": 9000}
+        order = {"v": 1, "award": 1, "winner": "default/ada", "timeout_ms": 3000}
+        await h.ctx.emit("job.paint", cfp, thread="t")
+        await h.idle()
+        await h.ctx.emit("thread.t.award", order, thread="t")
+        await h.advance(3)
+        (declined,) = h.events("thread.t.decline")
+
+    assert (declined.data["code"], declined.data["award"]) == ("TIMEOUT", 1)
+    assert market.painters["ada"].happened == ["began", "cancelled"]
+
+
+@pytest.mark.requirement("COLLAB-IGNORED")
 async def test_a_second_answer_in_the_same_moment_is_not_taken() -> None:
     app = loom.App("market")
     ghost = Ghost(app)

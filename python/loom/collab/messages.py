@@ -3,7 +3,7 @@
 Closed and versioned: a field that is not known, or another version, is refused.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,7 +22,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    v: Literal[1]
+    v: Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes true
 
 
 class Cfp(Message):

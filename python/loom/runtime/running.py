@@ -27,7 +27,7 @@ from loom.runtime.turns import Turns
 if TYPE_CHECKING:
     from loom.app import App
 
-_CALM_ROUNDS = 16  # a finished future needs two turns of the loop for each task around another
+_CALM_ROUNDS = 12  # a finished future needs two turns of the loop for each task around another
 _THREAD_POLL = 0.001  # seconds between two looks at threads, which tell the loop when they end
 _logger = logging.getLogger("loom")
 
