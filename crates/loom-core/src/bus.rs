@@ -634,7 +634,8 @@ impl Core {
         sub.books.class(env.qos).matched += 1;
         let class = sub.class(env.qos);
         let realtime = class == Qos::Realtime;
-        let lags = !realtime && sub.lagging;
+        // What was logged has the room it was given before.
+        let lags = !realtime && sub.lagging && env.position.is_none();
         let mut room = !lags && sub.has_room(env, &self.limits);
         if !room && realtime {
             room = self.make_room(id, env, at);
@@ -670,6 +671,7 @@ impl Core {
             };
             self.leaves_queue(id, lane, &item);
             self.lose(id, &item.env, Reason::Overflow, at);
+            self.made_room(id);
         }
     }
 
@@ -727,6 +729,7 @@ impl Core {
     /// Counts a loss, says so at most once a second, and declines what was asked with the event.
     pub(crate) fn lose(&mut self, id: SubId, env: &Arc<Envelope>, reason: Reason, at: Moment) {
         let mut told = None;
+        let again = self.has(Planted::LossToldTwice);
         if self.has(Planted::UncountedLoss) && reason == Reason::Overflow {
             return;
         }
@@ -737,7 +740,7 @@ impl Core {
             let due = sub.books.told.get_mut(reason as usize);
             if !env.is_of_engine()
                 && let Some(last) = due
-                && last.is_none_or(|last| at.now >= last.plus_millis(1_000))
+                && (again || last.is_none_or(|last| at.now >= last.plus_millis(1_000)))
             {
                 *last = Some(at.now);
                 told = Some((sub.space, Arc::clone(&sub.origin), count));
@@ -810,10 +813,12 @@ impl Core {
 
     /// A queue got shorter: it may have caught up, and offers may be waiting for it.
     pub(crate) fn made_room(&mut self, id: SubId) {
+        let longer = self.has(Planted::LagsLonger);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
-        if sub.lagging && sub.is_half_empty(&self.limits) {
+        let empty = sub.lanes.items() == 0;
+        if sub.lagging && sub.is_half_empty(&self.limits) && (empty || !longer) {
             sub.lagging = false;
         }
         if !sub.parked.is_empty() {

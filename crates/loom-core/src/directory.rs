@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::arena::Handle;
 use crate::core::Core;
 use crate::health::Health;
+use crate::planted::Planted;
 use crate::space::SpaceId;
 
 /// The two halves of the directory.
@@ -160,12 +161,16 @@ impl Core {
         health: Health,
     ) {
         let (name, handle) = entry;
+        let silent = self.has(Planted::HealthUntold);
         let found = self
             .space_mut(space)
             .and_then(|found| found.directory.entries.get_mut(&(kind, Arc::clone(name))))
             .and_then(|offered| offered.get_mut(&handle));
         let Some(entry) = found else { return };
         entry.health = health;
+        if silent && health == Health::Quarantined {
+            return;
+        }
         let info = entry.show();
         let what = "changed";
         self.tell_change(space, Change { kind, what, info });

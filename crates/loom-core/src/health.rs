@@ -5,6 +5,7 @@ use crate::books::Reason;
 use crate::core::{Core, Kind, Todo};
 use crate::directory::DirectoryKind;
 use crate::error::{Error, Result};
+use crate::planted::Planted;
 use crate::time::Moment;
 
 /// How a registration fares.
@@ -73,11 +74,15 @@ impl Core {
     }
 
     fn set_agent_state(&mut self, id: SubId, state: Health, at: Moment) -> Result<()> {
+        let hears = self.has(Planted::QuarantinedHears);
         let Some(sub) = self.subs.get_mut(id).filter(|sub| !sub.closing) else {
             return Err(Error::fenced("this agent was removed"));
         };
         if sub.is_stream() {
             return Err(Error::invalid("handle", "a stream has no state to set"));
+        }
+        if hears && state == Health::Quarantined {
+            return Ok(());
         }
         let was = std::mem::replace(&mut sub.health, state);
         if was == state {
@@ -135,7 +140,9 @@ impl Core {
             self.leaves_queue(id, lane, &item);
             self.lose(id, &item.env, reason, at);
         }
-        self.todo
-            .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
+        for (_, ticket) in parked {
+            self.leave_list(ticket, id);
+            self.todo.push_back(Todo::Retry(ticket));
+        }
     }
 }

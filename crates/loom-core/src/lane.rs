@@ -249,18 +249,32 @@ impl Lanes {
         Some((place, item))
     }
 
-    /// Ends the lease of a lane: its next event is ready, or it is done.
+    /// Ends the lease of a lane: its next event is ready behind all other lanes, or it is done.
     pub(crate) fn release(&mut self, place: u32) {
+        if self.let_go(place) {
+            self.ready.push_back(place);
+        }
+    }
+
+    /// Ends the lease of a lane whose event was not started: the next one is ready in its place.
+    pub(crate) fn skip(&mut self, place: u32) {
+        if self.let_go(place) {
+            self.ready.push_front(place);
+        }
+    }
+
+    /// Ends the lease of a lane; `false` if nothing is left of it.
+    fn let_go(&mut self, place: u32) -> bool {
         let Some(lane) = self.slots.get_mut(place as usize) else {
-            return;
+            return false;
         };
         debug_assert!(lane.leased, "only a leased lane is released");
         lane.leased = false;
-        if lane.items.is_empty() {
+        let more = !lane.items.is_empty();
+        if !more {
             self.shut(place);
-        } else {
-            self.ready.push_back(place);
         }
+        more
     }
 
     /// Makes a leased lane ready as well: a bug that the simulator asks for.

@@ -41,12 +41,22 @@ pub enum Planted {
     ForeignLease,
     /// A full queue drops the newest realtime event.
     NewestDropped,
+    /// Each loss of a subscription is published, however soon after the last.
+    LossToldTwice,
+    /// A subscription lags until its queue is empty.
+    LagsLonger,
+    /// A lane goes on before those that wait longer.
+    LaneStarves,
+    /// That an agent is quarantined is not published.
+    HealthUntold,
+    /// A quarantined agent hears on.
+    QuarantinedHears,
 }
 
 impl Planted {
     /// All of them.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,
@@ -64,6 +74,11 @@ impl Planted {
         Self::UntoldCancel,
         Self::ForeignLease,
         Self::NewestDropped,
+        Self::LossToldTwice,
+        Self::LagsLonger,
+        Self::LaneStarves,
+        Self::HealthUntold,
+        Self::QuarantinedHears,
     ];
 }
 

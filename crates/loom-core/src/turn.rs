@@ -152,7 +152,7 @@ impl Core {
             }
             self.topics.books(item.env.books).queued -= 1;
             if let Some(sub) = self.subs.get_mut(id) {
-                sub.lanes.release(lane);
+                sub.lanes.skip(lane);
             }
             self.expire(id, &item.env, at);
         }
@@ -166,10 +166,15 @@ impl Core {
         lease: &Lease,
         failed: Option<(Code, Detail)>,
     ) {
+        let starves = self.has(Planted::LaneStarves);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
-        sub.lanes.release(lane);
+        if starves {
+            sub.lanes.skip(lane);
+        } else {
+            sub.lanes.release(lane);
+        }
         sub.leased -= 1;
         let closing = sub.closing;
         self.count_turn(id, &lease.env, failed.is_some());

@@ -12,6 +12,11 @@ const FAILURES: &[Code] = &[Code::HandlerError, Code::ToolError, Code::InvalidPa
 
 impl World {
     pub(crate) fn step(&mut self, habits: &Habits) -> Check {
+        self.act(habits)?;
+        self.look()
+    }
+
+    fn act(&mut self, habits: &Habits) -> Check {
         match habits.draw_step(&mut self.dice) {
             Step::Attach => self.attach(),
             Step::Register => self.register(habits),
@@ -34,6 +39,7 @@ impl World {
             Step::AnswerLog => self.answer_some(),
             Step::Pass => self.pass_some(),
             Step::Misuse => self.misuse(),
+            Step::Health => self.turn_health(),
             Step::Check => self.check(),
             Step::Settle => self.settle(),
         }
@@ -133,20 +139,25 @@ impl World {
     /// Does all the work there is, without letting time pass.
     pub(crate) fn settle(&mut self) -> Check {
         self.note("settle");
+        self.look()?;
+        self.raise_all()?;
         for _ in 0..400 {
             let mut moved = false;
             while !self.log.is_empty() {
                 self.answer_some()?;
+                self.look()?;
                 moved = true;
             }
             self.drain_every()?;
             for taker in self.live_takers() {
                 moved |= self.take(taker, None)?;
+                self.look()?;
             }
             let held: Vec<LeaseId> = self.held.keys().copied().collect();
             for lease in held {
                 moved = true;
                 self.end_somehow(lease)?;
+                self.look()?;
             }
             if !moved && self.core.gauges().inbox == 0 {
                 return self.check_rest();
@@ -173,7 +184,9 @@ impl World {
     pub(crate) fn leave(&mut self) -> Check {
         while let Some(at) = self.some_peer() {
             self.close(at)?;
+            self.look()?;
         }
+        self.stop_watching();
         self.check_gone()
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use loom_core::{AuditedSubscription, Delivery, Ident, LeaseId, Limits, Nanos, Qos};
+use loom_core::{
+    AuditedSubscription, Delivery, Ident, LeaseId, Limits, Nanos, Qos, SubscriptionStats,
+};
 
 use crate::event::{Event, State, Target, check_stamps, read_tag, space_name};
 use crate::sub::{RingItem, Sub};
@@ -16,6 +18,8 @@ pub(crate) struct Book {
     pub(crate) subs: Vec<Sub>,
     pub(crate) events: Vec<Event>,
     beat: u64,
+    /// Turns that ended, of all there ever were.
+    pub(crate) ended: u64,
     lines: BTreeMap<Line, usize>,
     /// The last event of a lane whose place in the queue is known.
     places: BTreeMap<(usize, Ident), u64>,
@@ -42,7 +46,7 @@ impl Book {
     pub(crate) fn targets(&self, space: usize, topic: &str) -> Vec<Target> {
         let mut groups: BTreeMap<&str, (bool, Vec<usize>)> = BTreeMap::new();
         for (index, sub) in self.subs.iter().enumerate() {
-            if sub.live && sub.space == space && sub.hears(topic) {
+            if sub.listens() && sub.space == space && sub.hears(topic) {
                 groups
                     .entry(&sub.group)
                     .or_insert((sub.stream, Vec::new()))
@@ -168,8 +172,10 @@ impl Book {
             let alone = members.len() == 1;
             for member in members {
                 let sub = self.sub(member)?;
-                if alone {
-                    sub.sole += u64::from(sub.live);
+                // When what waited went is not known, nor whether it was heard then.
+                let sure = known || sub.shed.is_none();
+                if alone && sure {
+                    sub.sole += u64::from(sub.listens());
                 } else {
                     sub.shared += 1;
                 }
@@ -235,6 +241,7 @@ impl Book {
             format!("lane {lane} of {} has a turn already", sub.name)
         })?;
         sub.open.insert(lease, lane);
+        sub.eased = true;
         ensure(sub.open.len() <= sub.concurrency, "LANE-PARALLEL", || {
             format!(
                 "{} has {} turns of {}",
@@ -263,7 +270,12 @@ impl Book {
             State::Applied => {}
         }
         self.unload(index, Some(group));
+        let shed = self.sub(member)?.shed;
         let event = self.event(index)?;
+        let lost = event.placed.is_some_and(|placed| shed > Some(placed));
+        ensure(!lost, "HEALTH-QUARANTINED", || {
+            format!("event {index} was queued before {group} was quarantined, and came after")
+        })?;
         ensure(!event.is_over(now), "EVENT-TTL", || {
             format!("event {index} was over at {now:?}")
         })?;
@@ -287,10 +299,17 @@ impl Book {
             format!("event {index} came to {group} twice")
         })?;
         target.taken = true;
-        let others = target.members.iter().filter(|other| **other != member);
+        // What waits for a member that was quarantined does not keep its key from the others.
+        let firm = shed.is_none();
+        let others = target
+            .members
+            .iter()
+            .filter(|other| firm && **other != member);
         for other in others.copied().collect::<Vec<usize>>() {
             let other = self.sub(other)?;
-            let busy = other.live && other.open.values().any(|open| open == env.lane());
+            let busy = other.live
+                && other.shed.is_none()
+                && other.open.values().any(|open| open == env.lane());
             ensure(!busy, "LANE-GROUP", || {
                 format!(
                     "lane {} of {group} moved while {} has it",
@@ -300,6 +319,7 @@ impl Book {
             })?;
         }
         self.check_order(index, member, env.lane())?;
+        self.check_fair(member, env.lane())?;
         self.beat += 1;
         let beat = self.beat;
         let ring = &mut self.sub(member)?.ring;
@@ -345,11 +365,53 @@ impl Book {
         })
     }
 
+    /// Lanes are served in turn: none is served again while one waits that was ready when it was served last.
+    fn check_fair(&mut self, member: usize, lane: &Ident) -> Check {
+        self.beat += 1;
+        let beat = self.beat;
+        let sub = self.sub(member)?;
+        let last = sub.given.insert(lane.clone(), beat);
+        let Some(sub) = self.subs.get(member).filter(|sub| sub.keeps_all()) else {
+            return Ok(());
+        };
+        let last = last.unwrap_or_default();
+        let starved = self.events.iter().position(|event| {
+            event.stays_with(member)
+                && event.placed.is_some_and(|placed| {
+                    sub.shed.is_none_or(|shed| shed < placed && !event.durable)
+                        && sub.is_ready(event.lane.as_ref(), placed, last)
+                })
+        });
+        ensure(starved.is_none(), "LANE-FAIR", || {
+            format!(
+                "{} serves lane {lane} again, and event {starved:?} waits in another",
+                sub.name
+            )
+        })
+    }
+
     /// A turn is over, well or not.
-    pub(crate) fn end_turn(&mut self, index: usize, lease: LeaseId) -> Check {
+    pub(crate) fn end_turn(&mut self, index: usize, lease: LeaseId, failed: bool) -> Check {
+        self.beat += 1;
+        let beat = self.beat;
+        self.ended += 1;
         let sub = self.sub(index)?;
-        sub.open.remove(&lease);
+        if let Some(lane) = sub.open.remove(&lease) {
+            sub.freed.insert(lane, beat);
+        }
         sub.ended += 1;
+        sub.failed += u64::from(failed);
+        Ok(())
+    }
+
+    /// A quarantined agent has lost what was queued.
+    pub(crate) fn shed(&mut self, index: usize) -> Check {
+        self.beat += 1;
+        let beat = self.beat;
+        let sub = self.sub(index)?;
+        sub.shed = Some(beat);
+        sub.ring.items.clear();
+        sub.ring.blurred = true;
         Ok(())
     }
 
@@ -358,6 +420,7 @@ impl Book {
         &self,
         index: usize,
         row: &AuditedSubscription,
+        counted: &SubscriptionStats,
         limits: &Limits,
     ) -> Check {
         let Some(sub) = self.subs.get(index) else {
@@ -385,18 +448,15 @@ impl Book {
                 )
             },
         )?;
+        let lost = counted.dropped.overflow + counted.dropped.lagging;
         let full = sub.peak.0 > limits.queue_items || sub.peak.1 > limits.queue_bytes;
-        ensure(
-            sub.waited || row.dropped <= sub.fleeting,
-            "QOS-BATCHED",
-            || {
-                format!(
-                    "{row:?} lost more than the {} realtime events",
-                    sub.fleeting
-                )
-            },
-        )?;
-        ensure(row.dropped == 0 || full, "QOS-BATCHED", || {
+        ensure(sub.waited || lost <= sub.fleeting, "QOS-BATCHED", || {
+            format!(
+                "{row:?} lost more than the {} realtime events",
+                sub.fleeting
+            )
+        })?;
+        ensure(lost == 0 || full, "QOS-BATCHED", || {
             format!(
                 "{row:?} lost events, and never had more than {:?}",
                 sub.peak

@@ -1,8 +1,8 @@
 //! Calls and streams: calling, giving results and chunks, granting credit, cancelling.
 
-use loom_core::{CallId, Code, Invoke, LeaseId};
+use loom_core::{CallId, Code, Health, Invoke, LeaseId};
 
-use crate::event::tag;
+use crate::event::{Stamp, tag};
 use crate::trace::{Check, ensure};
 use crate::waits::{Served, Wanted};
 use crate::world::{Held, Taker, World};
@@ -47,7 +47,11 @@ impl World {
             .providers
             .iter()
             .filter(|p| p.live && (p.space, p.capability) == key);
-        let offered = live.count() > 0;
+        let offered = live.filter(|p| p.health == Health::Up).count() > 0;
+        let known = self
+            .providers
+            .iter()
+            .any(|p| (p.space, p.capability) == key);
         let gone_before = self.waits.gone.get(&key).copied().unwrap_or_default();
         let meant = match &call {
             Ok(_) => offered && !over,
@@ -57,8 +61,8 @@ impl World {
                     offered && self.queued(key) >= self.limits.provider_queue
                 }
                 (Code::Exhausted, Some("pending_calls")) => true,
-                (Code::NotFound, _) => !offered && gone_before == 0,
-                (Code::ProviderUnavailable, _) => !offered && gone_before > 0,
+                (Code::NotFound, _) => !known,
+                (Code::ProviderUnavailable, _) => !offered && known,
                 _ => false,
             },
         };
@@ -68,6 +72,11 @@ impl World {
         let Ok(call) = call else { return Ok(()) };
         let served = Served {
             number,
+            sender: from.sender.clone(),
+            stamp: from
+                .turn
+                .as_ref()
+                .map(|(_, held)| Stamp::of(&held.envelope)),
             space: from.space,
             capability,
             gone_before,

@@ -3,6 +3,7 @@
 use loom_core::{Gauges, Reason};
 
 use crate::event::space_name;
+use crate::sums;
 use crate::trace::{Check, broken, ensure};
 use crate::waits::{Wait, Wanted};
 use crate::world::{Taker, World};
@@ -15,6 +16,8 @@ impl World {
         self.probe()?;
         self.drain_every()?;
         self.check_waits()?;
+        self.look()?;
+        self.check_entries()?;
         self.check_books()
     }
 
@@ -64,7 +67,7 @@ impl World {
     }
 
     pub(crate) fn check_books(&mut self) -> Check {
-        let audit = self.core.audit();
+        let (audit, stats) = (self.core.audit(), self.core.stats());
         ensure(audit.balanced, "CONSERVATION", || format!("{audit:?}"))?;
         for (index, sub) in self
             .book
@@ -82,8 +85,18 @@ impl World {
                 return broken("CONSERVATION", format!("{} is not in the audit", sub.name));
             };
             self.seen.note_if("event expired", row.expired > 0);
-            self.book.check_row(index, row, &self.limits)?;
+            let counted = stats
+                .subscriptions
+                .iter()
+                .find(|row| row.name == sub.name && row.namespace == space);
+            let Some(counted) = counted else {
+                return broken("CONSERVATION", format!("{} is not in the stats", sub.name));
+            };
+            self.book.check_row(index, row, counted, &self.limits)?;
+            sums::check_row(sub, counted, &self.limits)?;
+            self.seen.note_if("subscription lagging", counted.lagging);
         }
+        self.check_totals(&stats)?;
         let gauges = audit.gauges;
         let leased = self.held.len();
         ensure(gauges.leased == leased, "BOUNDED", || {
@@ -98,6 +111,11 @@ impl World {
     pub(crate) fn check_rest(&mut self) -> Check {
         self.check()?;
         let audit = self.core.audit();
+        let stats = self.core.stats();
+        let lags = stats.subscriptions.iter().find(|row| row.lagging);
+        ensure(lags.is_none(), "QOS-LAGGING", || {
+            format!("{lags:?} has nothing to do")
+        })?;
         for row in &audit.subscriptions {
             ensure(row.queued == 0 && row.leased == 0, "SETTLES", || {
                 format!("{row:?}")

@@ -1,6 +1,9 @@
 //! Coming and going: sessions, agents, streams and providers.
 
-use loom_core::{AgentSpec, Code, EffectClass, LeaseId, ProviderSpec, Qos, SessionId};
+use loom_core::{
+    AgentSpec, Code, DirectoryKind, EffectClass, Handle, Health, LeaseId, ProviderSpec, Qos,
+    SessionId,
+};
 
 use crate::calls::CAPABILITIES;
 use crate::event::{State, space_name};
@@ -84,13 +87,14 @@ impl World {
         };
         let concurrency = self.dice.pick(&[1, 1, 2, 3]).unwrap_or(1);
         let texts: Vec<&str> = filters.iter().map(String::as_str).collect();
+        let info = self.draw_info();
         let spec = AgentSpec {
             name: &name,
             filters: &texts,
             group,
             concurrency,
             qos: Qos::Batched,
-            info: b"{}",
+            info: info.as_bytes(),
         };
         let handle = self.core.register(session, &spec, self.at);
         self.note(format!(
@@ -99,6 +103,8 @@ impl World {
         let Ok(handle) = handle else {
             return broken("BAD-INPUT", format!("an agent was refused: {handle:?}"));
         };
+        self.watch
+            .enter((space, DirectoryKind::Agent, &name), handle, info);
         filters.push(format!("spawn.{name}"));
         let own = if group.is_empty() {
             name.clone()
@@ -126,6 +132,7 @@ impl World {
         if has {
             return Ok(());
         }
+        self.watch.forget_stream(space, &name);
         let filters = self.draw_filters(habits);
         let lossy = self.dice.chance(40);
         let texts: Vec<&str> = filters.iter().map(String::as_str).collect();
@@ -195,19 +202,22 @@ impl World {
             EffectClass::Unsafe
         };
         let concurrency = self.dice.pick(&[1, 1, 2]).unwrap_or(1);
+        let info = self.draw_info();
         let spec = ProviderSpec {
             name: capability,
             version: "1",
             effect,
             provider: "app",
             concurrency,
-            info: b"{}",
+            info: info.as_bytes(),
         };
         let handle = self.core.provide(session, &spec, self.at);
         self.note(format!("provide {capability} at {session:?}"));
         let Ok(handle) = handle else {
             return broken("BAD-INPUT", format!("a provider was refused: {handle:?}"));
         };
+        let entry = (space, DirectoryKind::Capability, capability);
+        self.watch.enter(entry, handle, info);
         self.takers
             .insert(Taker::Provider(self.providers.len()), Call::default());
         let concurrency = concurrency as usize;
@@ -218,6 +228,7 @@ impl World {
             capability,
             concurrency,
             live: true,
+            health: Health::Up,
         });
         Ok(())
     }
@@ -233,6 +244,7 @@ impl World {
         let removed = self.core.remove(session, handle, self.at);
         self.note(format!("remove {taker:?}"));
         ensure(removed.is_ok(), "LEASE-FENCED", || format!("{removed:?}"))?;
+        self.watch.leave(handle);
         self.end_streamed(taker)?;
         match taker {
             Taker::Sub(index) => {
@@ -286,6 +298,7 @@ impl World {
         };
         let session = peer.id;
         self.drain_all(session)?;
+        self.leave_all(session);
         self.core.close(session, self.at);
         self.note(format!("close {session:?}"));
         if let Some(peer) = self.peers.get_mut(at) {
@@ -313,6 +326,29 @@ impl World {
         self.close_tickets(session)
     }
 
+    /// Its entries leave the directory in the order of their handles.
+    fn leave_all(&mut self, session: SessionId) {
+        let takers = self.live_takers().into_iter();
+        let mut handles: Vec<Handle> = takers
+            .filter_map(|taker| self.taker(taker))
+            .filter_map(|(own, handle, _)| (own == session).then_some(handle))
+            .collect();
+        handles.sort_unstable();
+        for handle in handles {
+            self.watch.leave(handle);
+        }
+    }
+
+    /// What a registration says of itself: no two say the same.
+    fn draw_info(&mut self) -> String {
+        let number = self.takers.len();
+        match self.dice.between(0, 2) {
+            0 => format!("{{\"n\":{number}}}"),
+            1 => format!("{{\"n\": {number} }}"),
+            _ => format!("info {number}"),
+        }
+    }
+
     pub(crate) fn close_held(&mut self, session: SessionId) {
         let held = self.held.iter().filter(|(_, held)| held.session == session);
         let held: Vec<LeaseId> = held.map(|(lease, _)| *lease).collect();
@@ -328,6 +364,9 @@ impl World {
                     if let Ok(sub) = self.book.sub(index) {
                         sub.open.remove(&lease);
                     }
+                    // A turn that had answered is done, and a stream's; the event of any other is lost.
+                    let done = held.answered || self.is_stream(held.taker);
+                    self.book.ended += u64::from(done);
                     self.decline(&held);
                 }
                 Taker::Provider(_) => {

@@ -60,6 +60,10 @@ pub(crate) struct Event {
     pub(crate) deadline: Option<Nanos>,
     pub(crate) stamp: Option<Stamp>,
     pub(crate) call: Option<CallId>,
+    /// Its id, once that was told.
+    pub(crate) id: Option<u128>,
+    /// The events it follows from, besides the one of its turn.
+    pub(crate) causes: Vec<u128>,
     /// Nobody heard it when it came.
     pub(crate) waited: bool,
     pub(crate) targets: Vec<Target>,
@@ -83,6 +87,8 @@ impl Event {
             deadline: None,
             stamp: None,
             call: None,
+            id: None,
+            causes: Vec::new(),
             waited: false,
             targets: Vec::new(),
             state: State::Refused,
@@ -95,12 +101,28 @@ impl Event {
         u32::try_from(agents.count()).unwrap_or(u32::MAX)
     }
 
+    /// Whether it went to a group of which a member was quarantined once.
+    pub(crate) fn is_spread(&self, shed: impl Fn(usize) -> bool) -> bool {
+        let mut targets = self.targets.iter();
+        targets.any(|t| t.members.len() > 1 && t.members.iter().any(|member| shed(*member)))
+    }
+
+    /// Whether it waits in the queue of this one and nobody else, and cannot leave it but by a turn.
+    pub(crate) fn stays_with(&self, member: usize) -> bool {
+        let mortal = self.expires.is_some() || self.deadline.is_some();
+        let waits = self.state == State::Applied && self.qos != Qos::Realtime && !mortal;
+        let mut targets = self.targets.iter();
+        waits && targets.any(|target| !target.taken && target.members == [member])
+    }
+
     pub(crate) fn is_over(&self, now: Nanos) -> bool {
         self.expires.is_some_and(|at| at <= now) || self.deadline.is_some_and(|at| at <= now)
     }
 }
 
-pub(crate) fn check_stamps(event: &Event, env: &Envelope) -> Check {
+pub(crate) fn check_stamps(event: &mut Event, env: &Envelope) -> Check {
+    let id = *event.id.get_or_insert(env.id);
+    let event = &*event;
     let told = || {
         format!(
             "{env:?} was published by {:?} to {:?}",
@@ -119,13 +141,20 @@ pub(crate) fn check_stamps(event: &Event, env: &Envelope) -> Check {
             .as_ref()
             .is_none_or(|thread| *thread == env.thread);
     ensure(same, "SENDER-STAMPED", told)?;
-    let stamped = match &event.stamp {
+    ensure(id == env.id, "EVENT-IMMUTABLE", told)?;
+    let causes = env.extra.as_ref().map_or(&[][..], |extra| &extra.causes);
+    ensure(*causes == *event.causes, "CAUSES-GIVEN", told)?;
+    ensure(is_stamped(event.stamp.as_ref(), env), "RUN-STAMPED", told)
+}
+
+/// Whether run, cause and hop come from the turn, or a new run begins.
+pub(crate) fn is_stamped(stamp: Option<&Stamp>, env: &Envelope) -> bool {
+    match stamp {
         Some(stamp) => {
             env.run == stamp.run && env.causation == Some(stamp.cause) && env.hop == stamp.hop
         }
         None => env.run == env.id && env.causation.is_none() && env.hop == 0,
-    };
-    ensure(stamped, "RUN-STAMPED", told)
+    }
 }
 
 /// A payload that says what it is: a letter and a number, filled up.

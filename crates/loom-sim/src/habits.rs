@@ -28,8 +28,19 @@ pub(crate) enum Step {
     AnswerLog,
     Pass,
     Misuse,
+    Health,
     Check,
     Settle,
+}
+
+impl Step {
+    /// Whether it is about calls: four runs of ten lean to these.
+    const fn is_of_broker(self) -> bool {
+        matches!(
+            self,
+            Self::Provide | Self::Invoke | Self::Result | Self::Chunk | Self::Grant
+        )
+    }
 }
 
 /// How often a step is taken in an ordinary run.
@@ -55,6 +66,7 @@ const USUAL: &[(Step, u64)] = &[
     (Step::AnswerLog, 8),
     (Step::Pass, 12),
     (Step::Misuse, 3),
+    (Step::Health, 3),
     (Step::Check, 4),
     (Step::Settle, 1),
 ];
@@ -68,12 +80,18 @@ pub(crate) struct Habits {
     pub(crate) wide: u64,
     pub(crate) realtime: u64,
     pub(crate) grouped: u64,
+    pub(crate) many_causes: u64,
+    pub(crate) watched: bool,
 }
 
 impl Habits {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let mut weights = USUAL.to_vec();
-        for (_, weight) in &mut weights {
+        let broker = dice.chance(40);
+        for (step, weight) in &mut weights {
+            if broker && step.is_of_broker() {
+                *weight *= 4;
+            }
             *weight = match dice.between(0, 9) {
                 0 => 0,
                 1 | 2 => *weight * 3,
@@ -105,6 +123,12 @@ impl Habits {
             } else {
                 0
             },
+            many_causes: if dice.chance(40) {
+                dice.between(5, 40)
+            } else {
+                0
+            },
+            watched: dice.chance(60),
         }
     }
 
@@ -124,8 +148,16 @@ impl Habits {
 /// Small limits, so that what is rare with the real ones is common.
 pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
     Limits {
-        queue_items: dice.count(1, 6),
-        queue_bytes: dice.count(40, 400),
+        queue_items: if dice.chance(20) {
+            dice.count(7, 20)
+        } else {
+            dice.count(1, 6)
+        },
+        queue_bytes: if dice.chance(30) {
+            100_000
+        } else {
+            dice.count(40, 400)
+        },
         batched_wait_ms: dice.between(1, 40),
         hops: dice.count(2, 6),
         parked_offers: dice.count(1, 5),

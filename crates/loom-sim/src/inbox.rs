@@ -138,6 +138,10 @@ impl World {
             "TICKETS-ORDERED",
             || format!("{ticket:?} of {owner:?} for {matched}: {receipt:?} at {session:?}"),
         )?;
+        let id = *self.book.event(event)?.id.get_or_insert(receipt.id);
+        ensure(id == receipt.id, "EVENT-IMMUTABLE", || {
+            format!("event {event} has two ids, the second in {receipt:?}")
+        })?;
         if !durable {
             self.seen.note("batched publish taken after it was parked");
             return self.book.apply(event, false);

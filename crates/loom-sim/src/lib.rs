@@ -13,15 +13,19 @@ mod coming;
 mod dice;
 mod event;
 mod habits;
+mod health;
 mod inbox;
+mod losses;
 mod misuse;
 mod pace;
 mod publishing;
 mod requests;
 mod seen;
 mod sub;
+mod sums;
 mod trace;
 mod waits;
+mod watch;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -91,6 +95,9 @@ pub fn simulate(seed: u64, setup: Setup) -> Run {
 }
 
 fn live(world: &mut World, habits: &Habits) -> Check {
+    if habits.watched {
+        world.start_watching()?;
+    }
     world.attach()?;
     world.attach()?;
     for _ in 0..3 {

@@ -16,6 +16,9 @@ impl World {
     }
 
     pub(crate) fn tick(&mut self) -> Check {
+        for sub in &mut self.book.subs {
+            sub.eased = false;
+        }
         let mut next = self.core.tick(self.at);
         for _ in 0..64 {
             if next.is_none_or(|next| next > self.at.now) {

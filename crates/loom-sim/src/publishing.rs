@@ -1,6 +1,6 @@
 //! Publishing: who sends, what, and how the engine answers.
 
-use loom_core::{Handle, Ident, LeaseId, Offer, Options, Publish, Qos, SessionId};
+use loom_core::{Handle, Ident, LeaseId, Offer, Options, Publish, Qos, SessionId, show_uuid};
 
 use crate::event::{Event, Stamp, State, space_name, tag};
 use crate::habits::Habits;
@@ -90,10 +90,25 @@ impl World {
             options.ttl_ms = Some(ttl);
             event.expires = Some(self.at.now.plus_millis(ttl));
         }
+        if self.dice.chance(habits.many_causes) {
+            event.causes = self.draw_causes(from.session);
+            options.causes = event.causes.iter().map(|id| show_uuid(*id)).collect();
+        }
         event.targets = self.book.targets(from.space, topic);
         let many = event.targets.iter().any(|target| target.members.len() > 1);
         self.seen.note_if("group with several members", many);
         (event, Some(Box::new(options)))
+    }
+
+    /// Events that a session holds, for one that follows from several.
+    fn draw_causes(&mut self, session: SessionId) -> Vec<u128> {
+        let held = self.held.values().filter(|held| held.session == session);
+        let held: Vec<u128> = held.map(|held| held.envelope.id).collect();
+        let count = self.dice.count(1, 3);
+        let causes: Vec<u128> = (0..count).filter_map(|_| self.dice.pick(&held)).collect();
+        self.seen
+            .note_if("event with several causes", causes.len() > 1);
+        causes
     }
 
     pub(crate) fn hops_over(&mut self, from: &From) -> bool {
@@ -183,6 +198,7 @@ impl World {
                 ensure(same, "TOPIC-MATCH", || {
                     format!("event {index} matched {receipt:?}, and should {matched}")
                 })?;
+                self.book.event(index)?.id = Some(receipt.id);
                 self.book.apply(index, true)
             }
             Offer::Parked(ticket) => {
@@ -201,6 +217,7 @@ impl World {
                 ensure(durable, "TICKETS-ORDERED", || {
                     format!("{record:?} is not durable")
                 })?;
+                self.book.event(index)?.id = Some(record.id);
                 self.tickets.insert(ticket, (session, index));
                 self.log.push(Record {
                     ticket,

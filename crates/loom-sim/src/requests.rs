@@ -1,5 +1,7 @@
 //! Requests: asking, answering, and circles of those who wait for each other.
 
+use std::sync::Arc;
+
 use loom_core::{CallId, Code, Error, LeaseId, Nanos, Publish, Qos, Reply, Request};
 
 use crate::event::{Event, State, tag};
@@ -141,7 +143,9 @@ impl World {
 
     /// Follows who waits for whom, from the asking turn on.
     pub(crate) fn circle(&self, from: &From, event: &Event) -> Circle {
-        let mut unsure = false;
+        // Who is back from quarantine may have a lane that another member has by now.
+        let shed = |at: usize| self.book.subs.get(at).is_some_and(|s| s.shed.is_some());
+        let mut unsure = event.is_spread(shed);
         let mut next = from.turn.as_ref().map(|(lease, _)| *lease);
         while let Some(held) = next.and_then(|lease| self.held.get(&lease)) {
             if let Taker::Sub(index) = held.taker
@@ -210,7 +214,8 @@ impl World {
             Taker::Provider(_) => String::new(),
         };
         let who = format!("{}/{who}", held.envelope.origin.namespace);
-        self.waits.replies.push((call, who));
+        let of = Arc::clone(&held.envelope);
+        self.waits.replies.push((call, who, of));
         let heard = self
             .core
             .reply(held.session, reply_of(lease, number), self.at);

@@ -4,6 +4,14 @@ use std::collections::BTreeMap;
 
 /// Rare states by name.
 pub const RARE: &[&str] = &[
+    "agent quarantined with turns open",
+    "agent released from quarantine",
+    "agent restarting",
+    "directory told of a change",
+    "event with several causes",
+    "provider quarantined with calls queued",
+    "second loss told",
+    "subscription lagging",
     "answer of a provider that comes late",
     "background publish refused",
     "batched publish parked",

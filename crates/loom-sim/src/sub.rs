@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loom_core::{Handle, Ident, LeaseId, SessionId};
+use loom_core::{Handle, Health, Ident, LeaseId, SessionId};
 
 use crate::trace::{Check, ensure};
 
@@ -24,9 +24,16 @@ pub(crate) struct Sub {
     pub(crate) filters: Vec<String>,
     pub(crate) concurrency: usize,
     pub(crate) live: bool,
+    pub(crate) health: Health,
+    /// When it was quarantined last, and lost all that was queued.
+    pub(crate) shed: Option<u64>,
     pub(crate) open: BTreeMap<LeaseId, Ident>,
-    /// Turns that ended.
+    /// When a turn of a lane was given out last, and when one ended last.
+    pub(crate) given: BTreeMap<Ident, u64>,
+    pub(crate) freed: BTreeMap<Ident, u64>,
+    /// Turns that ended, and those of them that failed.
     pub(crate) ended: u64,
+    pub(crate) failed: u64,
     /// Events that were for it and nobody else of its group.
     pub(crate) sole: u64,
     /// Events that were for it or another member.
@@ -38,6 +45,8 @@ pub(crate) struct Sub {
     pub(crate) fleeting: u64,
     /// An offer has waited that was for it too.
     pub(crate) waited: bool,
+    /// It was given something since the clock moved, so its queue got shorter.
+    pub(crate) eased: bool,
     pub(crate) ring: Ring,
 }
 
@@ -70,16 +79,39 @@ impl Sub {
             filters: Vec::new(),
             concurrency: 1,
             live: true,
+            health: Health::Up,
+            shed: None,
             open: BTreeMap::new(),
+            given: BTreeMap::new(),
+            freed: BTreeMap::new(),
             ended: 0,
+            failed: 0,
             sole: 0,
             shared: 0,
             load: (0, 0),
             peak: (0, 0),
             fleeting: 0,
             waited: false,
+            eased: false,
             ring: Ring::default(),
         }
+    }
+
+    /// Whether what matches its filters is for it.
+    pub(crate) fn listens(&self) -> bool {
+        self.live && self.health != Health::Quarantined
+    }
+
+    /// Whether only realtime events can leave its queue without a turn.
+    pub(crate) fn keeps_all(&self) -> bool {
+        !self.stream && !self.lossy && !self.waited
+    }
+
+    /// Whether a lane that has an event since `placed` was ready before `then`, and is still.
+    pub(crate) fn is_ready(&self, lane: Option<&Ident>, placed: u64, then: u64) -> bool {
+        let freed = lane.and_then(|lane| self.freed.get(lane)).copied();
+        let open = lane.is_some_and(|lane| self.open.values().any(|open| open == lane));
+        !open && freed.map_or(placed, |freed| placed.max(freed)) < then
     }
 
     pub(crate) fn hears(&self, topic: &str) -> bool {

@@ -1,10 +1,11 @@
 //! The second book of calls and requests: each ends once, and only its own answers reach it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use loom_core::{CallId, Code, Delivery, LeaseId, Nanos, SessionId};
+use loom_core::{CallId, Code, Delivery, Envelope, LeaseId, Nanos, SessionId};
 
-use crate::event::read_tag;
+use crate::event::{Stamp, read_tag};
 use crate::trace::{Check, broken, ensure};
 
 pub(crate) struct Wait {
@@ -51,6 +52,8 @@ pub(crate) type Ending = Option<Code>;
 
 pub(crate) struct Served {
     pub(crate) number: usize,
+    pub(crate) sender: String,
+    pub(crate) stamp: Option<Stamp>,
     pub(crate) space: usize,
     pub(crate) capability: &'static str,
     /// Providers of it that had gone when it began.
@@ -88,8 +91,8 @@ pub(crate) fn is_pure(capability: &str) -> bool {
 #[derive(Default)]
 pub(crate) struct Waits {
     pub(crate) all: BTreeMap<CallId, Wait>,
-    /// Which request each reply is for, and who sent it.
-    pub(crate) replies: Vec<(CallId, String)>,
+    /// Which request each reply is for, who sent it, and the event it answers.
+    pub(crate) replies: Vec<(CallId, String, Arc<Envelope>)>,
     read: BTreeSet<usize>,
     pub(crate) cancels_due: BTreeSet<(SessionId, LeaseId)>,
     pub(crate) credits_due: BTreeSet<(SessionId, LeaseId, u64)>,
@@ -171,11 +174,20 @@ impl Waits {
             );
         };
         let known = self.replies.get(number);
-        let own = known.is_some_and(|(asked, who)| {
-            *asked == call && **who == *delivery.envelope.origin.sender
-        });
+        let env = &delivery.envelope;
+        let own =
+            known.is_some_and(|(asked, who, _)| *asked == call && **who == *env.origin.sender);
         ensure(own, "CALL-LATE", || {
             format!("{call:?} got reply {number} to {known:?}")
+        })?;
+        let stamped = known.is_some_and(|(_, _, of)| {
+            env.run == of.run
+                && env.causation == Some(of.id)
+                && env.thread == of.thread
+                && env.correlation == of.correlation
+        });
+        ensure(stamped, "RUN-STAMPED", || {
+            format!("{known:?} was answered with {env:?}")
         })?;
         ensure(self.read.insert(number), "CALL-LATE", || {
             format!("reply {number} came twice")

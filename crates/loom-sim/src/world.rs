@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loom_core::{
-    CallId, Code, Core, Delivery, Envelope, Error, Handle, LeaseId, Limits, Moment, Nanos,
+    CallId, Code, Core, Delivery, Envelope, Error, Handle, Health, LeaseId, Limits, Moment, Nanos,
     Position, SessionId, Ticket,
 };
 
 use crate::book::Book;
 use crate::dice::Dice;
-use crate::event::space_name;
+use crate::event::{is_stamped, space_name};
 use crate::seen::Seen;
 use crate::trace::{Check, Trace, broken, ensure};
 use crate::waits::{Waits, is_pure};
+use crate::watch::Watch;
 
 /// Who takes work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +39,7 @@ pub(crate) struct Provider {
     pub(crate) capability: &'static str,
     pub(crate) concurrency: usize,
     pub(crate) live: bool,
+    pub(crate) health: Health,
 }
 
 pub(crate) struct Peer {
@@ -95,6 +97,7 @@ pub(crate) struct World {
     pub(crate) log: Vec<Record>,
     pub(crate) log_end: u64,
     pub(crate) calls_made: usize,
+    pub(crate) watch: Watch,
     pub(crate) trace: Trace,
     pub(crate) seen: Seen,
 }
@@ -121,6 +124,7 @@ impl World {
             log: Vec::new(),
             log_end: 0,
             calls_made: 0,
+            watch: Watch::default(),
             trace,
             seen: Seen::default(),
         }
@@ -153,6 +157,14 @@ impl World {
         }
     }
 
+    pub(crate) fn health(&self, taker: Taker) -> Health {
+        let known = match taker {
+            Taker::Sub(at) => self.book.subs.get(at).map(|sub| sub.health),
+            Taker::Provider(at) => self.providers.get(at).map(|provider| provider.health),
+        };
+        known.unwrap_or_default()
+    }
+
     pub(crate) fn live_takers(&self) -> Vec<Taker> {
         let all = self.takers.keys().copied();
         all.filter(|taker| self.taker(*taker).is_some_and(|(_, _, live)| live))
@@ -170,6 +182,10 @@ impl World {
             Ok(delivery) => delivery,
             Err(error) => return broken("LEASE-FENCED", format!("take was refused: {error}")),
         };
+        let up = self.health(taker) == Health::Up;
+        ensure(up || delivery.is_none(), "HEALTH-RESTARTING", || {
+            format!("{taker:?} is not up, and was given work")
+        })?;
         if let Some(lease) = done {
             self.end_held(lease, None)?;
         }
@@ -288,6 +304,12 @@ impl World {
         ensure(own, "EVENT-NAMESPACE", || {
             format!("{call:?} went to a provider of another")
         })?;
+        let stamped = *env.origin.sender == *served.sender
+            && is_stamped(served.stamp.as_ref(), env)
+            && served.stamp.as_ref().is_none_or(|s| s.thread == env.thread);
+        ensure(stamped, "RUN-STAMPED", || {
+            format!("{call:?} of {} came as {env:?}", served.sender)
+        })?;
         let work = delivery.work.as_ref();
         let same = work.is_some_and(|work| {
             work.streamed == served.streamed
@@ -309,7 +331,7 @@ impl World {
         };
         self.past.push(lease);
         match held.taker {
-            Taker::Sub(index) => self.book.end_turn(index, lease)?,
+            Taker::Sub(index) => self.book.end_turn(index, lease, failed.is_some())?,
             Taker::Provider(_) => {
                 if let Some(call) = held.call {
                     self.waits

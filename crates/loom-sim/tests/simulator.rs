@@ -59,6 +59,11 @@ catches! {
     a_provider_that_is_not_told_of_a_cancel_is_caught: UntoldCancel,
     a_turn_that_a_foreign_session_may_end_is_caught: ForeignLease,
     a_realtime_event_dropped_before_older_ones_is_caught: NewestDropped,
+    a_loss_that_is_told_too_often_is_caught: LossToldTwice,
+    a_subscription_that_lags_too_long_is_caught: LagsLonger,
+    a_lane_that_starves_another_is_caught: LaneStarves,
+    a_change_of_health_that_is_not_told_is_caught: HealthUntold,
+    a_quarantined_agent_that_hears_on_is_caught: QuarantinedHears,
 }
 
 #[test]
