@@ -140,9 +140,7 @@ impl Core {
             self.leaves_queue(id, lane, &item);
             self.lose(id, &item.env, reason, at);
         }
-        for (_, ticket) in parked {
-            self.leave_list(ticket, id);
-            self.todo.push_back(Todo::Retry(ticket));
-        }
+        self.todo
+            .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));
     }
 }

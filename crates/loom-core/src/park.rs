@@ -108,15 +108,6 @@ impl Core {
         behind || !(sub.lagging || sub.has_room(env, &self.limits))
     }
 
-    /// A subscription has given up its list: what stood there does not any more.
-    pub(crate) fn leave_list(&mut self, ticket: Ticket, sub: SubId) {
-        if let Some(waiting) = self.tickets.get_mut(ticket)
-            && let Stage::Parked { listed, .. } = &mut waiting.stage
-        {
-            listed.retain(|other| *other != sub);
-        }
-    }
-
     /// Takes a parked offer out of the lists it stands in; those behind it may go now.
     pub(crate) fn unlist(&mut self, ticket: Ticket) {
         let Some(waiting) = self.tickets.get_mut(ticket) else {

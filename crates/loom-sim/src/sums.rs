@@ -15,7 +15,7 @@ impl World {
         let told = || format!("{:?} {:?} {:?}", stats.events, stats.by_qos, stats.topics);
         let classes = add(stats.by_qos.values().map(of_class));
         let topics = add(stats.topics.iter().map(of_topic));
-        ensure(classes == topics, "STATS-SUMS", told)?;
+        ensure(classes == topics, "STATS-TOPIC", told)?;
         let events = &stats.events;
         let dropped = &events.dropped;
         let whole = [
@@ -27,14 +27,14 @@ impl World {
             dropped.unsubscribed,
             dropped.session_gone,
         ];
-        ensure(classes.starts_with(&whole), "STATS-SUMS", told)?;
+        ensure(classes.starts_with(&whole), "STATS-QOS", told)?;
         let published: [u64; 2] = [
             stats.by_qos.values().filter_map(|row| row.published).sum(),
             stats.topics.iter().map(|row| row.published).sum(),
         ];
-        ensure(published == [events.published; 2], "STATS-SUMS", told)?;
+        ensure(published == [events.published; 2], "STATS-QOS", told)?;
         let ended = self.book.ended + self.watch.ended;
-        ensure(events.delivered == ended, "STATS-SUMS", || {
+        ensure(events.delivered == ended, "STATS-QOS", || {
             format!("{ended} turns have ended: {}", told())
         })?;
         let folded = stats.topics.iter().any(|row| row.topic == "(other)");
@@ -60,7 +60,7 @@ impl World {
             } else {
                 sure + maybe
             };
-            ensure((sure..=most).contains(&count), "STATS-SUMS", || {
+            ensure((sure..=most).contains(&count), "STATS-QOS", || {
                 format!("{count} of {qos:?} went, and should {sure} to {most}")
             })?;
         }
@@ -84,10 +84,10 @@ pub(crate) fn check_row(sub: &Sub, row: &SubscriptionStats, limits: &Limits) -> 
         u64::from(row.leased),
     ];
     let classes = add(row.by_qos.values().map(of_class));
-    ensure(classes == whole, "STATS-SUMS", told)?;
+    ensure(classes == whole, "STATS-QOS", told)?;
     let taken = sub.ended + sub.open.len() as u64;
     let same = row.delivered == sub.ended && row.failed == sub.failed && row.latency.count == taken;
-    ensure(same, "STATS-SUMS", told)?;
+    ensure(same, "STATS-QOS", told)?;
     let bounded = (row.queued..=limits.queue_items).contains(&row.high_water);
     ensure(bounded, "BOUNDED", told)?;
     let half = row.queued <= limits.queue_items / 2 && row.queued_bytes <= limits.queue_bytes / 2;

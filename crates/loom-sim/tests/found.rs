@@ -1,7 +1,8 @@
 //! What the simulator found in the engine, each as the shortest story that shows it.
 
 use loom_core::{
-    AgentSpec, Core, Delivery, EffectClass, Handle, Limits, Moment, Nanos, Notice, Offer, Options,
+    AgentSpec, Core, Delivery, EffectClass, Handle, Health, Limits, Moment, Nanos, Notice, Offer,
+    Options,
 };
 use loom_core::{Invoke, Position, ProviderSpec, Publish, Qos, Request, Result, SessionId};
 use loom_sim::{Setup, simulate};
@@ -13,7 +14,8 @@ const NOW: Moment = Moment {
 
 /// Seeds that failed once, for the engine's sake or the simulator's.
 const KEPT: &[u64] = &[
-    1, 4, 10, 18, 71, 122, 303, 590, 4_711, 138_708, 401_098, 1_000_003, 7_777_777,
+    1, 4, 10, 18, 71, 122, 303, 357, 590, 1_475, 2_549, 4_711, 5_665, 7_627, 11_359, 138_708,
+    401_098, 1_000_003, 7_777_777,
 ];
 
 struct Bus {
@@ -185,6 +187,77 @@ fn a_call_that_waits_is_announced_when_another_handle_ends_the_one_before() -> R
     let notices = bus.core.drain(bus.session, 16)?;
     let told = |notice: &Notice| matches!(notice, Notice::Ready(handle) if *handle == provider);
     assert!(notices.iter().any(told), "{notices:?}");
+    Ok(())
+}
+
+/// A moment so many milliseconds after the first.
+fn later(millis: u64) -> Moment {
+    Moment {
+        now: NOW.now.plus_millis(millis),
+        ..NOW
+    }
+}
+
+// requirement: TICKETS-ORDERED, QOS-LAGGING
+#[test]
+fn an_event_in_the_log_is_not_lost_to_an_agent_that_began_to_lag_meanwhile() -> Result<()> {
+    let mut bus = Bus::new(1)?;
+    let agent = bus.agent("agent", "", &["a"])?;
+    let Offer::Logging(ticket, _) = bus.offer("a", "k", true)? else {
+        panic!("a durable event waits for the log");
+    };
+    assert!(matches!(bus.offer("a", "k", false)?, Offer::Parked(_)));
+    bus.core.tick(later(60_000));
+    let position = Position {
+        partition: 1,
+        epoch: 1,
+        n: 1,
+    };
+    bus.core.logged(ticket, position, later(60_000));
+    assert_eq!(bus.count(agent)?, 1);
+    Ok(())
+}
+
+// requirement: LANE-FAIR
+#[test]
+fn an_event_that_is_over_does_not_cost_its_lane_its_place() -> Result<()> {
+    let mut bus = Bus::new(8)?;
+    let agent = bus.agent("agent", "", &["a"])?;
+    let mut short = bus.event("a", "first")?;
+    if let Some(options) = &mut short.options {
+        options.ttl_ms = Some(1);
+    }
+    bus.core.offer(bus.session, short, NOW)?;
+    bus.offer("a", "first", false)?;
+    bus.offer("a", "second", false)?;
+    let given = bus.core.take(bus.session, agent, None, later(5))?;
+    let lane = given.map(|delivery| delivery.envelope.lane().to_string());
+    assert_eq!(lane.as_deref(), Some("first"));
+    Ok(())
+}
+
+// requirement: QOS-BATCHED, HEALTH-QUARANTINED
+#[test]
+fn an_offer_waits_for_an_agent_that_was_quarantined_meanwhile_and_goes_when_it_has_room()
+-> Result<()> {
+    let mut bus = Bus::new(1)?;
+    let (one, other) = (
+        bus.agent("one", "", &["a", "x"])?,
+        bus.agent("other", "", &["a"])?,
+    );
+    bus.offer("a", "k", false)?;
+    assert!(matches!(bus.offer("a", "k", false)?, Offer::Parked(_)));
+    for state in [Health::Quarantined, Health::Up] {
+        bus.core.set_state(bus.session, one, state, NOW)?;
+    }
+    bus.offer("x", "k", false)?;
+    bus.take(other)?;
+    bus.take(one)?;
+    let notices = bus.core.drain(bus.session, 16)?;
+    let taken = notices
+        .iter()
+        .any(|notice| matches!(notice, Notice::Accepted(..)));
+    assert!(taken, "both have room: {notices:?}");
     Ok(())
 }
 
