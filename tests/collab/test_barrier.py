@@ -226,3 +226,39 @@ async def test_a_turn_that_has_less_time_ends_the_barrier_for_all() -> None:
         meeting = await patient
 
     assert meeting == Meeting(n=3, members=("default/hasty", "default/crew"), complete=False)
+
+
+async def test_agents_that_finish_their_work_while_the_app_stops_can_still_meet() -> None:
+    app = loom.App("crew")
+    met: list[bool] = []
+
+    async def worker(ctx: loom.Context, event: loom.Event) -> None:
+        met.append((await barrier(ctx, "ready", 2, timeout=5)).complete)
+
+    app.agent("ada", topics=["go"])(worker)
+    app.agent("bob", topics=["go"])(worker)
+    async with app.running() as ctx:
+        await ctx.emit("go")
+
+    assert met == [True, True]
+
+
+async def test_no_coordinator_starts_in_an_app_that_is_being_closed() -> None:
+    app = loom.App("crew")
+    codes: list[str] = []
+
+    @app.agent("ada", topics=["go"])
+    class Ada(loom.Agent):
+        @loom.on("go")
+        async def go(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+        async def on_stop(self, ctx: loom.Context) -> None:
+            try:
+                await barrier(ctx, "ready", 2, timeout=5, thread="t")
+            except loom.LoomError as error:
+                codes.append(error.code)
+
+    async with app.running():
+        pass
+
+    assert codes == ["CANCELLED"]

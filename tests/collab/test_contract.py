@@ -110,6 +110,7 @@ async def test_the_best_bid_wins_and_the_others_are_told() -> None:
         await h.advance(1)
         award = await asked
         await h.idle()
+        assert h.events("loom.dropped.>") == []
 
     assert award.winner == "default/bob"
     assert award.result == Painted(by="bob", metres=7)

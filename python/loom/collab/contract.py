@@ -189,13 +189,16 @@ class _Tender:
         self,
         ctx: Context[Any],
         contract: str,
-        events: AsyncIterator[Event[Any]],
         groups: dict[str, str],
     ) -> None:
         self._ctx = ctx
         self._contract = contract
         self._prefix = f"thread.{contract}."
-        self._events = events
+        self._takes = {
+            f"{self._prefix}bid": self._on_bid,
+            f"{self._prefix}decline": self._on_decline,
+            f"{self._prefix}done": self._on_done,
+        }
         self._groups = groups  # who was called, and its group
         self._bids: dict[str, Bid] = {}
         self._declined: dict[str, Decline] = {}
@@ -207,6 +210,12 @@ class _Tender:
         self._failures: list[Failure] = []
         self._ignored = Ignored()
         self.is_called = False
+        self.events: AsyncIterator[Event[Any]]
+
+    @property
+    def hears(self) -> list[str]:
+        """The topics on which contractors speak."""
+        return list(self._takes)
 
     # -- what is said -----------------------------------------------------------------------------
 
@@ -263,7 +272,7 @@ class _Tender:
     async def _hear(self, enough: Callable[[], bool]) -> None:
         if enough():
             return
-        async for event in self._events:
+        async for event in self.events:
             self._take(event)
             if enough():
                 return
@@ -279,16 +288,11 @@ class _Tender:
         if event.topic == _LEFT:
             self._on_left(f"{event.namespace}/{event.data['name']}")
             return
-        take = {"bid": self._on_bid, "decline": self._on_decline, "done": self._on_done}.get(
-            event.topic.removeprefix(self._prefix)
-        )
-        if take is None:  # the cfp, the awards, and what else is said in the thread
-            return
         if event.sender not in self._groups:
             self._ignored.foreign += 1
             return
         try:
-            take(event)
+            self._takes[event.topic](event)
         except InvalidParams:
             self._ignored.malformed += 1
 
@@ -379,15 +383,16 @@ class _Tender:
 
 @asynccontextmanager
 async def _tender(ctx: Context[Any], groups: dict[str, str]) -> AsyncGenerator[_Tender]:
-    """Hear all that is said about a contract; whatever ends it, those who bid are told."""
+    """Hear what contractors say about a contract; whatever ends it, those who bid are told."""
     contract = str(ctx.uuid())
-    async with ctx.watch(f"thread.{contract}.>", _LEFT, qos="batched") as events:
-        tender = _Tender(ctx, contract, events, groups)
-        try:
+    tender = _Tender(ctx, contract, groups)
+    try:
+        async with ctx.watch(*tender.hears, _LEFT, qos="batched") as events:
+            tender.events = events
             yield tender
-        finally:
-            if tender.is_called:
-                await tender.close()
+    finally:
+        if tender.is_called:
+            await tender.close()
 
 
 def _read(kind: type[M], event: Event[Any]) -> M:

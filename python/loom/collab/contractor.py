@@ -1,6 +1,7 @@
 """Bid for tasks and do what is awarded: the side of who does it."""
 
 import typing
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Generic, Self
 
@@ -9,7 +10,7 @@ from typing_extensions import TypeVar
 
 from loom.agent import Agent, on
 from loom.collab.messages import Awarded, BidMade, Cfp, Declined, Done
-from loom.context import Context, Thread
+from loom.context import Context
 from loom.envelope import Event
 from loom.errors import Conflict, DeadlineExceeded, Denied, Exhausted, InvalidParams, LoomError
 from loom.limits import CONTRACTS_OPEN
@@ -126,13 +127,14 @@ class Contractor(Agent, Generic[T]):
     async def _do(self, ctx: Context[Any], contract: str, known: _Contract, said: Awarded) -> None:
         """Execute it, unless it takes too long or is taken away; say how it ended."""
         del self._contracts[contract]
-        async with _Declining(ctx, contract, said.award), ctx.join_thread(contract) as thread:
+        awards = ctx.watch(f"thread.{contract}.award", qos="batched")
+        async with _Declining(ctx, contract, said.award), awards as later:
 
             async def worked() -> tuple[Any] | None:
                 return (await self.execute(ctx, known.task),)
 
             async def called_off() -> tuple[Any] | None:
-                await _next_award(thread, known.manager)
+                await _next_award(later, known.manager)
                 return None
 
             async def timed_out() -> tuple[Any] | None:
@@ -145,10 +147,10 @@ class Contractor(Agent, Generic[T]):
                 await ctx.emit(f"thread.{contract}.done", made, thread=contract)
 
 
-async def _next_award(thread: Thread, manager: str) -> None:
+async def _next_award(later: AsyncIterator[Event[Any]], manager: str) -> None:
     """Return when the manager says that somebody else does it, or nobody."""
-    async for event in thread.events:
-        if event.topic.endswith(".award") and event.sender == manager:
+    async for event in later:
+        if event.sender == manager:
             return
 
 

@@ -41,6 +41,7 @@ class Running:
     pools: list[Pool] = field(default_factory=list[Pool])
     servings: list[Serving] = field(default_factory=list[Serving])
     finished: bool = False
+    is_closing: bool = False  # its agents are being stopped: no new one starts
     agents: list[tuple[AgentSpec, Any, Host]] = field(
         default_factory=list[tuple[AgentSpec, Any, Host]]
     )
@@ -68,7 +69,7 @@ class Running:
         """
         if any(known.name == spec.name for known, _, _ in self.agents):
             return
-        if self.finished:
+        if self.is_closing:
             raise Cancelled("the app is stopping", hint="no agent is started any more")
         agent, host, pools = _register(self, spec)
         self.link.look()
@@ -277,6 +278,7 @@ async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]]
         if started:
             await run.finish()
     finally:
+        run.is_closing = True
         try:
             turns = [pool for pool in run.pools if pool.is_of_agent]
             await asyncio.gather(*(pool.stop() for pool in turns))
