@@ -11,7 +11,7 @@ from tests.project.repo import LOOM, ROOT, shown
 HEAVY = (
     *("openai", "anthropic", "mcp", "fastmcp", "litellm", "httpx", "httpx2", "httpcore2", "anyio"),
     *("aiohttp", "requests", "starlette", "uvicorn", "websockets", "grpc", "numpy", "sqlite3"),
-    *("loom.models.openai", "loom.testing"),
+    *("loom.models.openai", "loom.testing", "loom.collab"),
 )
 OPENS_ENGINE = "link"
 

@@ -17,6 +17,7 @@ USES = """
 from pydantic import BaseModel
 
 import loom
+from loom.collab import Contractor, barrier, contract_net, fanin, fanout
 
 app = loom.App("types")
 
@@ -65,6 +66,35 @@ class Mistaken(loom.Agent):
 
 
 app.capability("notes.drop", effect="harmless")  # wrong
+
+
+async def together(ctx: loom.Context) -> None:
+    async with fanout(ctx, [search.bind("a"), search.bind("b")], timeout=1) as calls:
+        lines: list[str] = await calls.any()
+        line: str = await calls.any()  # wrong
+    async with fanout(ctx, ["a", count.bind("b")], lines, timeout=1, returns=Question) as asked:
+        texts = [item.data.text for item in (await asked.all()).items]
+        texts.append(line)
+        (await asked.majority(key=lambda question: question.txt))  # wrong
+    async with fanin(ctx, ["a"], timeout=1, returns=Question) as heard:
+        text: str = (await heard.first(1)).items[0].data.text
+        number: int = (await heard.majority(of=3)).text  # wrong
+    replies = await ctx.request_many("a", returns=Question)
+    answers: list[int] = [reply.data.text for reply in replies.items]  # wrong
+    award = await contract_net(ctx, text, topic="a", bid_timeout=1, timeout=2, returns=Question)
+    result: str = award.result.text
+    times: int = award.result  # wrong
+    met: bool = (await barrier(ctx, "b", 2, timeout=1)).complete
+    await barrier(ctx, "b", "2", timeout=1)  # wrong
+    await ctx.emit("c", (number, answers, result, times, met))
+
+
+class Painter(Contractor[Question]):
+    async def bid(self, ctx: loom.Context, task: Question) -> float:
+        return float(task.text)
+
+    async def execute(self, ctx: loom.Context, task: int) -> int:  # wrong
+        return task
 """
 
 # Rooms whose names users do not import.

@@ -3,7 +3,7 @@
 Closed and versioned: a field that is not known, or another version, is refused.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,7 +20,7 @@ Sender = Annotated[str, Field(min_length=1, max_length=2 * NAME_BYTES + 1)]
 class Message(BaseModel):
     """One message of version 1."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     v: Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes true
 

@@ -16,7 +16,7 @@ class Deadline:
     def __init__(self, ctx: Context[Any], timeout: float) -> None:
         check_seconds(timeout, "timeout")
         self._ctx = ctx
-        self.at = ctx.monotonic() + timeout
+        self.at: float = ctx.monotonic() + timeout
         if ctx.deadline is not None:
             self.at = min(self.at, ctx.deadline)
 
