@@ -38,7 +38,7 @@ class Agent(Generic[S]):
     """
 
     async def on_start(self, ctx: "Context[Any]") -> None:
-        """Run once before the first event. An error here stops the app from starting."""
+        """Run once before the first event. An error here is a crash: a new object is tried."""
 
     async def on_event(self, ctx: "Context[Any]", event: Event[Any]) -> Any:
         """Handle one event that no ``@loom.on`` method takes.

@@ -250,13 +250,26 @@ class App:
         Raises:
             NotSupported: the app is not running.
         """
+        return self._run_now().stats()
+
+    def release(self, agent: str) -> None:
+        """Let an agent out of quarantine: it starts again, with a new object.
+
+        Raises:
+            NotFound: the app has no agent of that name.
+            Conflict: it is not in quarantine.
+            NotSupported: the app is not running.
+        """
+        self._run_now().agent(agent).release()
+
+    def _run_now(self) -> "Running":
         if self._running is None:
             raise NotSupported(
                 f"app {self.name!r} is not running",
                 field="app",
                 hint="look while it runs: inside app.running(), a handler, or main",
             )
-        return self._running.engine.stats()
+        return self._running
 
 
 class AgentDecorator:

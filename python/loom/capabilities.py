@@ -25,6 +25,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 Isolation: TypeAlias = Literal["auto", "thread", "process"]
+_ISOLATIONS: Final = ("auto", "thread", "process")
 EFFECT_ID: Final = "effect_id"  # a parameter of this name receives the effect's id
 
 
@@ -75,11 +76,11 @@ class Terms:
             raise NotSupported(
                 "approvals are not built yet", field="needs_approval", hint="leave it out"
             )
-        if self.isolation == "process":
-            raise NotSupported(
-                "isolation in a process of its own is not built yet",
+        if self.isolation not in _ISOLATIONS:
+            raise InvalidParams(
+                f"{self.isolation!r} is not an isolation",
                 field="isolation",
-                hint='use "thread" for blocking functions',
+                hint=f"use one of {', '.join(_ISOLATIONS)}",
             )
 
 
@@ -98,6 +99,8 @@ class Capability(Generic[P, R]):
         self._owner = owner
         update_wrapper(self, fn)
         _check_parameters(fn, terms.name)
+        if terms.isolation == "process":
+            _check_isolation(fn, terms.name, is_method=owner is not None)
 
     @property
     def name(self) -> str:
@@ -113,6 +116,11 @@ class Capability(Generic[P, R]):
     def is_async(self) -> bool:
         """Whether it runs on the event loop."""
         return inspect.iscoroutinefunction(self.fn) or self.streams
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether it runs in processes of its own."""
+        return self.terms.isolation == "process"
 
     @property
     def description(self) -> str:
@@ -276,6 +284,23 @@ def _check_parameters(fn: Callable[..., Any], name: str) -> None:
             )
 
 
+def _check_isolation(fn: Callable[..., Any], name: str, *, is_method: bool) -> None:
+    """Refuse what another process could not run, because it could not find it or answer in full."""
+    why = None
+    if is_method:
+        why = "is a method: its agent is in this process"
+    elif inspect.isasyncgenfunction(fn):
+        why = "is a generator: a process answers once"
+    elif not getattr(fn, "__qualname__", "").isidentifier():
+        why = "is not at the top level of its module, where another process could find it"
+    if why is not None:
+        raise InvalidParams(
+            f"{name} cannot have a process of its own: the function {why}",
+            field="isolation",
+            hint='use a plain or async function of a module, or isolation="thread"',
+        )
+
+
 def resolved(fn: Callable[..., Any], annotations: dict[str, Any], what: str) -> dict[str, Any]:
     """Return annotations of ``fn`` as types; those that are text are looked up where it stands.
 
@@ -304,6 +329,8 @@ class MethodCapability(Generic[P, R]):
     """A capability declared on a method of an Agent; on an instance it is a Capability."""
 
     def __init__(self, fn: Callable[..., Any], terms: Terms) -> None:
+        if terms.isolation == "process":
+            _check_isolation(fn, terms.name, is_method=True)
         self.fn = fn
         self.terms = terms
         self._attribute = fn.__name__

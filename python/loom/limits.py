@@ -83,6 +83,17 @@ BARRIERS: Final = 1_024
 BARRIER_KEPT_SECONDS: Final = 600
 CONTRACT_BIDS: Final = 1_024
 CONTRACTS_OPEN: Final = 1_024
+CRASH_ERRORS: Final = 5
+CRASH_WINDOW_SECONDS: Final = 60
+RESTART_BASE_MS: Final = 100
+RESTART_CAP_SECONDS: Final = 30
+CRASHES: Final = 5
+QUARANTINE_WINDOW_SECONDS: Final = 600
+LOOP_STALL_SECONDS: Final = 5
+WORKER_PROCESSES: Final = 8
+WORKER_START_SECONDS: Final = 30
+WORKER_IDLE_SECONDS: Final = 60
+WORKER_TERM_MS: Final = 500
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -462,5 +473,71 @@ LIMITS: Final[Mapping[str, Limit]] = {
         CONTRACTS_OPEN,
         CONTRACTS_OPEN,
         "contracts in which one contractor has a bid; it declines others until one is closed",
+    ),
+    "crash_errors": Limit(
+        "errors",
+        CRASH_ERRORS,
+        CRASH_ERRORS,
+        "errors of handlers within the window that count as a crash of the agent",
+    ),
+    "crash_window_seconds": Limit(
+        "s",
+        CRASH_WINDOW_SECONDS,
+        CRASH_WINDOW_SECONDS,
+        "errors further apart are of single events, not of the agent",
+    ),
+    "restart_base_ms": Limit(
+        "ms",
+        RESTART_BASE_MS,
+        RESTART_BASE_MS,
+        "the longest pause before the first restart of an agent; it doubles with each crash",
+    ),
+    "restart_cap_seconds": Limit(
+        "s",
+        RESTART_CAP_SECONDS,
+        RESTART_CAP_SECONDS,
+        "the longest pause before any restart",
+    ),
+    "crashes": Limit(
+        "crashes",
+        CRASHES,
+        CRASHES,
+        "crashes of one agent within the window after which it is started no more",
+    ),
+    "quarantine_window_seconds": Limit(
+        "s",
+        QUARANTINE_WINDOW_SECONDS,
+        QUARANTINE_WINDOW_SECONDS,
+        "an agent that was up for so long without a crash has recovered",
+    ),
+    "loop_stall_seconds": Limit(
+        "s",
+        LOOP_STALL_SECONDS,
+        LOOP_STALL_SECONDS,
+        "an event loop that stands still for so long is reported with its stack",
+    ),
+    "worker_processes": Limit(
+        "processes",
+        WORKER_PROCESSES,
+        WORKER_PROCESSES,
+        "worker processes of one capability; never more than processors",
+    ),
+    "worker_start_seconds": Limit(
+        "s",
+        WORKER_START_SECONDS,
+        WORKER_START_SECONDS,
+        "how long a worker process may take to import its module",
+    ),
+    "worker_idle_seconds": Limit(
+        "s",
+        WORKER_IDLE_SECONDS,
+        WORKER_IDLE_SECONDS,
+        "a worker process without a call ends after this",
+    ),
+    "worker_term_ms": Limit(
+        "ms",
+        WORKER_TERM_MS,
+        WORKER_TERM_MS,
+        "between SIGTERM and SIGKILL for a worker process that is given up",
     ),
 }

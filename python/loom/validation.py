@@ -10,6 +10,8 @@ from loom.errors import CapabilityError, InvalidParams
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+    from loom.capabilities import Capability
+
 
 @lru_cache(maxsize=256)
 def adapter_of(type_: Any) -> "TypeAdapter[Any]":
@@ -34,6 +36,24 @@ def validated(type_: Any, envelope: Envelope, field: str) -> Any:
     except ValidationError as error:
         what = f"the {field} is not a {getattr(type_, '__name__', type_)}"
         raise invalid(error, field, what, expected_of(type_)) from None
+
+
+def keywords_of(
+    capability: "Capability[..., Any]", payload: bytes, effect_id: str | None
+) -> dict[str, Any]:
+    """Return what to call the capability's function with.
+
+    Raises:
+        InvalidParams: the arguments are not what it declares.
+    """
+    from pydantic import ValidationError
+
+    try:
+        arguments = capability.arguments.model_validate_json(payload or b"{}")
+    except ValidationError as error:
+        what = f"{capability.name} cannot take these arguments"
+        raise invalid(error, "args", what, capability.usage) from None
+    return capability.keywords(arguments, effect_id)
 
 
 def checked(adapter: "TypeAdapter[Any]", payload: bytes, name: str, *, many: bool = False) -> Any:

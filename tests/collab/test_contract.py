@@ -543,10 +543,15 @@ async def test_a_contractor_that_shares_its_group_does_not_start() -> None:
     app = loom.App("crowd")
     app.agent("ada", topics=["job"], group="painters")(Painter)
     app.agent("bob", topics=["job"], group="painters")(Painter)
-    with pytest.raises(InvalidParams) as caught:
-        async with app.running():
-            raise AssertionError("it started")
-    assert caught.value.field == "group"
+    async with Harness(app) as h:
+        await h.advance(10)
+        assert {info.name: info.health for info in await h.ctx.agents()} == {
+            "ada": "quarantined",
+            "bob": "quarantined",
+        }
+        told = h.events("loom.error.handler_error")
+
+    assert "shares the group 'painters'" in told[0].data["message"]
 
 
 async def test_a_contractor_keeps_only_contracts_that_are_open() -> None:

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 import loom
 from loom.envelope import QoS
+from loom.errors import HandlerError
 from loom.testing import Harness
 
 _CONCURRENCY = 2
@@ -39,6 +40,7 @@ End: TypeAlias = Literal[
 _ENDS = st.sampled_from(
     ["return", "return", "raise", "exit", "raise cancelled", "cancelled", "cancelled late"]
 )
+_CRASHES = ("raise", "exit", "raise cancelled")
 _KEYS = st.sampled_from(["a", "b", "c"])
 
 
@@ -124,7 +126,10 @@ class Schedules(RuleBasedStateMachine):
                 self.wrong.append(error)
                 raise
             try:
-                await _end(await gate)
+                how = await gate
+                if how in _CRASHES:  # not this test's: an agent that crashes is restarted
+                    raise HandlerError("meant")
+                await _end(how)
             finally:
                 sent.gate = None
                 if sent.told is None:

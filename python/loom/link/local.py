@@ -267,7 +267,7 @@ class Link:
     def _on_outcome(self, call: int, code: int, payload: Any) -> None:
         waiter = self._waiters.pop(call, None)
         if waiter is not None:
-            waiter.end(_error(code, payload) if code else None, payload)
+            waiter.end(error_from_detail(code, payload) if code else None, payload)
 
     def _on_chunk(self, call: int, _: int, payload: Any) -> None:
         waiter = self._waiters.get(call)
@@ -292,7 +292,7 @@ class Link:
     def _on_refused(self, ticket: int, code: int, detail: Any) -> None:
         taken = self._parked.get(ticket)
         if taken is not None and not taken.done():
-            taken.set_exception(_error(code, detail))
+            taken.set_exception(error_from_detail(code, detail))
 
     # -- deadlines --------------------------------------------------------------------------------
 
@@ -421,7 +421,8 @@ def _refused(error: Exception, payload: str) -> LoomError:
     )
 
 
-def _error(code: int, detail: bytes) -> LoomError:
+def error_from_detail(code: int, detail: bytes) -> LoomError:
+    """Return the error that a code and its detail stand for."""
     told: dict[str, Any] = decode(detail) if detail else {}
     error = error_from_code(
         code,

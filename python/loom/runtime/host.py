@@ -15,6 +15,7 @@ from loom.limits import ERROR_DETAIL_BYTES, STATES
 from loom.link import Link, Local
 from loom.middleware import Middleware
 from loom.protocols import Memory, Model
+from loom.runtime.gauges import Gauges
 
 if TYPE_CHECKING:
     from loom.agent import AgentSpec
@@ -32,6 +33,7 @@ class Services:
     model: Callable[[], Model]
     random: _random.Random
     start: "Callable[[AgentSpec], Awaitable[None]]"  # an agent that comes while the app runs
+    gauges: Gauges = field(default_factory=Gauges)
     timeouts: dict[str, float] = field(
         default_factory=dict[str, float]
     )  # declared by this app's capabilities
@@ -87,6 +89,18 @@ class Host:
     def uuid(self) -> _uuid.UUID:
         """Return a UUID drawn from the app's generator."""
         return _uuid.UUID(int=self.services.random.getrandbits(128), version=4)
+
+
+class Raised(Exception):
+    """What user code raised in another process: its type's name, and its stack for the log."""
+
+    def __init__(self, kind: str, stack: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.stack = stack
+
+    def __str__(self) -> str:
+        return f"{self.kind} in a worker process\n{self.stack}"
 
 
 def error_detail(error: LoomError, *, who: str | None = None) -> bytes:

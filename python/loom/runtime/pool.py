@@ -12,6 +12,7 @@ Lost wake-ups: ``take`` that gives None arms the handle in the engine, which the
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextvars import Context as Variables
 from contextvars import copy_context
@@ -20,7 +21,7 @@ from typing import Any, Protocol, cast
 from loom.codec import CANNOT_DECODE, from_json
 from loom.context import Context
 from loom.envelope import Envelope, Event
-from loom.errors import Internal, LoomError
+from loom.errors import Cancelled, Internal, LoomError
 from loom.limits import TURN_BATCH
 from loom.link import Link
 from loom.record import Record
@@ -29,6 +30,8 @@ from loom.runtime.host import Host
 _LONGEST_BATCH = 0.005  # seconds that one worker may keep the loop, after it has learnt how
 _LAST_MOMENT = 1.0  # seconds that cancelled user code has to end
 _KEPT_IDLE = 2  # parked workers that a pool keeps; more of them end when there is nothing to take
+
+_logger = logging.getLogger("loom")
 
 
 class Target(Record, eq=False):
@@ -85,6 +88,7 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._variables: Variables = copy_context()
         self._workers: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()  # cancelled, and not ended
         self._idle: list[asyncio.Future[None]] = []
         self._armed = False  # the engine will say READY
         self._about_to_take = 0  # workers started, woken or yielding that have not run since
@@ -103,16 +107,6 @@ class Pool:
         self._start_worker()
 
     @property
-    def is_of_agent(self) -> bool:
-        """Whether it runs an agent's turns, not a capability."""
-        return self._work.host.sender == self.handle
-
-    @property
-    def has_started(self) -> bool:
-        """Whether ``start`` was called."""
-        return self._started
-
-    @property
     def busy(self) -> int:
         """How many workers are not parked."""
         return len(self._workers) - len(self._idle)
@@ -124,7 +118,7 @@ class Pool:
 
     def blocked_workers(self) -> bool:
         """Whether every worker waits for something; for tests that step a virtual clock."""
-        return self._about_to_take == 0 and all(_waits(task) for task in self._workers)
+        return self._about_to_take == 0 and all(waits(task) for task in self._workers)
 
     async def quiet(self) -> None:
         """Return once the pool is quiet."""
@@ -139,10 +133,28 @@ class Pool:
             worker.cancel()
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait a moment for it to end."""
+        """Cancel what still runs, and wait a moment for it to end.
+
+        What does not end is counted, and the engine told that its leases have failed.
+        """
         self.abandon()
-        if self._workers:
-            await asyncio.wait(list(self._workers), timeout=_LAST_MOMENT)
+        if not self._workers:
+            return
+        _, stubborn = await asyncio.wait(list(self._workers), timeout=_LAST_MOMENT)
+        if stubborn:
+            _logger.warning("%s: %d tasks go on though cancelled", self.name, len(stubborn))
+        for worker in stubborn - self._abandoned:
+            self._give_up(worker)
+
+    def _give_up(self, worker: "asyncio.Task[None]") -> None:
+        self._abandoned.add(worker)
+        gauges = self._work.host.services.gauges
+        gauges.tasks_abandoned += 1
+        worker.add_done_callback(lambda _: gauges.end_abandoned_task())
+        frame = getattr(worker.get_coro(), "cr_frame", None)
+        item = None if frame is None else frame.f_locals.get("item")  # a book would cost each event
+        if item is not None:
+            self._failed(item, Cancelled(f"{self.name} was cut off", who=self._work.host.name))
 
     # -- waking -----------------------------------------------------------------------------------
 
@@ -316,6 +328,7 @@ async def _nobody(ctx: Context[Any], event: Event[Any]) -> None:
     """Stands in until a topic has been looked up."""
 
 
-def _waits(task: "asyncio.Task[None]") -> bool:
+def waits(task: "asyncio.Task[None]") -> bool:
+    """Tell whether a task waits for something that has not come."""
     waiter = getattr(task, "_fut_waiter", None)
     return waiter is not None and not waiter.done()

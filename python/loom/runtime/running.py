@@ -4,31 +4,33 @@ import asyncio
 import importlib
 import logging
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
-from loom.agent import AgentSpec, capabilities_of
-from loom.capabilities import Capability
-from loom.codec import encode
+from loom.agent import AgentSpec
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
-from loom.context import HOST, TURN, Context
-from loom.directory import EFFECTS
-from loom.errors import Cancelled
-from loom.limits import AGENT_CONCURRENCY, STOP_SECONDS, SYNC_THREADS
+from loom.context import Context
+from loom.errors import Cancelled, NotFound
+from loom.limits import LOOP_STALL_SECONDS, STOP_SECONDS
 from loom.link import Link, Local, VirtualClock, open_local
+from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 from loom.runtime.host import Host, Services
 from loom.runtime.pool import Pool
+from loom.runtime.registering import bus_logger, provide
 from loom.runtime.serving import Serving
-from loom.runtime.turns import Turns
+from loom.runtime.supervision import Supervised
+from loom.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from loom.app import App
 
 _CALM_ROUNDS = 12  # a finished future needs two turns of the loop for each task around another
-_THREAD_POLL = 0.001  # seconds between two looks at threads, which tell the loop when they end
+_POLL = 0.001  # seconds between two looks at threads and processes, which tell of their end
+_NAMED = 10  # agents that an error names
 _logger = logging.getLogger("loom")
 
 
@@ -38,13 +40,23 @@ class Running:
 
     services: Services
     host: Host
-    pools: list[Pool] = field(default_factory=list[Pool])
-    servings: list[Serving] = field(default_factory=list[Serving])
+    functions: list[tuple[Serving, Pool]] = field(default_factory=list[tuple[Serving, Pool]])
+    agents: list[Supervised] = field(default_factory=list[Supervised])
+    started: bool = False
     finished: bool = False
     is_closing: bool = False  # its agents are being stopped: no new one starts
-    agents: list[tuple[AgentSpec, Any, Host]] = field(
-        default_factory=list[tuple[AgentSpec, Any, Host]]
-    )
+
+    @property
+    def pools(self) -> list[Pool]:
+        """What takes turns and invocations."""
+        own = [pool for _, pool in self.functions]
+        return [*own, *(pool for agent in self.agents for pool in agent.pools)]
+
+    @property
+    def servings(self) -> list[Serving]:
+        """What runs capabilities."""
+        own = [serving for serving, _ in self.functions]
+        return [*own, *(serving for agent in self.agents for serving in agent.servings)]
 
     @property
     def context(self) -> Context[Any]:
@@ -67,21 +79,20 @@ class Running:
         Raises:
             Cancelled: the app is stopping.
         """
-        if any(known.name == spec.name for known, _, _ in self.agents):
+        if any(known.spec.name == spec.name for known in self.agents):
             return
         if self.is_closing:
             raise Cancelled("the app is stopping", hint="no agent is started any more")
-        agent, host, pools = _register(self, spec)
+        agent = Supervised(self.host, spec)
+        self.agents.append(agent)
         self.link.look()
-        if hasattr(agent, "on_start"):
-            await agent.on_start(Context(host))
-        for pool in pools:
-            pool.start()
+        await agent.start()
 
     def is_quiet(self) -> bool:
         """Whether nothing runs and nothing waits to run."""
         return (
             all(pool.is_quiet for pool in self.pools)
+            and all(agent.health != "restarting" for agent in self.agents)
             and not self.link.session.pending
             and not self.link.waiting
         )
@@ -91,20 +102,51 @@ class Running:
         if self.link.session.pending:
             self.link.look()
             return False
-        return not self.busy_threads and all(
-            pool.is_quiet or pool.blocked_workers() for pool in self.pools
+        return (
+            not self.services.gauges.busy_outside
+            and all(pool.is_quiet or pool.blocked_workers() for pool in self.pools)
+            and all(agent.is_calm for agent in self.agents)
         )
 
-    @property
-    def busy_threads(self) -> int:
-        """How many synchronous functions run."""
-        return sum(serving.busy_threads for serving in self.servings)
+    def stats(self) -> dict[str, Any]:
+        """Return the engine's counters, and those of what runs user code."""
+        agents = {
+            agent.spec.name: {
+                "health": agent.health,
+                "crashes": agent.crashes,
+                "restarts": agent.restarts,
+            }
+            for agent in self.agents
+        }
+        return {
+            **self.engine.stats(),
+            "runtime": {"agents": agents, **self.services.gauges.shown()},
+        }
+
+    def agent(self, name: str) -> Supervised:
+        """Return the agent of that name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        names = [agent.spec.name for agent in self.agents]
+        if name in names:
+            return self.agents[names.index(name)]
+        close = get_close_matches(name, names, 1)
+        known = f"agents here: {', '.join(names[:_NAMED]) or 'none'}"
+        raise NotFound(
+            f"there is no agent {name!r}",
+            field="agent",
+            hint=f"did you mean {close[0]!r}?" if close else known,
+        )
 
     async def quiet(self) -> None:
         """Return once all events that were published have been handled."""
         while not self.is_quiet():
             for pool in self.pools:
                 await pool.quiet()
+            for agent in self.agents:
+                await agent.settled()
             self.link.look()
             await self.link.settled()
             await asyncio.sleep(0)  # whatever the pools say, the loop goes on
@@ -114,7 +156,7 @@ class Running:
         rounds = 0
         while rounds < _CALM_ROUNDS:
             rounds = rounds + 1 if self.is_calm() else 0
-            await asyncio.sleep(_THREAD_POLL if self.busy_threads else 0)
+            await asyncio.sleep(_POLL if self.services.gauges.busy_outside else 0)
 
     async def finish(self) -> None:
         """Let what was published be handled, at most ``STOP_SECONDS`` long.
@@ -145,6 +187,8 @@ async def running(
     model: Model | None = None,
     memory: Memory | None = None,
     config: Config | None = None,
+    middleware: Sequence[Middleware] = (),
+    loop_stall: float = LOOP_STALL_SECONDS,
     before_start: Callable[[Running], None] | None = None,
     before_close: Callable[[Running], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Running]:
@@ -175,18 +219,23 @@ async def running(
         services=services,
         sender=link.session.root,
         name=app.name,
-        log=_bus_logger(f"loom.app.{app.name}"),
-        middleware=app.middleware,
+        log=bus_logger(f"loom.app.{app.name}"),
+        middleware=(*middleware, *app.middleware),
     )
     run = Running(services=services, host=host)
+    watchdog = Watchdog(host, loop_stall)
     with app.run_by(run):
         try:
+            watchdog.start()
             if before_start is not None:
                 before_start(run)
             await _start(run, app)
             yield run
         finally:
-            await _stop(run, before_close)
+            try:
+                await _stop(run, before_close)
+            finally:
+                watchdog.stop()
             if model is None and made:
                 await made[0].aclose()
 
@@ -196,76 +245,15 @@ async def _start(run: Running, app: "App") -> None:
 
     An agent's ``on_start`` finds the app's functions and the agents declared before it at work.
     """
-    functions = [_provide(run, capability, app.name) for capability in app.capabilities]
-    agents = [_register(run, spec) for spec in app.agents]
+    run.functions = [provide(run.host, capability, app.name) for capability in app.capabilities]
+    for spec in app.agents:
+        run.agents.append(Supervised(run.host, spec))
     run.link.look()
-    for pool in functions:
+    for _, pool in run.functions:
         pool.start()
-    for agent, host, pools in agents:
-        if hasattr(agent, "on_start"):
-            await agent.on_start(Context(host))
-        for pool in pools:
-            pool.start()
-
-
-def _register(run: Running, spec: AgentSpec) -> tuple[Any, Host, list[Pool]]:
-    """Register an agent and what it offers; nothing of it runs yet."""
-    link = run.link
-    agent = spec.make()
-    methods = capabilities_of(agent, spec.methods)
-    pools = [_provide(run, capability, spec.name) for capability in methods]
-    try:
-        handle = link.session.register(
-            spec.name,
-            spec.filters,
-            spec.group,
-            spec.concurrency,
-            _agent_info(spec, methods),
-            spec.realtime,
-        )
-    except link.refusal as error:
-        raise link.translate(error) from None
-    host = Host(
-        services=run.services,
-        sender=handle,
-        name=spec.name,
-        log=_bus_logger(f"loom.agent.{spec.name}"),
-        middleware=run.host.middleware + spec.middleware,
-        state_type=spec.state_type,
-    )
-    run.agents.append((spec, agent, host))
-    turns = Turns(host, spec, agent)
-    name = f"loom agent {spec.name}"
-    pool = Pool(link, handle, turns, limit=spec.concurrency, name=name)
-    run.pools.append(pool)
-    return agent, host, [*pools, pool]
-
-
-def _provide(run: Running, capability: Capability[..., Any], provider: str) -> Pool:
-    """Offer a capability; nothing of it runs yet.
-
-    A plain function gets no more calls at a time than it has threads: the others wait in the
-    engine, not started.
-    """
-    link, terms = run.link, capability.terms
-    limit = AGENT_CONCURRENCY if capability.is_async else SYNC_THREADS
-    try:
-        handle = link.session.provide(
-            terms.name,
-            terms.version,
-            EFFECTS.index(terms.effect),
-            limit,
-            _capability_info(capability, provider),
-            provider,
-        )
-    except link.refusal as error:
-        raise link.translate(error) from None
-    run.services.timeouts[terms.name] = terms.timeout
-    serving = Serving(run.host, capability)
-    run.servings.append(serving)
-    pool = Pool(link, handle, serving, limit=limit, name=f"loom capability {terms.name}")
-    run.pools.append(pool)
-    return pool
+    for agent in run.agents:
+        await agent.start()
+    run.started = True
 
 
 async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]] | None) -> None:
@@ -273,98 +261,29 @@ async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]]
 
     A cancellation on the way (a second Ctrl-C) skips the waiting.
     """
-    started = all(pool.has_started for pool in run.pools)
     try:
-        if started:
+        if run.started:
             await run.finish()
     finally:
         run.is_closing = True
         try:
-            turns = [pool for pool in run.pools if pool.is_of_agent]
-            await asyncio.gather(*(pool.stop() for pool in turns))
-            for _, agent, host in run.agents:
-                if started and hasattr(agent, "on_stop"):
-                    await _finish(agent.on_stop(Context(host)), host.name)
+            await asyncio.gather(*(agent.stop_supervision() for agent in run.agents))
+            await asyncio.gather(*(agent.stop_turns() for agent in run.agents))
+            if run.started:
+                for agent in run.agents:
+                    await agent.stop_agent()
             await asyncio.gather(*(pool.stop() for pool in run.pools))
+            await asyncio.gather(*(serving.stop() for serving in run.servings))
             if before_close is not None:
                 await before_close(run)
         finally:
+            for agent in run.agents:
+                agent.abandon()
             for pool in run.pools:
                 pool.abandon()
             for serving in run.servings:
                 serving.close()
             run.link.close()
-
-
-async def _finish(ending: Coroutine[Any, Any, None], name: str) -> None:
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await ending
-    except Exception:  # the root of user code: the other agents still have to stop
-        _logger.exception("on_stop of agent %s failed", name)
-
-
-def _agent_info(spec: AgentSpec, methods: Sequence[Capability[..., Any]]) -> bytes:
-    return encode(
-        {
-            "name": spec.name,
-            "filters": list(spec.filters),
-            "group": spec.group,
-            "concurrency": spec.concurrency,
-            "description": spec.description,
-            "capabilities": [capability.name for capability in methods],
-        }
-    )
-
-
-def _capability_info(capability: Capability[..., Any], provider: str) -> bytes:
-    terms = capability.terms
-    return encode(
-        {
-            "name": terms.name,
-            "version": terms.version,
-            "effect": terms.effect,
-            "timeout": terms.timeout,
-            "cost": terms.cost,
-            "tags": list(terms.tags),
-            "description": capability.description,
-            "input": capability.input_schema(),
-            "output": capability.output_schema(),
-            "streams": capability.streams,
-            "needs_approval": terms.needs_approval,
-            "provider": provider,
-        }
-    )
-
-
-class _BusHandler(logging.Handler):
-    """Publishes what is logged through a Context on ``loom.log.<level>``, in the Context's app."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Publish one record; what cannot be published stays a record only."""
-        host: Host | None = getattr(record, HOST, None)
-        if host is None:
-            return
-        try:
-            payload = encode({"message": record.getMessage(), "logger": record.name})
-            turn: Any = getattr(record, TURN, None)
-            host.session.log(host.sender, turn, record.levelname.lower(), payload)
-        except host.link.refusal:
-            return  # the app has stopped
-        except Exception:  # noqa: BLE001  as the logging module wants it: a log line breaks nothing
-            self.handleError(record)
-
-
-_BUS_HANDLER = _BusHandler(logging.INFO)
-
-
-def _bus_logger(name: str) -> logging.Logger:
-    logger = logging.getLogger(name)
-    if _BUS_HANDLER not in logger.handlers:
-        logger.addHandler(_BUS_HANDLER)
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    return logger
 
 
 def _factory(path: str) -> Callable[..., Any]:

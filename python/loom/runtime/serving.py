@@ -7,22 +7,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, cast
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, cast
 
 from loom.capabilities import Capability
 from loom.codec import encode
 from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
-from loom.limits import PAYLOAD_BYTES
-from loom.runtime.host import Host, log_failure, tell_failure
+from loom.limits import AGENT_CONCURRENCY, PAYLOAD_BYTES, SYNC_THREADS
+from loom.runtime.gauges import Gauges
+from loom.runtime.host import Host, Raised, log_failure, tell_failure
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
 from loom.runtime.turns import as_it_is
-from loom.validation import invalid
+from loom.validation import keywords_of
 
+if TYPE_CHECKING:
+    from loom.runtime.isolation import Workers
+
+_CANCELLED_WITHIN = 1.0  # seconds after which a cancelled call that goes on is told of in the log
 _logger = logging.getLogger("loom.capability")
 
 
@@ -34,26 +37,31 @@ class Serving:
         self._target = Target(self._serve, bytes, as_it_is)  # arguments are checked in there
         self.only: Target | None = self._target
         self._link = host.link
+        self._loop = asyncio.get_running_loop()
         self._capability = capability
-        self._name = capability.name
+        self.name: str = capability.name
         self._function = capability.function
-        self._arguments = capability.arguments
-        self._threads = None if capability.is_async else Threads(capability.name)
+        self._gauges = host.services.gauges
+        self._threads: Threads | None = None
+        self._workers: Workers | None = None
+        self.limit: int = AGENT_CONCURRENCY  # calls that may be under way at once
+        if capability.is_isolated:
+            self._workers = _workers_of(capability, self._gauges)
+            self.limit = self._workers.limit
+        elif not capability.is_async:
+            self._threads, self.limit = Threads(capability.name, self._gauges), SYNC_THREADS
 
-    @property
-    def busy_threads(self) -> int:
-        """How many synchronous functions run or wait."""
-        return 0 if self._threads is None else self._threads.busy
-
-    @property
-    def abandoned_threads(self) -> int:
-        """How many threads still run for calls that nobody waits for any more."""
-        return 0 if self._threads is None else self._threads.abandoned
+    async def stop(self) -> None:
+        """End its worker processes, and wait a moment for it."""
+        if self._workers is not None:
+            await self._workers.close()
 
     def close(self) -> None:
-        """Let idle threads end."""
+        """Let idle threads end, and kill processes that are left."""
         if self._threads is not None:
             self._threads.close()
+        if self._workers is not None:
+            self._workers.abandon()
         self.only = self._target = Target(_closed)  # ends the cycle now: a descriptor hangs on it
 
     def find(self, topic: str) -> Target:
@@ -68,25 +76,33 @@ class Serving:
         item = event.envelope
         lease = item.lease
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        given_up = False
+        given_up: asyncio.TimerHandle | None = None
 
         def give_up() -> None:
             nonlocal given_up
-            given_up = task.cancel()
+            if task.cancel():
+                self._gauges.tasks_abandoned += 1
+                given_up = self._loop.call_later(_CANCELLED_WITHIN, self._warn)
 
         self._link.on_cancel(lease, give_up)
         try:
             await self._invoke(item, lease)
-            if given_up:
+            if given_up is not None:
                 await asyncio.sleep(0)  # it came too late for the function, and is raised here
         except asyncio.CancelledError as error:
-            if given_up:
+            if given_up is not None:
                 task.uncancel()
-            if not given_up or task.cancelling():
+            if given_up is None or task.cancelling():
                 raise
             self.failed(item, error)
         finally:
             self._link.off_cancel(lease)
+            if given_up is not None:
+                self._gauges.tasks_abandoned -= 1
+                given_up.cancel()
+
+    def _warn(self) -> None:
+        _logger.warning("a cancelled call of %s goes on; nobody waits for it", self.name)
 
     def misfit(self, item: Envelope, error: Exception) -> LoomError:
         """Return what to say of arguments that are not JSON; what is gets checked in ``_serve``."""
@@ -100,27 +116,29 @@ class Serving:
 
         Text and stack of an error that is not a LoomError stay in this process's log.
         """
-        name = self._name
+        name = self.name
         if isinstance(error, LoomError):
             told: LoomError = error
         elif isinstance(error, asyncio.CancelledError):
             told = Cancelled(f"{name} was cancelled", who=name)
         else:
-            told = CapabilityError(f"{name} raised {type(error).__name__}", who=name)
+            kind = error.kind if isinstance(error, Raised) else type(error).__name__
+            told = CapabilityError(f"{name} raised {kind}", who=name)
         log_failure(_logger, f"capability {name}", told, error, heard=True)
         tell_failure(self.host, item.lease, told, name)
 
     async def _invoke(self, item: Envelope, lease: int) -> None:
-        keywords = self._checked(item)
-        if self._capability.streams:
-            chunks = cast("AsyncIterator[Any]", self._function(**keywords))
+        if self._workers is not None:
+            payload = await self._workers.run(item.payload, item.effect_id)
+        elif self._capability.streams:
+            chunks = cast("AsyncIterator[Any]", self._function(**self._keywords(item)))
             payload = await self._stream(chunks, lease, live=item.streamed)
         elif self._threads is None:
-            payload = encode(await self._function(**keywords), "result", self._link.has_null)
+            result = await self._function(**self._keywords(item))
+            payload = encode(result, "result", self._link.has_null)
         else:
-            payload = encode(
-                await self._threads.run(self._function, keywords), "result", self._link.has_null
-            )
+            result = await self._threads.run(self._function, self._keywords(item))
+            payload = encode(result, "result", self._link.has_null)
         if item.streamed and not self._capability.streams:
             await self._chunk(lease, payload)
             payload = b""
@@ -130,14 +148,8 @@ class Serving:
             raise self._link.translate(error, payload="result") from None
         self._link.look()
 
-    def _checked(self, item: Envelope) -> dict[str, Any]:
-        try:
-            arguments = self._arguments.model_validate_json(item.payload or b"{}")
-        except ValidationError as error:
-            raise invalid(
-                error, "args", f"{self._name} cannot take these arguments", self._capability.usage
-            ) from None
-        return self._capability.keywords(arguments, item.effect_id)
+    def _keywords(self, item: Envelope) -> dict[str, Any]:
+        return keywords_of(self._capability, item.payload, item.effect_id)
 
     async def _stream(self, chunks: AsyncIterator[Any], lease: int, *, live: bool) -> bytes:
         """Send chunks as they come.
@@ -155,7 +167,7 @@ class Serving:
                 size += len(payload) + 1
                 if size > PAYLOAD_BYTES:
                     raise Exhausted(
-                        f"the chunks of {self._name} do not fit into one result",
+                        f"the chunks of {self.name} do not fit into one result",
                         field="result",
                         limit="payload_bytes",
                         hint="read them with ctx.stream",
@@ -171,6 +183,13 @@ class Serving:
         except self._link.refusal as error:
             raise self._link.translate(error, payload="chunk") from None
         self._link.look()
+
+
+def _workers_of(capability: Capability[..., Any], gauges: Gauges) -> "Workers":
+    """Return its processes: what is needed for them is loaded by those who have some."""
+    from loom.runtime import isolation
+
+    return isolation.Workers(capability, gauges)
 
 
 async def _closed(ctx: Context[Any], event: Event[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from loom.errors import Exhausted
 from loom.limits import SYNC_THREADS
+from loom.runtime.gauges import Gauges
 
 _Job = tuple["asyncio.Future[Any]", Callable[[], Any]]
 
@@ -21,18 +22,13 @@ _Job = tuple["asyncio.Future[Any]", Callable[[], Any]]
 class Threads:
     """At most ``SYNC_THREADS`` threads that run functions for one capability."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, gauges: Gauges) -> None:
         self._name = name
+        self._gauges = gauges
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = 0
         self._running = 0
-        self.abandoned: int = 0
-
-    @property
-    def busy(self) -> int:
-        """How many functions run."""
-        return self._running
 
     async def run(self, fn: Callable[..., Any], keywords: dict[str, Any]) -> Any:
         """Return what ``fn(**keywords)`` returns, run in a thread with this task's variables.
@@ -48,6 +44,7 @@ class Threads:
                 hint="give what blocks in it a timeout of its own, or make it async",
             )
         self._running += 1
+        self._gauges.threads_busy += 1
         done: asyncio.Future[Any] = self._loop.create_future()
         variables = copy_context()
         self._jobs.put((done, lambda: variables.run(fn, **keywords)))
@@ -57,7 +54,8 @@ class Threads:
         try:
             return await done
         except asyncio.CancelledError:
-            self.abandoned += 1
+            if done.cancelled():  # else it has just ended, or raised this itself
+                self._gauges.threads_abandoned += 1
             raise
 
     def close(self) -> None:
@@ -88,8 +86,9 @@ class Threads:
         self, done: "asyncio.Future[Any]", result: Any, error: BaseException | None
     ) -> None:
         self._running -= 1
-        if done.done():
-            self.abandoned -= 1
+        self._gauges.threads_busy -= 1
+        if done.cancelled():
+            self._gauges.threads_abandoned -= 1
         elif error is None:
             done.set_result(result)
         elif isinstance(error, StopIteration):

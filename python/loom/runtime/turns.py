@@ -23,8 +23,11 @@ _logger = logging.getLogger("loom.agent")
 class Turns:
     """Runs the turns of one agent."""
 
-    def __init__(self, host: Host, spec: AgentSpec, agent: Any) -> None:
+    def __init__(
+        self, host: Host, spec: AgentSpec, agent: Any, watch: Callable[[BaseException], None]
+    ) -> None:
         self.host = host
+        self._watch = watch
         self._spec = spec
         self._made = [_target(agent, route, host.middleware) for route in spec.routes]
         self._targets: dict[str, Target] = {}
@@ -91,6 +94,8 @@ class Turns:
             told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
         log_failure(_logger, f"agent {name} on {item.topic}", told, error, heard=item.wants_reply)
         tell_failure(self.host, item.lease, told, who)
+        if told is not error and not isinstance(told, Cancelled):
+            self._watch(error)
 
 
 def _target(agent: Any, route: Route, middleware: tuple[Middleware, ...]) -> Target:

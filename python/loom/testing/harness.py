@@ -15,13 +15,18 @@ from loom.context import Context
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
 from loom.link import VirtualClock
+from loom.middleware import Item, Next
 from loom.protocols import Model
 from loom.runtime.running import Running, running
 from loom.runtime.stream import Subscription
 from loom.topics import check_filter, matches
 
-_JOINED = "loom.directory.agent.joined"
+_TOLD = ("loom.directory.agent.joined", "loom.directory.agent.changed")
 _PATIENCE = 20.0  # real seconds that idle() waits for what cannot be stepped: threads, sockets
+
+
+class Crash(BaseException):
+    """What ``Harness.crash`` lets an agent crash with."""
 
 
 class Harness:
@@ -49,6 +54,7 @@ class Harness:
         self._seed = seed
         self._stack = AsyncExitStack()
         self._events: list[Event[Any]] = []
+        self._crashes: dict[str, list[str]] = {}
         self._run: Running | None = None
         self._tap: Subscription | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -62,6 +68,7 @@ class Harness:
             model=self._model,
             config=config,
             before_start=self._listen,
+            middleware=(self._crash_if_told,),
         )
         try:
             self._run = await self._stack.enter_async_context(started)
@@ -102,6 +109,21 @@ class Harness:
     def ctx(self) -> Context[Any]:
         """The app's own context."""
         return self._running.context
+
+    def crash(self, agent: str, at: str | None = None) -> None:
+        """Crash an agent when its next event comes that matches the filter ``at`` (None: any).
+
+        Its handler does not see that event. ``"start"``: its next ``on_start`` crashes instead.
+
+        Raises:
+            NotFound: the app has no such agent.
+            InvalidParams: ``at`` is not a filter.
+        """
+        found = self._running.agent(agent)
+        if at == "start":
+            found.start_fault = Crash(f"{agent} was crashed at its start")
+            return
+        self._crashes.setdefault(agent, []).append(check_filter(at or ">", field="at"))
 
     async def advance(self, seconds: float) -> None:
         """Move the virtual clock by ``seconds``, in steps from one deadline or sleeper to the next.
@@ -154,7 +176,7 @@ class Harness:
 
     def stats(self) -> dict[str, Any]:
         """Return the engine's counters."""
-        return self._running.engine.stats()
+        return self._running.stats()
 
     def check(self) -> None:
         """Check the conservation law with two books, and that nothing is left over.
@@ -170,30 +192,37 @@ class Harness:
         for entry in audit["subscriptions"]:
             assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
         assert audit["balanced"], audit
-        groups = Counter(spec.group for spec, _, _ in self._running.agents)
+        specs = [agent.spec for agent in self._running.agents]
+        groups = Counter(spec.group for spec in specs)
         matched = {entry["name"]: entry["matched"] for entry in audit["subscriptions"]}
-        for spec, _, _ in self._running.agents:
+        for spec in specs:
             if groups[spec.group] > 1:
                 continue
             filters = [*spec.filters, f"spawn.{spec.name}"]
-            topics = self._topics_since(spec.name)
+            topics = self._topics_heard(spec.name)
             expected = sum(n for t, n in topics.items() if any(matches(f, t) for f in filters))
             assert matched[spec.name] == expected, (
                 f"agent {spec.name!r} matched {matched[spec.name]} events of {expected} published"
             )
-        threads = sum(serving.abandoned_threads for serving in self._running.servings)
-        assert not threads, f"{threads} threads of given-up calls still run"
+        gauges = self._running.services.gauges
+        assert not gauges.threads_abandoned, (
+            f"{gauges.threads_abandoned} threads of given-up calls still run"
+        )
+        assert not gauges.tasks_abandoned, f"{gauges.tasks_abandoned} tasks go on though cancelled"
+        assert not gauges.workers_busy, f"{gauges.workers_busy} worker processes still run a call"
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _topics_since(self, agent: str) -> Counter[str]:
-        """Count the topics of the events that were published since ``agent`` is there."""
-        joined = (
-            index
-            for index, event in enumerate(self._events)
-            if event.topic == _JOINED and event.data["name"] == agent
-        )
-        return Counter(event.topic for event in self._events[next(joined) :])
+    def _topics_heard(self, agent: str) -> Counter[str]:
+        """Count the topics of the events that were published while ``agent`` was there to hear."""
+        found: Counter[str] = Counter()
+        hears = False
+        for event in self._events:
+            if event.topic in _TOLD and event.data["name"] == agent:
+                hears = event.data["health"] != "quarantined"
+            if hears:
+                found[event.topic] += 1
+        return found
 
     @property
     def _running(self) -> Running:
@@ -209,6 +238,14 @@ class Harness:
             f"still at work when the harness was left: {', '.join(busy)}; "
             "advance the clock, or let go what they wait for"
         )
+
+    async def _crash_if_told(self, ctx: Context[Any], item: Item, next_: Next) -> Any:
+        planned = self._crashes.get(ctx.agent or "", []) if isinstance(item, Event) else []
+        found = next((at for at in planned if matches(at, cast("Event[Any]", item).topic)), None)
+        if found is not None:
+            planned.remove(found)
+            raise Crash(f"{ctx.agent} was crashed")
+        return await next_(item)
 
     async def _record(self, tap: Subscription) -> None:
         async for event in tap:

@@ -202,3 +202,36 @@ pub const CONTRACT_BIDS: usize = 1_024;
 
 /// In contracts: contracts in which one contractor has a bid; it declines others until one is closed.
 pub const CONTRACTS_OPEN: usize = 1_024;
+
+/// In errors: errors of handlers within the window that count as a crash of the agent.
+pub const CRASH_ERRORS: usize = 5;
+
+/// In s: errors further apart are of single events, not of the agent.
+pub const CRASH_WINDOW_SECONDS: u64 = 60;
+
+/// In ms: the longest pause before the first restart of an agent; it doubles with each crash.
+pub const RESTART_BASE_MS: u64 = 100;
+
+/// In s: the longest pause before any restart.
+pub const RESTART_CAP_SECONDS: u64 = 30;
+
+/// In crashes: crashes of one agent within the window after which it is started no more.
+pub const CRASHES: usize = 5;
+
+/// In s: an agent that was up for so long without a crash has recovered.
+pub const QUARANTINE_WINDOW_SECONDS: u64 = 600;
+
+/// In s: an event loop that stands still for so long is reported with its stack.
+pub const LOOP_STALL_SECONDS: u64 = 5;
+
+/// In processes: worker processes of one capability; never more than processors.
+pub const WORKER_PROCESSES: usize = 8;
+
+/// In s: how long a worker process may take to import its module.
+pub const WORKER_START_SECONDS: u64 = 30;
+
+/// In s: a worker process without a call ends after this.
+pub const WORKER_IDLE_SECONDS: u64 = 60;
+
+/// In ms: between SIGTERM and SIGKILL for a worker process that is given up.
+pub const WORKER_TERM_MS: u64 = 500;

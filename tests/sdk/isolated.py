@@ -1,0 +1,111 @@
+"""Functions that run in processes of their own, harmful and harmless, for test_isolation.py."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pydantic import BaseModel
+
+import loom
+from loom.errors import ToolError
+
+app = loom.App("isolated")
+
+
+class Point(BaseModel):
+    x: int
+    y: int = 0
+
+
+@app.capability("add", effect="pure", isolation="process", timeout=30)
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.capability("move", effect="pure", isolation="process", timeout=30)
+async def move(point: Point, by: int) -> Point:
+    await asyncio.sleep(0)
+    return Point(x=point.x + by, y=point.y)
+
+
+@app.capability("raw", effect="pure", isolation="process", timeout=30)
+def raw(size: int) -> bytes:
+    return b"\xff" * size
+
+
+@app.capability("pid", effect="pure", isolation="process", timeout=30)
+def pid() -> int:
+    return os.getpid()
+
+
+@app.capability("charge", effect="idempotent", isolation="process", timeout=30)
+def charge(cents: int, effect_id: str | None = None) -> str | None:
+    return effect_id
+
+
+@app.capability("harm", effect="pure", isolation="process", timeout=30)
+def harm(how: str) -> None:
+    do_harm(how)
+
+
+@app.capability("harm.unsafe", effect="unsafe", isolation="process", timeout=30)
+async def harm_unsafe(how: str) -> None:
+    do_harm(how)
+
+
+def do_harm(how: str) -> None:
+    match how:
+        case "exit":
+            os._exit(3)
+        case "segfault":
+            ctypes.string_at(0)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "abort":
+            os.abort()
+        case "close":
+            os.closerange(3, 256)
+        case "system exit":
+            raise SystemExit(3)
+        case "raise":
+            raise ValueError("a secret: hunter2")
+        case "meant":
+            raise ToolError("the disk is full", field="disk", hint="delete something", retry=True)
+        case _:
+            return
+
+
+@app.capability("flood", effect="pure", isolation="process", timeout=30)
+def flood(lines: int) -> int:
+    for _ in range(lines):
+        sys.stdout.write("x" * 99 + "\n")
+    return lines
+
+
+@app.capability("stay", effect="pure", isolation="process", timeout=30)
+def stay(how: str, told: str) -> None:
+    """Never end, and say in the file ``told`` who is at it."""
+    pids = [os.getpid()]
+    if how == "child":
+        pids.append(subprocess.Popen(["sleep", "600"]).pid)
+    if how in ("child", "deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    partial = Path(told + ".partial")
+    partial.write_text(" ".join(map(str, pids)), encoding="utf-8")
+    partial.rename(told)
+    if how == "sleep":
+        time.sleep(600)
+    elif how == "holds the interpreter":
+        ctypes.PyDLL(None).sleep(600)
+    elif how == "regex":
+        re.match(r"(a+)+$", "a" * 64 + "b")
+    while True:
+        with contextlib.suppress(BaseException):
+            pass
