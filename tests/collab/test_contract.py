@@ -8,13 +8,14 @@ from pydantic import BaseModel
 
 import loom
 from loom.codec import encode
-from loom.collab import Award, Bid, Contractor, Proposal, contract_net
+from loom.collab import Award, Bid, Contractor, Proposal, contract, contract_net
 from loom.errors import (
     DeadlineExceeded,
     InvalidParams,
     NotSupported,
     Unavailable,
 )
+from loom.limits import CONTRACTS_OPEN
 from loom.testing import Harness
 
 pytestmark = pytest.mark.requirement("COLLAB-CONTRACT")
@@ -345,6 +346,7 @@ async def test_late_duplicate_foreign_and_malformed_bids_are_counted_and_change_
         await ghost.say("bid", score=99, offer=None, extra=1)
         await ghost.say("done", award=1, result=None)  # nothing was awarded yet
         await ghost.say("bid", score=1, offer=None)
+        await ghost.say("decline", award=None, code="UNAVAILABLE", message="after all")
         await ghost.say("bid", score=99, offer=None)
         await h.idle()
         await ghost.say("bid", score=99, offer=None)
@@ -360,7 +362,7 @@ async def test_late_duplicate_foreign_and_malformed_bids_are_counted_and_change_
     assert award.winner == "default/ada"
     assert [bid.score for bid in award.bids] == [3.0, 1.0]
     ignored = award.ignored
-    assert (ignored.foreign, ignored.malformed, ignored.duplicate, ignored.late) == (2, 3, 2, 3)
+    assert (ignored.foreign, ignored.malformed, ignored.duplicate, ignored.late) == (2, 3, 3, 3)
 
 
 @pytest.mark.requirement("COLLAB-IGNORED")
@@ -567,3 +569,95 @@ async def test_a_contractor_keeps_only_contracts_that_are_open() -> None:
         kept = [vars(painter.made)["_contracts"] for painter in market.painters.values()]
 
     assert kept == [{}, {}]
+
+
+@pytest.mark.requirement("COLLAB-REFUSED")
+async def test_a_contractor_in_too_many_contracts_declines_until_they_are_over() -> None:
+    market = Market()
+    market.add("ada", 1.0)
+    cfp = {"v": 1, "task": Fence(metres=7), "bid_ms": 1000, "timeout_ms": 9000}
+    async with Harness(market.app) as h:
+        for number in range(CONTRACTS_OPEN + 1):
+            await h.ctx.emit("job.paint", cfp, thread=f"t{number}")
+            await h.idle()
+        (declined,) = h.events("thread.*.decline")
+        await h.advance(9)
+        await h.ctx.emit("job.paint", cfp, thread="again")
+        await h.idle()
+        assert len(h.events("thread.again.bid")) == 1
+
+    assert declined.topic == f"thread.t{CONTRACTS_OPEN}.decline"
+    assert declined.data["code"] == "EXHAUSTED"
+
+
+@pytest.mark.requirement("COLLAB-REFUSED")
+async def test_a_contract_keeps_so_many_bids_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "CONTRACT_BIDS", 2)
+    market = Market()
+    for name in ("ada", "bob", "eve"):
+        market.add(name, 1.0)
+    async with Harness(market.app) as h:
+        asked = paint(h)
+        await h.advance(3)
+        award = await asked
+
+    assert [bid.sender for bid in award.bids] == ["default/ada", "default/bob"]
+    assert award.ignored.late == 1
+
+
+async def test_without_a_type_any_task_is_taken_and_without_a_method_it_is_declined() -> None:
+    app = loom.App("market")
+
+    @app.agent("any", topics=["job.paint"])
+    class Anything(Contractor):
+        async def bid(self, ctx: loom.Context, task: Any) -> float:
+            return 1.0
+
+        async def execute(self, ctx: loom.Context, task: Any) -> Any:
+            return task
+
+    @app.agent("idle", topics=["job.paint"])
+    class Idle(Contractor[Fence]):
+        async def bid(self, ctx: loom.Context, task: Fence) -> float:
+            return 2.0
+
+    app.agent("nothing", topics=["job.paint"])(Contractor)
+    async with Harness(app) as h:
+        award = await contract_net(
+            h.ctx, {"metres": 1}, topic="job.paint", bid_timeout=1, timeout=5
+        )
+
+    assert award.result == {"metres": 1}
+    assert [(f.target, f.error.code) for f in award.failures] == [("default/idle", "NOT_SUPPORTED")]
+    assert [(no.sender, no.code) for no in award.declined] == [("default/nothing", "NOT_SUPPORTED")]
+
+
+async def test_no_more_is_awarded_when_time_is_up() -> None:
+    market = Market()
+    for name in ("ada", "bob", "eve"):
+        market.add(name, 1.0, Hangs)
+    async with Harness(market.app) as h:
+        asked = paint(h, timeout=4, work_timeout=2)
+        await h.advance(4)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await asked
+        await h.idle()
+        assert market.painters["eve"].happened == ["lost 7"]
+
+    assert "awarded 2 times" in caught.value.message
+
+
+async def test_a_contract_ends_with_its_app() -> None:
+    app = loom.App("market")
+
+    @app.agent("deaf", topics=["job.paint"])
+    async def deaf(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async with app.running() as ctx:
+        asked = asyncio.create_task(
+            contract_net(ctx, 1, topic="job.paint", bid_timeout=50, timeout=60)
+        )
+        await asyncio.sleep(0)
+    with pytest.raises(loom.LoomError) as caught:
+        await asked
+    assert caught.value.code == "CANCELLED"

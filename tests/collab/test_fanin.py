@@ -244,6 +244,14 @@ async def test_wrong_filters_are_refused(topics: list[str], field: str) -> None:
     assert caught.value.field == field
 
 
+@pytest.mark.requirement("COLLAB-REFUSED")
+async def test_a_majority_of_nobody_is_refused() -> None:
+    async with Harness(voters()) as h, fanin(h.ctx, ["vote"], timeout=1) as heard:
+        with pytest.raises(InvalidParams) as caught:
+            await heard.majority(of=0)
+    assert caught.value.field == "of"
+
+
 async def test_who_listens_when_the_app_stops_is_told() -> None:
     app = loom.App("stops")
     listening: list[asyncio.Task[object]] = []

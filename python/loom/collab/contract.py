@@ -54,9 +54,9 @@ class Decline:
 class Ignored:
     """Messages that changed nothing, counted.
 
-    ``late``: a bid after the bidding, or word of who is not the winner any more; ``duplicate``: a
-    second bid of one contractor; ``foreign``: from an agent that was not called; ``malformed``:
-    not of the schema.
+    ``late``: a bid after the bidding or over ``contract_bids``, or word of who is not the winner
+    any more; ``duplicate``: a second bid of one contractor; ``foreign``: from an agent that was not
+    called; ``malformed``: not of the schema.
     """
 
     late: int = 0

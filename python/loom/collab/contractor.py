@@ -12,7 +12,15 @@ from loom.agent import Agent, on
 from loom.collab.messages import Awarded, BidMade, Cfp, Declined, Done
 from loom.context import Context
 from loom.envelope import Event
-from loom.errors import Conflict, DeadlineExceeded, Denied, Exhausted, InvalidParams, LoomError
+from loom.errors import (
+    Conflict,
+    DeadlineExceeded,
+    Denied,
+    Exhausted,
+    InvalidParams,
+    LoomError,
+    NotSupported,
+)
 from loom.limits import CONTRACTS_OPEN
 from loom.validation import adapter_of, expected_of, invalid
 
@@ -53,11 +61,11 @@ class Contractor(Agent, Generic[T]):
 
     async def bid(self, ctx: Context[Any], task: T) -> float | Proposal | None:
         """Return the score of a bid, the higher the better, or None to decline."""
-        raise NotImplementedError
+        raise NotSupported(f"{type(self).__name__} has no bid", field="bid")
 
     async def execute(self, ctx: Context[Any], task: T) -> Any:
         """Do the task and return its result. It is cancelled when it is taken away again."""
-        raise NotImplementedError
+        raise NotSupported(f"{type(self).__name__} has no execute", field="execute")
 
     async def lost(self, ctx: Context[Any], task: T) -> None:
         """Hear that a contract was closed in which this contractor had a bid and no award."""
