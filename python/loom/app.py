@@ -14,6 +14,7 @@ from loom.envelope import Event
 from loom.errors import Conflict, InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY
 from loom.middleware import Middleware, check_middleware
+from loom.routes import Routes
 from loom.topics import check_name
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class App:
         self.middleware: tuple[Middleware, ...] = check_middleware(middleware)
         self.agents: list[AgentSpec] = []
         self.capabilities: list[Capability[..., Any]] = []
+        self.routes: Routes = Routes()
         self._running: Running | None = None
 
     # -- what it consists of ----------------------------------------------------------------------
@@ -109,7 +111,7 @@ class App:
 
         Raises:
             InvalidParams: the name, effect class or timeout is wrong.
-            Conflict: the app offers a capability of that name.
+            Conflict: the app offers that version of a capability of that name.
             NotSupported: it asks for what is not built yet.
         """
         terms = Terms(
@@ -130,14 +132,14 @@ class App:
         Its agents keep its middleware, inside that of this app.
 
         Raises:
-            Conflict: both have an agent or a capability of the same name.
+            Conflict: both have an agent of the same name, or the same version of a capability.
         """
         if not isinstance(other, App):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(f"{other!r} is not an App", field="other")
         for spec in other.agents:
             self._check_agent(spec.name)
         for capability in other.capabilities:
-            self._check_capability(capability.name)
+            self._check_capability(capability)
         inner = other.middleware
         self.agents.extend(replace(a, middleware=inner + a.middleware) for a in other.agents)
         self.capabilities.extend(other.capabilities)
@@ -155,15 +157,16 @@ class App:
             )
 
     def _add_capability(self, capability: Capability[..., Any]) -> None:
-        self._check_capability(capability.name)
+        self._check_capability(capability)
         self.capabilities.append(capability)
 
-    def _check_capability(self, name: str) -> None:
-        if any(known.name == name for known in self.capabilities):
+    def _check_capability(self, capability: Capability[..., Any]) -> None:
+        new = (capability.name, capability.version)
+        if any((known.name, known.version) == new for known in self.capabilities):
             raise Conflict(
-                f"app {self.name!r} offers a capability called {name!r} already",
+                f"app {self.name!r} offers version {new[1]} of {new[0]!r} already",
                 field="name",
-                hint="rename one of them; versions side by side are not built yet",
+                hint='rename one of them, or give it another version="…"',
             )
 
     # -- running ----------------------------------------------------------------------------------
@@ -205,9 +208,11 @@ class App:
         """
         self.check_idle()
         self._running = run
+        self.routes.bind(run.engine.routes(run.link, self.namespace))
         try:
             yield
         finally:
+            self.routes.bind(None)
             self._running = None
 
     async def serve(self) -> None:

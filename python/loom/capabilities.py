@@ -108,6 +108,11 @@ class Capability(Generic[P, R]):
         return self.terms.name
 
     @property
+    def version(self) -> str:
+        """The version of it that this is."""
+        return self.terms.version
+
+    @property
     def streams(self) -> bool:
         """Whether it answers in chunks."""
         return inspect.isasyncgenfunction(self.fn)

@@ -319,6 +319,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         args: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         key: str | None = None,
+        version: str | None = None,
     ) -> Any: ...
     @overload
     async def tool(
@@ -329,6 +330,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         args: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         key: str | None = None,
+        version: str | None = None,
     ) -> T: ...
     async def tool(
         self,
@@ -338,14 +340,18 @@ class Context(Record, Generic[S], gc=False, eq=False):
         returns: type[Any] | None = None,
         timeout: float | None = None,
         key: str | None = None,
+        version: str | None = None,
     ) -> Any:
         """Call a capability, ``fn.bind(…)`` or a name with ``args``, and wait for its result.
 
-        ``timeout`` in seconds, by default what the capability declares; ``key`` makes a call that
-        may be repeated recognisable.
+        ``timeout`` in seconds, by default what the capability declares. A ``key`` names what the
+        call is for: while one is under way, another with that key and the same arguments joins it,
+        and a keyed call may be tried again whatever its effect. ``version`` of a name is by default
+        the newest that somebody can serve.
 
         Raises:
-            NotFound: no capability of that name.
+            NotFound: no capability of that name, or not that version of it.
+            Conflict: a call with this key and other arguments is under way.
             ProviderUnavailable: it is known, and nobody can serve it now.
             InvalidParams: the arguments do not fit its schema.
             DeadlineExceeded: no result in time, and it changes nothing outside.
@@ -353,17 +359,17 @@ class Context(Record, Generic[S], gc=False, eq=False):
             CapabilityError: it raised, or its result is not what it declares.
         """
         host = self._host
-        name, given, limit = self._call_of(call, args, timeout)
+        name, given, limit, version = self._call_of(call, args, timeout, version)
         if not host.middleware:
-            number = self._call(name, given, limit, key, 0)
+            number = self._call(name, given, limit, version, key, 0)
             return _result(call, returns, name, await host.link.outcome(number, limit))
 
         async def made(_: Context[Any], item: Call) -> Any:
-            number = self._call(item.name, item.args, item.timeout, item.key, 0)
+            number = self._call(item.name, item.args, item.timeout, item.version, item.key, 0)
             payload = await host.link.outcome(number, item.timeout)
             return _result(call, returns, item.name, payload)
 
-        asked = Call(name=name, args=given, timeout=limit, key=key)
+        asked = Call(name=name, args=given, timeout=limit, version=version, key=key)
         return await around(host.middleware, made, Call)(self, asked)
 
     @overload
@@ -378,6 +384,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         args: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         key: str | None = None,
+        version: str | None = None,
     ) -> "_Stream[Any]": ...
     def stream(
         self,
@@ -386,6 +393,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         args: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         key: str | None = None,
+        version: str | None = None,
     ) -> "_Stream[Any]":
         """Call a capability that answers in chunks: ``async with ctx.stream(…) as chunks.
 
@@ -397,7 +405,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         Raises:
             LoomError: as ``tool`` does, from the ``async for``.
         """
-        return self._stream(call, args, timeout, key)
+        return self._stream(call, args, timeout, version, key)
 
     @asynccontextmanager
     async def _stream(
@@ -405,10 +413,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
         call: Bound[Any] | str,
         args: Mapping[str, Any] | None,
         timeout: float | None,
+        version: str | None,
         key: str | None,
     ) -> AsyncGenerator[AsyncIterator[Any]]:
         host = self._host
-        name, given, limit = self._call_of(call, args, timeout)
+        name, given, limit, version = self._call_of(call, args, timeout, version)
         adapter = call.capability.result if isinstance(call, Bound) else None
         async with AsyncExitStack() as stack:
 
@@ -417,12 +426,16 @@ class Context(Record, Generic[S], gc=False, eq=False):
                     yield decode(chunk) if adapter is None else checked(adapter, chunk, name)
 
             async def made(_: Context[Any], item: Call) -> AsyncIterator[Any]:
-                number = self._call(item.name, item.args, item.timeout, item.key, STREAM_CHUNKS)
+                number = self._call(
+                    item.name, item.args, item.timeout, item.version, item.key, STREAM_CHUNKS
+                )
                 return decoded(
                     await stack.enter_async_context(host.link.chunks(number, item.timeout))
                 )
 
-            asked = Call(name=name, args=given, timeout=limit, key=key, streamed=True)
+            asked = Call(
+                name=name, args=given, timeout=limit, version=version, key=key, streamed=True
+            )
             yield await around(host.middleware, made, Call)(self, asked)
 
     # -- listening --------------------------------------------------------------------------------
@@ -469,13 +482,16 @@ class Context(Record, Generic[S], gc=False, eq=False):
     # -- the directory ----------------------------------------------------------------------------
 
     async def agents(
-        self, *, topic: str | None = None, capability: str | None = None
+        self, name: str | None = None, *, topic: str | None = None, capability: str | None = None
     ) -> list[AgentInfo]:
         """Return the agents that are there now.
 
-        Only those that hear ``topic`` or offer ``capability``.
+        Only those called ``name`` (or ``namespace/name``), that hear ``topic``, or that offer
+        ``capability``.
         """
         found = [AgentInfo(**entry) for entry in self._directory("agent")]
+        if name is not None:
+            found = [a for a in found if name in (a.name, f"{self.namespace}/{a.name}")]
         if topic is not None:
             found = [a for a in found if any(matches(f, topic) for f in a.filters)]
         if capability is not None:
@@ -671,16 +687,24 @@ class Context(Record, Generic[S], gc=False, eq=False):
             raise _wrong_type(topic, error) from None
 
     def _call_of(
-        self, call: Bound[Any] | str, args: Mapping[str, Any] | None, timeout: float | None
-    ) -> tuple[str, Mapping[str, Any], float]:
+        self,
+        call: Bound[Any] | str,
+        args: Mapping[str, Any] | None,
+        timeout: float | None,
+        version: str | None,
+    ) -> tuple[str, Mapping[str, Any], float, str | None]:
+        """Return name, arguments, timeout and version of a call."""
         if isinstance(call, Bound):
-            if args is not None:
+            if args is not None or version is not None:
+                field = "version" if args is None else "args"
                 raise InvalidParams(
-                    "args goes with a name", field="args", hint="give the arguments to bind(…)"
+                    f"{field} goes with a name",
+                    field=field,
+                    hint="a bound call has its arguments from bind(…), and its own version",
                 )
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
-            return terms.name, call.arguments, _seconds(limit)
+            return terms.name, call.arguments, _seconds(limit), terms.version
         if not isinstance(call, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(
                 f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"
@@ -693,11 +717,17 @@ class Context(Record, Generic[S], gc=False, eq=False):
             )
         limit = timeout
         if limit is None:
-            limit = self._host.services.timeouts.get(call, _DEFAULT_TIMEOUT)
-        return call, args or {}, _seconds(limit)
+            limit = self._host.services.timeouts.get((call, version), _DEFAULT_TIMEOUT)
+        return call, args or {}, _seconds(limit), version
 
     def _call(
-        self, name: str, args: Mapping[str, Any], timeout: float, key: str | None, credit: int
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        timeout: float,
+        version: str | None,
+        key: str | None,
+        credit: int,
     ) -> int:
         host = self._host
         link = host.link
@@ -705,11 +735,15 @@ class Context(Record, Generic[S], gc=False, eq=False):
         payload = encode(dict(args), "args", link.has_null)
         try:
             return link.session.call(
-                host.sender, self._envelope, name, payload, timeout, key, credit, None
+                host.sender, self._envelope, name, payload, timeout, key, credit, version
             )
         except link.refusal as error:
             raise self._not_called(name, link.translate(error)) from None
-        except TypeError:
+        except TypeError as error:
+            if isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidParams(
+                    f"an option has the wrong type: {error}", field="options"
+                ) from None
             raise InvalidParams(f"{name!r} is not a capability's name", field="name") from None
 
     def _not_called(self, name: str, error: LoomError) -> LoomError:

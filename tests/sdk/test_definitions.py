@@ -60,7 +60,7 @@ def test_two_capabilities_of_one_name_are_refused() -> None:
 
     with refused("CONFLICT", "name"):
 
-        @app.capability("same", version="2")
+        @app.capability("same", version="1")
         async def second() -> None: ...
 
 

@@ -390,13 +390,38 @@ class Local:
         """Return the books of every subscription; what is queued is counted by walking."""
         return decode(self._engine.audit())
 
-    def routes(self, namespace: str) -> dict[str, dict[str, float]]:
-        """Return the selection tables of a namespace: weights by capability and provider."""
-        return decode(self._engine.routes(namespace))
-
     def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
         return self._engine.directory(namespace, kind)
+
+    def routes(self, link: Link, namespace: str) -> "RouteTable":
+        """Return the selection table of a namespace, to be written through ``link``."""
+        return RouteTable(self._engine, link, namespace)
+
+
+class RouteTable:
+    """How calls are shared among the providers of each capability, as the engine keeps it."""
+
+    def __init__(self, engine: "Engine", link: Link, namespace: str) -> None:
+        self._engine = engine
+        self._link = link
+        self._namespace = namespace
+
+    def write(self, capability: str, weights: dict[str, float] | None) -> None:
+        """Set the weights of a capability's providers, None: forget them.
+
+        Raises:
+            LoomError: the engine refuses a name or a weight, or keeps too many tables.
+        """
+        table = None if weights is None else list(weights.items())
+        try:
+            self._link.session.route(capability, table)
+        except self._link.refusal as error:
+            raise self._link.translate(error) from None
+
+    def read(self) -> dict[str, dict[str, float]]:
+        """Return all weights by capability and provider."""
+        return decode(self._engine.routes(self._namespace))
 
 
 def open_local(*, virtual: bool = False, seed: int | None = None) -> Local:

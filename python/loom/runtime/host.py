@@ -34,9 +34,9 @@ class Services:
     random: _random.Random
     start: "Callable[[AgentSpec], Awaitable[None]]"  # an agent that comes while the app runs
     gauges: Gauges = field(default_factory=Gauges)
-    timeouts: dict[str, float] = field(
-        default_factory=dict[str, float]
-    )  # declared by this app's capabilities
+    timeouts: dict[tuple[str, str | None], float] = field(
+        default_factory=dict[tuple[str, str | None], float]
+    )  # what this app's capabilities declare, by name and version; None: the longest of a name
 
 
 @dataclass(slots=True, kw_only=True)

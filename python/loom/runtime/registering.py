@@ -56,7 +56,9 @@ def provide(host: Host, capability: Capability[..., Any], provider: str) -> tupl
         )
     except link.refusal as error:
         raise link.translate(error) from None
-    host.services.timeouts[terms.name] = terms.timeout
+    timeouts = host.services.timeouts
+    timeouts[terms.name, terms.version] = terms.timeout
+    timeouts[terms.name, None] = max(terms.timeout, timeouts.get((terms.name, None), 0.0))
     return serving, pool_of(serving, handle)
 
 
