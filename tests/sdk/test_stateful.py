@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -28,6 +29,8 @@ import loom
 from loom.envelope import QoS
 from loom.errors import HandlerError
 from loom.testing import Harness
+
+pytestmark = pytest.mark.timeout(120)  # 8,000 steps: seconds alone, many on a busy machine
 
 _CONCURRENCY = 2
 _CHUNKS = 200
