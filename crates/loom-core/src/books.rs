@@ -214,6 +214,12 @@ impl TopicBooks {
         self.high_water = self.high_water.max(self.queued);
     }
 
+    /// Counts an event that went from one queue into another.
+    pub(crate) fn rejoin(&mut self) {
+        self.queued += 1;
+        self.high_water = self.high_water.max(self.queued);
+    }
+
     /// What is neither queued, nor handled, nor lost.
     pub(crate) fn leased(&self) -> u64 {
         let ended = self.delivered + self.expired + self.dropped.total() + self.queued as u64;

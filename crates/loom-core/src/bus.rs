@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::arena::{CallId, GroupId, LeaseId, SessionId, SubId, TopicId};
+use crate::arena::{CallId, LeaseId, SessionId, SubId, TopicId};
 use crate::books::{Fates, Reason};
 use crate::core::{Core, Holding, Todo};
 use crate::envelope::{Envelope, Extra, Origin, Qos};
@@ -331,36 +331,6 @@ impl Core {
         picked
     }
 
-    /// The member that has something of this lane, else the next one, those with room first.
-    fn pick_member(&mut self, group: GroupId, members: &[SubId], lane: &Ident) -> Option<SubId> {
-        let sticky = members
-            .iter()
-            .find(|member| self.holds_lane(**member, lane));
-        if let Some(member) = sticky.filter(|_| !self.has(Planted::KeyMoves)) {
-            return Some(*member);
-        }
-        let found = self.groups.get_mut(group)?;
-        let start = found.turn;
-        found.turn = found.turn.wrapping_add(1);
-        let limits = &self.limits;
-        let order =
-            (0..members.len()).filter_map(|step| members.get((start + step) % members.len()));
-        let roomy = order.clone().find(|member| {
-            let sub = self.subs.get(**member);
-            sub.is_some_and(|sub| !sub.lagging && sub.lanes.items() < limits.queue_items)
-        });
-        roomy
-            .or_else(|| members.get(start % members.len()))
-            .copied()
-    }
-
-    fn holds_lane(&self, member: SubId, lane: &Ident) -> bool {
-        let Some(sub) = self.subs.get(member) else {
-            return false;
-        };
-        sub.lanes.find(lane).is_some() || sub.awaited.contains_key(lane)
-    }
-
     /// Stamps a draft.
     pub(crate) fn compose(&mut self, source: Source, draft: Draft, at: Moment) -> Result<Envelope> {
         self.check_payload(&draft.payload)?;
@@ -573,8 +543,8 @@ impl Core {
             if room && sub.parked.is_empty() {
                 continue;
             }
-            // Neither goes ahead of those who wait: the one is shed first, the other would wait for itself.
-            if class == Qos::Background || plan.own == Some(*target) {
+            // Background is shed before those who wait; a turn that waits for room in its own queue waits for itself.
+            if class == Qos::Background || (!room && plan.own == Some(*target)) {
                 return Err(self.full(*target, plan));
             }
             verdict = Verdict::Park;
@@ -675,7 +645,8 @@ impl Core {
         }
     }
 
-    fn push(&mut self, id: SubId, env: &Arc<Envelope>, realtime: bool, at: Moment) {
+    /// Puts an event at the end of its lane.
+    pub(crate) fn push(&mut self, id: SubId, env: &Arc<Envelope>, realtime: bool, at: Moment) {
         let twice = self.has(Planted::TwoTurns);
         let Some(sub) = self.subs.get_mut(id) else {
             return;

@@ -128,17 +128,24 @@ impl Core {
         space.version += 1;
     }
 
-    /// Drops all that is queued, and lets those go who wait for room: `queue_items` and `parked_offers` bound it.
+    /// Empties the queue of one that hears nothing any more: to another member of its group that has room, else it is
+    /// dropped. Those who wait for room may go. One step: `queue_items` and `parked_offers` bound it.
     pub(crate) fn shed_queue(&mut self, id: SubId, reason: Reason, at: Moment) {
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
         let parked = std::mem::take(&mut sub.parked);
         let items = sub.lanes.clear();
+        let awaited = !sub.awaited.is_empty();
         sub.lagging = false;
         for (lane, item) in items {
             self.leaves_queue(id, lane, &item);
-            self.lose(id, &item.env, reason, at);
+            if !self.hand_over(id, &item, at) {
+                self.lose(id, &item.env, reason, at);
+            }
+        }
+        if awaited {
+            self.hand_over_offers(id);
         }
         self.todo
             .extend(parked.into_iter().map(|(_, ticket)| Todo::Retry(ticket)));

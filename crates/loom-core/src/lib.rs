@@ -28,6 +28,7 @@ mod credit;
 mod directory;
 mod envelope;
 mod error;
+mod group;
 mod health;
 mod ident;
 mod input;

@@ -201,6 +201,18 @@ impl Core {
         })
     }
 
+    /// Another member of a group answers in place of one that left.
+    pub(crate) fn ask_instead(&mut self, env: &Envelope, left: SubId, heir: SubId) {
+        let pending = env.reply_to.and_then(|call| self.calls.get_mut(call));
+        if let Some(pending) = pending
+            && let Wanted::Request(asked) = &mut pending.wanted
+        {
+            for agent in asked.agents.iter_mut().filter(|agent| **agent == left) {
+                *agent = heir;
+            }
+        }
+    }
+
     pub(crate) fn open_pending(&mut self, pending: Pending) -> CallId {
         let (session, deadline) = (pending.session, pending.deadline);
         let call = self.calls.insert(pending);

@@ -400,6 +400,13 @@ impl Core {
         };
         let root = found.root;
         let handles: Vec<Handle> = found.handles.iter().copied().collect();
+        // None of them hears anything from here on, so that what waits goes to members that stay.
+        for handle in &handles {
+            if let Some(Kind::Subscription(sub)) = self.handles.get(*handle).map(|found| found.kind)
+            {
+                self.unhear(sub);
+            }
+        }
         for handle in &handles {
             match self.handles.get(*handle).map(|found| found.kind) {
                 Some(Kind::Subscription(sub)) => {

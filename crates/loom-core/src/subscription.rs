@@ -86,6 +86,16 @@ impl Subscription {
         self.lanes.items() <= limits.queue_items / 2 && self.lanes.bytes() <= limits.queue_bytes / 2
     }
 
+    /// One offer less of this lane will come here.
+    pub(crate) fn forget_awaited(&mut self, lane: &Ident) {
+        if let Some(count) = self.awaited.get_mut(lane) {
+            *count -= 1;
+            if *count == 0 {
+                self.awaited.remove(lane);
+            }
+        }
+    }
+
     pub(crate) fn can_start(&self) -> bool {
         self.has_slot() && self.lanes.is_ready()
     }

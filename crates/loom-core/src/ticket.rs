@@ -1,7 +1,6 @@
 //! Decisions in two halves. What needs the log reserves its room, leaves as a record under a ticket, and shows
 //! nowhere until the log has answered; answers are applied in the order the tickets were given out.
 
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use crate::arena::{SessionId, SubId, Ticket};
@@ -81,14 +80,8 @@ impl Core {
     pub(crate) fn leave_ticket(&mut self, ticket: Ticket) -> Option<Waiting> {
         let waiting = self.tickets.remove(ticket)?;
         for target in &waiting.plan.targets {
-            if let Some(sub) = self.subs.get_mut(*target)
-                && let Entry::Occupied(mut lane) =
-                    sub.awaited.entry(waiting.plan.env.lane().clone())
-            {
-                *lane.get_mut() -= 1;
-                if *lane.get() == 0 {
-                    lane.remove();
-                }
+            if let Some(sub) = self.subs.get_mut(*target) {
+                sub.forget_awaited(waiting.plan.env.lane());
             }
         }
         Some(waiting)

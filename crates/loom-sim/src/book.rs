@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use loom_core::{
-    AuditedSubscription, Delivery, Ident, LeaseId, Limits, Nanos, Qos, SubscriptionStats,
+    AuditedSubscription, Delivery, Ident, LeaseId, Limits, Nanos, Qos, SessionId, SubscriptionStats,
 };
 
 use crate::event::{Event, State, Target, check_stamps, read_tag, space_name};
@@ -96,6 +96,62 @@ impl Book {
         Ok(responders)
     }
 
+    /// A session ended: all its subscriptions at once.
+    pub(crate) fn leave(&mut self, session: SessionId) -> Check {
+        let mut left = Vec::new();
+        for (index, sub) in self.subs.iter_mut().enumerate() {
+            if sub.session == session && sub.live {
+                sub.live = false;
+                left.push(index);
+            }
+        }
+        left.into_iter().try_for_each(|index| self.hand_over(index))
+    }
+
+    /// A subscription left: what waits for it may go to any member of its group that is there now and hears it.
+    pub(crate) fn hand_over(&mut self, left: usize) -> Check {
+        for index in 0..self.events.len() {
+            let event = self.event(index)?;
+            let (space, topic, size, state) = (event.space, event.topic, event.size, event.state);
+            let (realtime, waits) = (event.qos == Qos::Realtime, state != State::Applied);
+            let aimed = event.targets.iter().position(|target| {
+                !target.stream && !target.taken && target.members.contains(&left)
+            });
+            let Some(aimed) = aimed.filter(|_| state != State::Refused) else {
+                continue;
+            };
+            let Some(target) = event.targets.get(aimed) else {
+                continue;
+            };
+            let (group, members) = (target.group.clone(), target.members.clone());
+            let heirs = self
+                .subs
+                .iter()
+                .enumerate()
+                .filter(|(_, sub)| sub.live && sub.space == space && sub.group == group);
+            let heirs: Vec<usize> = heirs
+                .filter(|(_, sub)| sub.hears(topic))
+                .map(|(heir, _)| heir)
+                .collect();
+            for heir in heirs {
+                let sub = self.sub(heir)?;
+                // What waits for room or for the log may find none at another member.
+                sub.waited |= waits;
+                if members.contains(&heir) {
+                    continue;
+                }
+                sub.shared += u64::from(!waits);
+                sub.fleeting += u64::from(!waits && (realtime || sub.lossy));
+                sub.load = (sub.load.0 + 1, sub.load.1 + size);
+                sub.peak = (sub.peak.0.max(sub.load.0), sub.peak.1.max(sub.load.1));
+                if let Some(target) = self.event(index)?.targets.get_mut(aimed) {
+                    target.members.push(heir);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What was refused, or taken by another member, is no load.
     fn unload(&mut self, index: usize, group: Option<&str>) {
         let Some(event) = self.events.get(index) else {
@@ -147,9 +203,12 @@ impl Book {
         };
         let mut members = event.targets.iter().flat_map(|target| &target.members);
         members.any(|member| {
-            self.subs
-                .get(*member)
-                .is_some_and(|sub| sub.load.0 > items || sub.load.1 > bytes || sub.hears_engine())
+            self.subs.get(*member).is_some_and(|sub| {
+                sub.load.0 > items
+                    || sub.load.1 > bytes
+                    || (event.qos == Qos::Background && sub.waited)
+                    || sub.hears_engine()
+            })
         })
     }
 

@@ -253,6 +253,7 @@ impl World {
                 let open = !sub.open.is_empty();
                 self.seen
                     .note_if("subscription removed with turns open", open);
+                self.book.hand_over(index)?;
             }
             Taker::Provider(index) => self.retire(index, Some(session)),
         }
@@ -304,14 +305,7 @@ impl World {
         if let Some(peer) = self.peers.get_mut(at) {
             peer.live = false;
         }
-        for sub in self
-            .book
-            .subs
-            .iter_mut()
-            .filter(|sub| sub.session == session)
-        {
-            sub.live = false;
-        }
+        self.book.leave(session)?;
         for index in 0..self.providers.len() {
             if self
                 .providers
