@@ -108,7 +108,7 @@ impl Book {
         left.into_iter().try_for_each(|index| self.hand_over(index))
     }
 
-    /// A subscription left: what waits for it may go to any member of its group that is there now and hears it.
+    /// A subscription left, or is quarantined: what waits for it may go to any member of its group that is there now and hears it.
     pub(crate) fn hand_over(&mut self, left: usize) -> Check {
         for index in 0..self.events.len() {
             let event = self.event(index)?;
@@ -124,15 +124,21 @@ impl Book {
                 continue;
             };
             let (group, members) = (target.group.clone(), target.members.clone());
+            event.handed = true;
             let heirs = self
                 .subs
                 .iter()
                 .enumerate()
-                .filter(|(_, sub)| sub.live && sub.space == space && sub.group == group);
+                .filter(|(_, sub)| sub.listens() && sub.space == space && sub.group == group);
             let heirs: Vec<usize> = heirs
                 .filter(|(_, sub)| sub.hears(topic))
                 .map(|(heir, _)| heir)
                 .collect();
+            if !waits && members.len() == 1 && !heirs.is_empty() {
+                let sub = self.sub(left)?;
+                sub.sole = sub.sole.saturating_sub(1);
+                sub.shared += 1;
+            }
             for heir in heirs {
                 let sub = self.sub(heir)?;
                 // What waits for room or for the log may find none at another member.
@@ -399,7 +405,7 @@ impl Book {
             lane.clone()
         };
         let event = self.event(index)?;
-        if event.waited {
+        if event.waited || event.handed {
             return Ok(());
         }
         let realtime = event.qos == Qos::Realtime;
@@ -463,7 +469,7 @@ impl Book {
         Ok(())
     }
 
-    /// A quarantined agent has lost what was queued.
+    /// A quarantined agent has lost what was queued, or other members of its group have it.
     pub(crate) fn shed(&mut self, index: usize) -> Check {
         self.beat += 1;
         let beat = self.beat;
@@ -471,7 +477,7 @@ impl Book {
         sub.shed = Some(beat);
         sub.ring.items.clear();
         sub.ring.blurred = true;
-        Ok(())
+        self.hand_over(index)
     }
 
     /// Holds a row of the engine's audit against this book. All inboxes have been read.

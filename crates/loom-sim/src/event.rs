@@ -66,6 +66,8 @@ pub(crate) struct Event {
     pub(crate) causes: Vec<u128>,
     /// Nobody heard it when it came.
     pub(crate) waited: bool,
+    /// A member it may have waited at left: where it stands at another is not known.
+    pub(crate) handed: bool,
     pub(crate) targets: Vec<Target>,
     pub(crate) state: State,
     /// When it was put into queues, if that is known.
@@ -90,6 +92,7 @@ impl Event {
             id: None,
             causes: Vec::new(),
             waited: false,
+            handed: false,
             targets: Vec::new(),
             state: State::Refused,
             placed: None,

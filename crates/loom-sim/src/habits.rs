@@ -154,7 +154,7 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
             dice.count(1, 6)
         },
         queue_bytes: if dice.chance(30) {
-            100_000
+            90_000
         } else {
             dice.count(40, 400)
         },
