@@ -46,11 +46,13 @@ def keywords_of(
     Raises:
         InvalidParams: the arguments are not what it declares.
     """
-    from pydantic import ValidationError
-
     try:
         arguments = capability.arguments.model_validate_json(payload or b"{}")
-    except ValidationError as error:
+    except ValueError as error:  # Pydantic's own, which is imported where it is needed only
+        from pydantic import ValidationError
+
+        if not isinstance(error, ValidationError):
+            raise
         what = f"{capability.name} cannot take these arguments"
         raise invalid(error, "args", what, capability.usage) from None
     return capability.keywords(arguments, effect_id)

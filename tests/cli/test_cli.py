@@ -273,3 +273,26 @@ def test_stats_can_be_read_by_handlers_and_main(shop: Path) -> None:
 
 def test_the_version_is_printed(tmp_path: Path) -> None:
     assert loom("--version", cwd=tmp_path).stdout == "loom 0.1.0a1\n"
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CRASH-START")
+def test_run_names_an_agent_that_does_not_start_with_its_stack_and_goes_on(shop: Path) -> None:
+    (shop / "broken.py").write_text(
+        APP
+        + """
+
+@app.agent("broken", topics=["never"])
+class Broken(loom.Agent):
+    async def on_start(self, ctx: loom.Context) -> None:
+        raise RuntimeError("no database")
+
+    async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+"""
+        + MAIN,
+        encoding="utf-8",
+    )
+    done = loom("run", "--quiet", "broken.py", cwd=shop)
+    assert (done.returncode, done.stdout) == (0, "sold\n")
+    assert "agent 'broken' crashed: on_start raised RuntimeError; crash 1 of 5" in done.stderr
+    assert 'raise RuntimeError("no database")' in done.stderr

@@ -142,6 +142,35 @@ async def test_a_script_may_hold_errors_and_functions() -> None:
     await model.aclose()
 
 
+@pytest.mark.requirement("CAPABILITY-SYNC", "CANCEL-SHOWN")
+async def test_a_tool_that_computes_for_ever_holds_up_neither_its_caller_nor_others() -> None:
+    app = loom.App("computes")
+    over = threading.Event()
+
+    @app.capability("compute", effect="pure", timeout=60)
+    def compute() -> int:
+        n = 0
+        while not over.is_set():
+            n += 1
+        return n
+
+    @app.agent("echo", topics=["ask"])
+    async def echo(ctx: loom.Context, event: loom.Event[int]) -> int:
+        return event.data
+
+    async with Harness(app, clock="system") as h:
+        try:
+            with pytest.raises(TimeoutError):
+                await h.ctx.tool("compute", timeout=0.1)
+            for n in range(20):
+                assert (await h.ctx.request("ask", n)).data == n
+            assert h.stats()["runtime"]["threads"] == {"busy": 1, "abandoned": 1}
+        finally:
+            over.set()
+        await h.idle()
+        assert h.stats()["runtime"]["threads"] == {"busy": 0, "abandoned": 0}
+
+
 @pytest.mark.requirement("CAPABILITY-SYNC")
 async def test_threads_that_hang_are_counted_and_then_no_more_are_started() -> None:
     app = loom.App("hangs")
@@ -167,6 +196,7 @@ async def test_threads_that_hang_are_counted_and_then_no_more_are_started() -> N
             await h.ctx.tool("hang")
         with pytest.raises(AssertionError, match="threads"):
             h.check()
+        assert h.stats()["runtime"]["threads"] == {"busy": 8, "abandoned": 8}
         gate.set()
         await h.idle()
         assert await h.ctx.tool("hang") == "late"

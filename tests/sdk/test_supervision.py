@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 import loom
-from loom.errors import NotFound
+from loom.errors import Indeterminate, NotFound, ProviderUnavailable
 from loom.testing import Harness
 
 
@@ -295,6 +296,78 @@ async def test_a_stop_waits_for_a_restart_and_loses_nothing() -> None:
 
     assert sorted(made.seen) == [1, 2]
     assert made.life == ["start", "stop", "start", "stop"]
+
+
+@pytest.mark.requirement("CRASH-RESTART", "CALL-INDETERMINATE")
+@pytest.mark.parametrize("effect", ["pure", "unsafe"])
+async def test_a_call_that_is_cut_off_by_a_restart_ends_as_its_effect_says(effect: Any) -> None:
+    app = loom.App("cut")
+
+    @app.agent("worker", topics=["job"])
+    class Worker(loom.Agent):
+        tries = 0
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+        @loom.capability("stay", effect=effect, timeout=600)
+        async def stay(self) -> str:
+            Worker.tries += 1
+            if Worker.tries == 1:
+                await asyncio.get_running_loop().create_future()
+            return "second try"
+
+    async with Harness(app) as h:
+        called = asyncio.create_task(h.ctx.tool("stay"))
+        await h.idle()
+        h.crash("worker")
+        await h.ctx.emit("job")
+        await h.advance(30)
+        result = (await asyncio.gather(called, return_exceptions=True))[0]
+
+    if effect == "unsafe":
+        assert isinstance(result, Indeterminate)
+        assert Worker.tries == 1
+    else:  # the broker may have tried it again
+        assert isinstance(result, ProviderUnavailable) or result == "second try"
+
+
+async def test_an_agent_that_hangs_in_its_second_start_holds_up_no_stop() -> None:
+    app = loom.App("hangs")
+    starts = 0
+
+    @app.agent("worker", topics=["job"])
+    class Worker(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            nonlocal starts
+            starts += 1
+            if starts == 2:
+                await asyncio.get_running_loop().create_future()
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async with asyncio.timeout(10), Harness(app) as h:
+        h.crash("worker")
+        await h.ctx.emit("job")
+        await h.advance(1)
+        assert starts == 2
+        assert agent_of(h)["health"] == "restarting"
+
+
+@pytest.mark.requirement("BOUNDED", "CRASH-RESTART")
+async def test_a_hundred_apps_that_crash_and_stop_leave_nothing() -> None:
+    def threads() -> int:
+        return threading.active_count()
+
+    tasks, before = asyncio.all_tasks(), threads()
+    for n in range(100):
+        made = Crashes()
+        made.fails_to_start = n % 2
+        async with made.app.running() as ctx:
+            await ctx.emit("job", ("exit", "error", 1)[n % 3])
+            if n % 5 == 0:
+                await asyncio.sleep(0)
+    assert asyncio.all_tasks() == tasks
+    assert threads() == before
 
 
 @asynccontextmanager

@@ -8,9 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from loom.capabilities import Capability
 from loom.codec import encode
 from loom.envelope import Receipt
-from loom.errors import CODES, Exhausted, LoomError, NotSupported
+from loom.errors import (
+    CODES,
+    Exhausted,
+    Indeterminate,
+    LoomError,
+    NotSupported,
+    ProviderUnavailable,
+)
 from loom.limits import ERROR_DETAIL_BYTES, STATES
 from loom.link import Link, Local
 from loom.middleware import Middleware
@@ -130,6 +138,18 @@ def is_stopped(error: BaseException) -> bool:
     task = asyncio.current_task()
     is_cancelled = task is not None and task.cancelling() > 0
     return isinstance(error, asyncio.CancelledError) and is_cancelled
+
+
+def lost(capability: Capability[..., Any], how: str, *, begun: bool) -> LoomError:
+    """Return what a call has come to whose function did not live to its end.
+
+    ``begun``: the function had been called.
+    """
+    name = capability.name
+    if capability.terms.effect == "pure" or not begun:
+        return ProviderUnavailable(f"{name} {how}", who=name, retry=True)
+    hint = "it may have taken effect: look before you try again"
+    return Indeterminate(f"{name} {how}", who=name, hint=hint)
 
 
 def tell_failure(host: Host, lease: int, told: LoomError, who: str) -> None:

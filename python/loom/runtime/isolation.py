@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from loom.capabilities import Capability
 from loom.codec import encode
-from loom.errors import Exhausted, Indeterminate, InvalidParams, LoomError, ProviderUnavailable
+from loom.errors import Exhausted, InvalidParams, LoomError, ProviderUnavailable
 from loom.limits import (
     PAYLOAD_BYTES,
     WORKER_IDLE_SECONDS,
@@ -27,7 +27,7 @@ from loom.limits import (
 from loom.link import error_from_detail
 from loom.runtime import worker as frames
 from loom.runtime.gauges import Gauges
-from loom.runtime.host import Raised
+from loom.runtime.host import Raised, lost
 
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
@@ -51,7 +51,7 @@ class Workers:
         self.name = capability.name
         self.gauges = gauges
         self.load: bytes = frames.pack(frames.LOAD, encode(_place_of(capability)))
-        self._is_pure = capability.terms.effect == "pure"
+        self._capability = capability
         self._loop = asyncio.get_running_loop()
         self.limit: int = max(1, min(os.cpu_count() or 1, WORKER_PROCESSES))
         self._workers: set[_Worker] = set()  # all that have not ended
@@ -75,7 +75,9 @@ class Workers:
             try:
                 kind, body = await worker.ask(frames.pack_call(payload, effect_id))
             except _Died as died:
-                raise self._lost(died) from None
+                raise lost(
+                    self._capability, f"lost its process: it {died}", begun=died.begun
+                ) from None
             except BaseException:
                 worker.kill()
                 raise
@@ -200,15 +202,6 @@ class Workers:
             why = error.message
         return ProviderUnavailable(
             f"a worker process for {self.name} could not be started: {why}", who=self.name
-        )
-
-    def _lost(self, died: "_Died") -> LoomError:
-        """Return what a call has come to whose process has died."""
-        told = f"the worker process of {self.name} {died}"
-        if self._is_pure or not died.begun:
-            return ProviderUnavailable(told, who=self.name, retry=True)
-        return Indeterminate(
-            told, who=self.name, hint="it may have taken effect: look before you try again"
         )
 
 

@@ -16,7 +16,7 @@ from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
 from loom.limits import AGENT_CONCURRENCY, PAYLOAD_BYTES, SYNC_THREADS
 from loom.runtime.gauges import Gauges
-from loom.runtime.host import Host, Raised, log_failure, tell_failure
+from loom.runtime.host import Host, Raised, is_stopped, log_failure, lost, tell_failure
 from loom.runtime.pool import Target
 from loom.runtime.threads import Threads
 from loom.runtime.turns import as_it_is
@@ -44,12 +44,15 @@ class Serving:
         self._gauges = host.services.gauges
         self._threads: Threads | None = None
         self._workers: Workers | None = None
+        self._runs_here = False
         self.limit: int = AGENT_CONCURRENCY  # calls that may be under way at once
         if capability.is_isolated:
             self._workers = _workers_of(capability, self._gauges)
             self.limit = self._workers.limit
         elif not capability.is_async:
             self._threads, self.limit = Threads(capability.name, self._gauges), SYNC_THREADS
+        else:
+            self._runs_here = not capability.streams
 
     async def stop(self) -> None:
         """End its worker processes, and wait a moment for it."""
@@ -119,6 +122,8 @@ class Serving:
         name = self.name
         if isinstance(error, LoomError):
             told: LoomError = error
+        elif is_stopped(error):
+            told = lost(self._capability, "was cut off", begun=True)
         elif isinstance(error, asyncio.CancelledError):
             told = Cancelled(f"{name} was cancelled", who=name)
         else:
@@ -128,17 +133,19 @@ class Serving:
         tell_failure(self.host, item.lease, told, name)
 
     async def _invoke(self, item: Envelope, lease: int) -> None:
-        if self._workers is not None:
+        if self._runs_here:
+            keywords = keywords_of(self._capability, item.payload, item.effect_id)
+            payload = encode(await self._function(**keywords), "result", self._link.has_null)
+        elif self._workers is not None:
             payload = await self._workers.run(item.payload, item.effect_id)
-        elif self._capability.streams:
-            chunks = cast("AsyncIterator[Any]", self._function(**self._keywords(item)))
-            payload = await self._stream(chunks, lease, live=item.streamed)
-        elif self._threads is None:
-            result = await self._function(**self._keywords(item))
+        elif self._threads is not None:
+            keywords = keywords_of(self._capability, item.payload, item.effect_id)
+            result = await self._threads.run(self._function, keywords)
             payload = encode(result, "result", self._link.has_null)
         else:
-            result = await self._threads.run(self._function, self._keywords(item))
-            payload = encode(result, "result", self._link.has_null)
+            keywords = keywords_of(self._capability, item.payload, item.effect_id)
+            chunks = cast("AsyncIterator[Any]", self._function(**keywords))
+            payload = await self._stream(chunks, lease, live=item.streamed)
         if item.streamed and not self._capability.streams:
             await self._chunk(lease, payload)
             payload = b""
@@ -147,9 +154,6 @@ class Serving:
         except self._link.refusal as error:
             raise self._link.translate(error, payload="result") from None
         self._link.look()
-
-    def _keywords(self, item: Envelope) -> dict[str, Any]:
-        return keywords_of(self._capability, item.payload, item.effect_id)
 
     async def _stream(self, chunks: AsyncIterator[Any], lease: int, *, live: bool) -> bytes:
         """Send chunks as they come.
