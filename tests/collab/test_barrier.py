@@ -262,3 +262,16 @@ async def test_no_coordinator_starts_in_an_app_that_is_being_closed() -> None:
         pass
 
     assert codes == ["CANCELLED"]
+
+
+async def test_a_coordinator_that_crashes_ends_those_who_wait_and_starts_again() -> None:
+    async with Harness(loom.App("meet")) as h:
+        waiting = meet(h, "ada")
+        await h.advance(1)
+        h.crash("loom.barrier")
+        with pytest.raises(loom.LoomError):
+            await meet(h, "bob")
+        await h.advance(5)
+        with pytest.raises(loom.LoomError):
+            await waiting
+        assert (await meet(h, "eve", n=1)).complete

@@ -239,6 +239,51 @@ async def test_a_bidder_whose_session_closes_before_the_award_is_passed_over() -
     assert winners == ["default/ada", None]
 
 
+@pytest.mark.requirement("COLLAB-REAWARD")
+@pytest.mark.parametrize("at", ["thread.*.award", "job.paint"])
+async def test_a_contractor_that_crashes_costs_no_time(at: str) -> None:
+    market = Market()
+    market.add("ada", 1.0)
+    market.add("bob", 3.0)
+    async with Harness(market.app) as h:
+        h.crash("bob", at=at)
+        asked = paint(h)
+        await h.advance(1)
+        award = await asked
+        await h.advance(60)  # bob has started again
+        asked = paint(h)
+        await h.advance(1)
+        again = await asked
+
+    crashed = [] if at == "job.paint" else [("default/bob", "UNAVAILABLE")]
+    assert award.winner == "default/ada"
+    assert [(failure.target, failure.error.code) for failure in award.failures] == crashed
+    assert again.winner == "default/bob"
+
+
+@pytest.mark.requirement("COLLAB-REAWARD")
+async def test_one_that_starts_again_while_bids_are_taken_can_still_bid() -> None:
+    market = Market()
+    market.add("ada", 1.0)
+    slow = Ghost(market.app)
+    async with Harness(market.app) as h:
+        link, handle = remote(h, "bob")
+        asked = paint(h)
+        await h.idle()
+        link.session.set_state(handle, 1)  # it restarts, with the call in its queue
+        await h.idle()
+        link.session.set_state(handle, 0)
+        take_and_bid(link, handle, 9)
+        await slow.say("decline", award=None, code="UNAVAILABLE", message="")
+        await h.idle()
+        assert [event.data["winner"] for event in h.events("thread.*.award")] == ["default/bob"]
+        link.session.set_state(handle, 2)  # and this time it does not come back
+        await h.advance(1)
+        assert (await asked).winner == "default/ada"
+        slow.stay.set()
+        link.close()
+
+
 async def test_who_was_called_and_left_is_not_waited_for() -> None:
     market = Market()
     market.add("ada", 1.0)

@@ -30,6 +30,7 @@ T = TypeVar("T", default=Any)
 M = TypeVar("M", bound=Message)
 
 _LEFT = "loom.directory.agent.left"
+_CHANGED = "loom.directory.agent.changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,8 +286,9 @@ class _Tender:
         return there - {self._groups[who] for who in answered}
 
     def _take(self, event: Event[Any]) -> None:
-        if event.topic == _LEFT:
-            self._on_left(f"{event.namespace}/{event.data['name']}")
+        if event.topic in (_LEFT, _CHANGED):
+            if event.topic == _LEFT or event.data.get("health", "up") != "up":
+                self._on_gone(f"{event.namespace}/{event.data['name']}")
             return
         if event.sender not in self._groups:
             self._ignored.foreign += 1
@@ -304,6 +306,7 @@ class _Tender:
         elif not self._is_bidding or len(self._bids) >= CONTRACT_BIDS:
             self._ignored.late += 1
         else:
+            self._gone.discard(sender)  # it has started again
             self._bids[sender] = Bid(sender=sender, score=made.score, offer=made.offer)
 
     def _on_decline(self, event: Event[Any]) -> None:
@@ -327,14 +330,15 @@ class _Tender:
         else:
             self._ignored.late += 1
 
-    def _on_left(self, who: str) -> None:
+    def _on_gone(self, who: str) -> None:
+        """One has left, or crashed, and so knows nothing of its bid any more."""
         if who in self._groups:
             self._gone.add(who)
             if self._winner is not None and self._winner.sender == who and self._ending is None:
                 self._ending = self._departed(who)
 
     def _departed(self, who: str) -> LoomError | None:
-        return Unavailable(f"{who} has left", who=who) if who in self._gone else None
+        return Unavailable(f"{who} has left or crashed", who=who) if who in self._gone else None
 
     def _is_of_winner(self, sender: str, award: int) -> bool:
         winner = self._winner
@@ -387,7 +391,7 @@ async def _tender(ctx: Context[Any], groups: dict[str, str]) -> AsyncGenerator[_
     contract = str(ctx.uuid())
     tender = _Tender(ctx, contract, groups)
     try:
-        async with ctx.watch(*tender.hears, _LEFT, qos="batched") as events:
+        async with ctx.watch(*tender.hears, _LEFT, _CHANGED, qos="batched") as events:
             tender.events = events
             yield tender
     finally:
