@@ -93,18 +93,20 @@ def flood(lines: int) -> int:
 def stay(how: str, told: str) -> None:
     """Never end, and say in the file ``told`` who is at it."""
     pids = [os.getpid()]
-    if how == "child":
-        pids.append(subprocess.Popen(["sleep", "600"]).pid)
-    if how in ("child", "deaf"):
+    if how in ("child", "deaf", "orphan"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if how in ("child", "orphan"):
+        pids.append(subprocess.Popen(["sleep", "600"]).pid)
     partial = Path(told + ".partial")
     partial.write_text(" ".join(map(str, pids)), encoding="utf-8")
     partial.rename(told)
+    if how == "orphan":
+        os._exit(0)
     if how == "sleep":
         time.sleep(600)
-    elif how == "holds the interpreter":
+    if how == "holds the interpreter":
         ctypes.PyDLL(None).sleep(600)
-    elif how == "regex":
+    if how == "regex":
         re.match(r"(a+)+$", "a" * 64 + "b")
     while True:
         with contextlib.suppress(BaseException):

@@ -171,6 +171,14 @@ async def test_a_call_that_is_given_up_ends_its_process_within_a_second(
 
 
 @pytest.mark.requirement("ISOLATION-CANCEL")
+async def test_a_process_that_ends_takes_its_children_with_it(tmp_path: Path) -> None:
+    async with Harness(isolated.app, clock="system") as h:
+        with pytest.raises(loom.LoomError):
+            await h.ctx.tool(isolated.stay.bind("orphan", str(tmp_path / "told")))
+        await gone(written(tmp_path / "told"), within=1.0)
+
+
+@pytest.mark.requirement("ISOLATION-CANCEL")
 async def test_a_deadline_ends_the_process(tmp_path: Path) -> None:
     async with Harness(isolated.app, clock="system") as h:
         await h.ctx.tool(isolated.add.bind(1, 2))
