@@ -14,6 +14,7 @@ __all__ = [
     "NOTICE_CANCEL",
     "NOTICE_CHUNK",
     "NOTICE_CREDIT",
+    "NOTICE_DUE",
     "NOTICE_OUTCOME",
     "NOTICE_READY",
     "NOTICE_REFUSED",
@@ -41,6 +42,8 @@ NOTICE_CANCEL: Final[int]
 NOTICE_ACCEPTED: Final[int]  # (ACCEPTED, ticket, 0, Receipt): a parked offer was taken
 # (REFUSED, ticket, code, bytes): a parked offer was refused; bytes are its detail
 NOTICE_REFUSED: Final[int]
+# (DUE, 0, ms, None): something becomes due in so many ms, earlier than was known: tick() then
+NOTICE_DUE: Final[int]
 
 _Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
 

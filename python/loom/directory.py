@@ -12,8 +12,12 @@ Effect: TypeAlias = Literal["pure", "idempotent", "probeable", "unsafe"]
 Anything.
 """
 
-Health: TypeAlias = Literal["up", "restarting", "quarantined"]
-"""How it fares: it takes work; it takes none now and its queue fills; it hears nothing."""
+Health: TypeAlias = Literal["up", "restarting", "quarantined", "ejected", "probing"]
+"""How it fares.
+
+It takes work; it takes none now and its queue fills; it hears nothing. A provider that failed too
+often is ejected, and probing while one call finds out whether it is well again.
+"""
 
 EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "probeable", "unsafe")
 

@@ -46,7 +46,7 @@ BREAKER_PERCENT: Final = 50
 BREAKER_CALLS: Final = 20
 BREAKER_WINDOW_MS: Final = 10_000
 BREAKER_OPEN_MS: Final = 1_000
-BREAKER_LONGEST_MS: Final = 60_000
+BREAKER_LONGEST_SECONDS: Final = 60
 WINDOW_HALVING_MS: Final = 1_000
 ROUTES: Final = 1_024
 ROUTE_PROVIDERS: Final = 64
@@ -288,10 +288,10 @@ LIMITS: Final[Mapping[str, Limit]] = {
         BREAKER_OPEN_MS,
         "how long a provider is ejected at first, doubled with each time",
     ),
-    "breaker_longest_ms": Limit(
-        "ms",
-        BREAKER_LONGEST_MS,
-        BREAKER_LONGEST_MS,
+    "breaker_longest_seconds": Limit(
+        "s",
+        BREAKER_LONGEST_SECONDS,
+        BREAKER_LONGEST_SECONDS,
         "no ejection is longer: what is well again is found within a minute",
     ),
     "window_halving_ms": Limit(

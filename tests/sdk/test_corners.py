@@ -177,7 +177,7 @@ async def test_threads_that_hang_are_counted_and_then_no_more_are_started() -> N
     gate = threading.Event()
     started = threading.Semaphore(0)
 
-    @app.capability("hang", effect="pure", timeout=60)
+    @app.capability("hang", effect="unsafe", timeout=60)
     def hang() -> str:
         started.release()
         gate.wait()

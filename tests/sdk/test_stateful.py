@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 import loom
 from loom.envelope import QoS
 from loom.errors import HandlerError
+from loom.limits import BREAKER_FAILURES
 from loom.testing import Harness
 
 pytestmark = pytest.mark.timeout(120)  # 8,000 steps: seconds alone, many on a busy machine
@@ -113,6 +114,7 @@ class Schedules(RuleBasedStateMachine):
         self.calls: dict[int, asyncio.Future[End]] = {}
         self.waiting: list[tuple[int, asyncio.Task[Any]]] = []
         self.numbers = 0
+        self.failures = 0  # at least as many as those that the breakers count
         self.wrong: list[AssertionError] = []
         self.app = self._app()
         self.h = Harness(self.app)
@@ -210,6 +212,8 @@ class Schedules(RuleBasedStateMachine):
         async def read() -> None:
             got: list[int] = []
             failed = False
+            refused: loom.LoomError | None = None
+            self.failures += 1  # the provider may be ahead of who leaves, and fail
             try:
                 async with self.h.ctx.stream(self.count.bind(fails_at)) as chunks:
                     async for chunk in chunks:
@@ -218,6 +222,12 @@ class Schedules(RuleBasedStateMachine):
                             break
             except loom.errors.CapabilityError:
                 failed = True
+            except loom.errors.ProviderUnavailable as error:
+                refused = error
+            if refused is not None:
+                assert refused.retry_after is not None
+                assert self.failures >= BREAKER_FAILURES, refused
+                return
             assert got == list(range(len(got)))
             assert failed == (max(reads, 1) > fails_at), (failed, len(got))
 
@@ -264,7 +274,12 @@ class Schedules(RuleBasedStateMachine):
                 assert task.result() == number
             else:
                 assert isinstance(error, loom.LoomError), repr(error)
+                if error.code == "PROVIDER_UNAVAILABLE":
+                    assert error.retry_after is not None
+                    assert self.failures >= BREAKER_FAILURES, error
+                    continue
                 assert error.code in _OUTCOMES, repr(error)
+                self.failures += 1
         self.waiting = [(number, task) for number, task in self.waiting if not task.done()]
 
     def teardown(self) -> None:

@@ -60,6 +60,10 @@ key!(
     pub(crate) TopicId
 );
 key!(
+    /// The work of a call, apart from those who wait for it.
+    pub(crate) JobId
+);
+key!(
     /// Subscriptions that share one stream of events.
     pub(crate) GroupId
 );

@@ -1,37 +1,46 @@
-//! The action broker: capabilities, their providers, and calls that end exactly once.
+//! The action broker's providers: who offers which version of a capability, how each fares, and who gets a call.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::arena::{CallId, Handle, LeaseId, ProviderId, SessionId};
+use smallvec::SmallVec;
+
+use crate::arena::{Handle, JobId, LeaseId, ProviderId, SessionId};
 use crate::books::Timings;
-use crate::bus::{Draft, Source};
-use crate::core::{Core, Holding, Kind, Lease, Pending, Registration, Wanted};
-use crate::credit::Credit;
+use crate::breaker::{Admits, Breaker, Ended, Rules, Turned};
+use crate::bulkhead::Bulkhead;
+use crate::core::{Core, Kind, Registration, Todo};
 use crate::directory::DirectoryKind;
-use crate::envelope::{EffectClass, Envelope, Origin, Qos};
-use crate::error::{Code, Detail, Error, Result};
+use crate::envelope::{EffectClass, Origin};
+use crate::error::{Code, Error, Result};
 use crate::health::Health;
-use crate::ident::derive_id;
-use crate::input::{Invoke, ProviderSpec};
-use crate::notice::{Delivery, Notice, Work};
-use crate::planted::Planted;
-use crate::report::Subject;
+use crate::input::ProviderSpec;
+use crate::job::Stage;
+use crate::limits::Limits;
+use crate::notice::Notice;
+use crate::retry::{Budget, Verdict, is_pressed, verdict};
+use crate::selection::Table;
 use crate::space::SpaceId;
 use crate::stats::Outcomes;
-use crate::time::Moment;
+use crate::time::{Moment, Nanos};
 use crate::topic::{check_capability, check_name};
+use crate::version::Version;
 
-/// Capabilities without a provider that are still known by name.
+/// Versions of capabilities without a provider that are still known by name.
 const KNOWN_GONE: usize = 1_024;
+/// Versions that an error names.
+const NAMED_VERSIONS: usize = 8;
 
-/// A name that providers offer.
-#[derive(Default)]
+/// A name that providers offer, in one version or several.
 pub(crate) struct Capability {
+    pub(crate) releases: BTreeMap<Arc<Version>, Release>,
+    pub(crate) budget: Budget,
+}
+
+/// One version of a capability.
+#[derive(Default)]
+pub(crate) struct Release {
     pub(crate) providers: Vec<ProviderId>,
-    pub(crate) version: Arc<str>,
-    /// All versions that were ever offered.
-    versions: BTreeSet<Arc<str>>,
     turn: usize,
     pub(crate) calls: u64,
     pub(crate) outcomes: Outcomes,
@@ -39,21 +48,47 @@ pub(crate) struct Capability {
     pub(crate) duration: Timings,
 }
 
+impl Capability {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            releases: BTreeMap::new(),
+            budget: Budget::new(limits),
+        }
+    }
+
+    /// The version that was asked for, or all, the newest first.
+    fn wanted(&self, version: Option<&Version>) -> impl Iterator<Item = (&Arc<Version>, &Release)> {
+        let range = match version {
+            Some(version) => self.releases.range::<Version, _>(version..=version),
+            None => self.releases.range::<Version, _>(..),
+        };
+        range.rev()
+    }
+}
+
 /// One that offers a capability.
 pub(crate) struct Provider {
     pub(crate) capability: Arc<str>,
+    pub(crate) version: Arc<Version>,
+    /// The agent or the app it belongs to.
+    pub(crate) name: Arc<str>,
     pub(crate) origin: Arc<Origin>,
     pub(crate) space: SpaceId,
     pub(crate) session: SessionId,
     pub(crate) handle: Handle,
-    /// Who offers it.
-    name: Arc<str>,
-    version: Arc<str>,
-    health: Health,
-    effect: EffectClass,
-    concurrency: u32,
-    queue: VecDeque<CallId>,
-    pub(crate) leased: u32,
+    pub(crate) effect: EffectClass,
+    /// How it fares, as its supervisor says.
+    state: Health,
+    /// How it fares, as the directory shows it.
+    pub(crate) health: Health,
+    pub(crate) breaker: Breaker,
+    /// The job that decides whether it is well again.
+    pub(crate) probe: Option<JobId>,
+    pub(crate) bulkhead: Bulkhead,
+    pub(crate) queue: VecDeque<JobId>,
+    /// Its invocations under way.
+    pub(crate) held: BTreeSet<LeaseId>,
+    pub(crate) retries: u64,
     armed: bool,
     /// Removed; lives until its last invocation ends.
     closing: bool,
@@ -61,30 +96,73 @@ pub(crate) struct Provider {
 
 impl Provider {
     pub(crate) fn outstanding(&self) -> usize {
-        self.queue.len() + self.leased as usize
+        self.queue.len() + self.held.len()
+    }
+
+    pub(crate) fn is_free(&self) -> bool {
+        self.state == Health::Up && self.held.len() < self.bulkhead.width() as usize
+    }
+
+    fn is_usable(&self, table: Option<&Table>, now: Nanos) -> bool {
+        self.state == Health::Up
+            && !matches!(self.breaker.admits(now), Admits::None(_))
+            && !self.is_drained(table)
+    }
+
+    /// Whether this job, which was queued now, is the one that decides if the provider is well again.
+    pub(crate) fn begin_probe(&mut self, job: JobId, now: Nanos) -> bool {
+        let probe = self.state == Health::Up && self.breaker.admits(now) == Admits::Probe;
+        if probe {
+            self.breaker.probe();
+            self.probe = Some(job);
+        }
+        probe
+    }
+
+    /// Takes a job out of the queue that nobody waits for.
+    pub(crate) fn unqueue(&mut self, job: JobId, now: Nanos) {
+        if self.queue.front() == Some(&job) {
+            self.queue.pop_front();
+        } else {
+            self.queue.retain(|other| *other != job);
+        }
+        if self.probe == Some(job) {
+            self.probe = None;
+            self.breaker.give_up_probe(now);
+        }
+    }
+
+    fn is_drained(&self, table: Option<&Table>) -> bool {
+        table.is_some_and(|table| table.weight(&self.name) == 0)
     }
 }
 
-/// What is known of an open call.
-pub(crate) struct Served {
-    pub(crate) provider: ProviderId,
-    effect: EffectClass,
-    /// It was taken: what is not pure may have happened.
-    pub(crate) lease: Option<LeaseId>,
-    pub(crate) streamed: bool,
-    /// Chunks its caller reads.
-    pub(crate) credit: Credit,
+/// What a call asks for.
+pub(crate) struct Wish<'a> {
+    pub(crate) space: SpaceId,
+    pub(crate) name: &'a str,
+    pub(crate) version: Option<&'a str>,
+    /// Who failed last: taken only if there is nobody else.
+    pub(crate) avoid: Option<ProviderId>,
 }
 
-/// What ends a call.
-pub(crate) enum End {
-    Done(Box<[u8]>),
-    Failed(Code, Detail),
-    Timeout,
-    Cancelled,
-    /// Its provider went.
-    Gone,
+/// Who gets it.
+pub(crate) struct Choice {
+    pub(crate) name: Arc<str>,
+    pub(crate) version: Arc<Version>,
+    pub(crate) provider: ProviderId,
 }
+
+/// An attempt of a job that has ended.
+#[derive(Clone, Copy)]
+pub(crate) struct Attempt {
+    pub(crate) provider: ProviderId,
+    pub(crate) job: JobId,
+    /// As many as may be were under way.
+    pub(crate) full: bool,
+}
+
+type Candidates = SmallVec<[ProviderId; 4]>;
 
 impl Core {
     /// Offers a capability.
@@ -98,18 +176,7 @@ impl Core {
         at: Moment,
     ) -> Result<Handle> {
         let space = self.session(session)?.space;
-        check_capability(spec.name, &self.limits)?;
-        check_name("version", spec.version, &self.limits)?;
-        check_name("provider", spec.provider, &self.limits)?;
-        self.check_info(spec.info)?;
-        let most = self.limits.agent_concurrency_max;
-        if spec.concurrency == 0 || spec.concurrency as usize > most {
-            let message = format!(
-                "concurrency is {}, not one of 1 to {most}",
-                spec.concurrency
-            );
-            return Err(Error::invalid("concurrency", message).limit("agent_concurrency"));
-        }
+        self.check_provider(spec)?;
         let namespace = self
             .space(space)
             .map(|space| Arc::clone(&space.name))
@@ -123,26 +190,33 @@ impl Core {
             name: Arc::clone(&name),
             kind: Kind::Root,
         })?;
+        let version = self.open_release(space, &name, spec.version);
         let provider = self.providers.insert(Provider {
             capability: Arc::clone(&name),
+            version: Arc::clone(&version),
+            name: spec.provider.into(),
             origin,
             space,
             session,
             handle,
-            name: spec.provider.into(),
-            version: spec.version.into(),
-            health: Health::Up,
             effect: spec.effect,
-            concurrency: spec.concurrency,
+            state: Health::Up,
+            health: Health::Up,
+            breaker: Breaker::new(),
+            probe: None,
+            bulkhead: Bulkhead::new(spec.concurrency),
             queue: VecDeque::new(),
-            leased: 0,
+            held: BTreeSet::new(),
+            retries: 0,
             armed: true,
             closing: false,
         });
         if let Some(found) = self.handles.get_mut(handle) {
             found.kind = Kind::Provider(provider);
         }
-        self.list_provider(space, &name, provider, spec.version);
+        if let Some(release) = self.release_mut(space, &name, &version) {
+            release.providers.push(provider);
+        }
         self.enter(
             space,
             DirectoryKind::Capability,
@@ -152,24 +226,59 @@ impl Core {
         Ok(handle)
     }
 
-    fn list_provider(
-        &mut self,
-        space: SpaceId,
-        name: &Arc<str>,
-        provider: ProviderId,
-        version: &str,
-    ) {
-        let Some(space) = self.space_mut(space) else {
-            return;
-        };
-        space.gone.retain(|gone| gone != name);
-        let capability = space.capabilities.entry(Arc::clone(name)).or_default();
-        capability.providers.push(provider);
-        capability.version = version.into();
-        capability.versions.insert(version.into());
+    fn check_provider(&self, spec: &ProviderSpec<'_>) -> Result<()> {
+        check_capability(spec.name, &self.limits)?;
+        check_name("version", spec.version, &self.limits)?;
+        check_name("provider", spec.provider, &self.limits)?;
+        self.check_info(spec.info)?;
+        let most = self.limits.agent_concurrency_max;
+        if spec.concurrency == 0 || spec.concurrency as usize > most {
+            let message = format!(
+                "concurrency is {}, not one of 1 to {most}",
+                spec.concurrency
+            );
+            return Err(Error::invalid("concurrency", message).limit("agent_concurrency"));
+        }
+        Ok(())
     }
 
-    /// Its queued and running calls end; work under way may still end its leases.
+    fn open_release(&mut self, space: SpaceId, name: &Arc<str>, version: &str) -> Arc<Version> {
+        let version = Arc::new(Version::read(version));
+        let Some(found) = self.spaces.get_mut(space.0 as usize) else {
+            return version;
+        };
+        found
+            .gone
+            .retain(|(gone, other)| gone != name || *other != version);
+        let capability = found
+            .capabilities
+            .entry(Arc::clone(name))
+            .or_insert_with(|| Capability::new(&self.limits));
+        if let Some((known, _)) = capability.releases.get_key_value(&*version) {
+            return Arc::clone(known);
+        }
+        capability
+            .releases
+            .insert(Arc::clone(&version), Release::default());
+        version
+    }
+
+    pub(crate) fn release_mut(
+        &mut self,
+        space: SpaceId,
+        name: &str,
+        version: &Version,
+    ) -> Option<&mut Release> {
+        let capability = self.space_mut(space)?.capabilities.get_mut(name)?;
+        capability.releases.get_mut(version)
+    }
+
+    fn release(&self, space: SpaceId, name: &str, version: &Version) -> Option<&Release> {
+        let capability = self.space(space)?.capabilities.get(name)?;
+        capability.releases.get(version)
+    }
+
+    /// Its queued calls move, its running ones are tried again or end; work under way may still end its leases.
     pub(crate) fn remove_provider(&mut self, id: ProviderId, at: Moment) {
         let Some(provider) = self
             .providers
@@ -180,199 +289,53 @@ impl Core {
         };
         provider.closing = true;
         let (space, handle) = (provider.space, provider.handle);
-        let name = Arc::clone(&provider.capability);
-        if let Some(found) = self.space_mut(space) {
-            found.unlist_provider(&name, id);
-        }
-        let served = self.calls.iter().filter(
-            |(_, call)| matches!(&call.wanted, Wanted::Call(served) if served.provider == id),
+        let (name, version) = (
+            Arc::clone(&provider.capability),
+            Arc::clone(&provider.version),
         );
-        let served: Vec<CallId> = served.map(|(call, _)| call).collect();
-        for call in served {
-            self.end_call(call, End::Gone, at);
+        let held: Vec<LeaseId> = provider.held.iter().copied().collect();
+        if let Some(found) = self.space_mut(space) {
+            found.unlist_provider(&name, &version, id);
         }
+        for lease in held {
+            self.lose_work(id, lease, at);
+        }
+        self.clear_queue(id, at);
         self.leave(space, DirectoryKind::Capability, (&name, handle));
         self.reclaim_provider(id);
     }
 
-    fn reclaim_provider(&mut self, id: ProviderId) {
+    pub(crate) fn reclaim_provider(&mut self, id: ProviderId) {
         if self
             .providers
             .get(id)
-            .is_some_and(|provider| provider.closing && provider.leased == 0)
+            .is_some_and(|provider| provider.closing && provider.held.is_empty())
             && let Some(provider) = self.providers.remove(id)
         {
             self.release_handle(provider.session, provider.handle);
         }
     }
 
-    /// Calls a capability; a [`Notice::Outcome`] is its one end.
-    ///
-    /// # Errors
-    /// `NOT_FOUND` for a name nobody ever offered; `PROVIDER_UNAVAILABLE` where nobody offers it now; `EXHAUSTED` where all
-    /// providers have too much to do; `INVALID_PARAMS`; `FENCED`.
-    pub fn call(&mut self, session: SessionId, invoke: Invoke<'_>, at: Moment) -> Result<CallId> {
-        let source = self.source(session, invoke.sender, invoke.turn)?;
-        let deadline = self.deadline(
-            invoke.timeout_ms,
-            source.stamp.as_ref().and_then(|s| s.deadline),
-            at,
-        )?;
-        self.check_pending(session)?;
-        self.check_credit(invoke.credit)?;
-        let key = invoke.key.map(|key| self.read_key(key)).transpose()?;
-        let (space, parent) = (source.space, invoke.turn);
-        let (name, provider) = match self.choose_provider(space, invoke.capability, invoke.version)
-        {
-            Ok(chosen) => chosen,
-            Err(error) => {
-                self.refuse_call(&source, invoke.capability, &error, at);
-                return Err(error);
-            }
-        };
-        let draft = Draft {
-            topic: name,
-            payload: invoke.payload,
-            qos: Qos::Batched,
-            options: None,
-            reply_to: None,
-            deadline: Some(deadline),
-        };
-        let mut env = self.compose(source, draft, at)?;
-        env.key = key;
-        let effect = self
-            .providers
-            .get(provider)
-            .map_or(EffectClass::Unsafe, |found| found.effect);
-        let wanted = Wanted::Call(Served {
-            provider,
-            effect,
-            lease: None,
-            streamed: invoke.credit > 0,
-            credit: Credit::new(invoke.credit),
-        });
-        let env = Arc::new(env);
-        let pending = Pending {
-            session,
-            space,
-            parent,
-            env,
-            deadline,
-            started: at.now,
-            wanted,
-        };
-        let call = self.open_pending(pending);
-        self.start_call(call, provider);
-        self.flush(at);
-        Ok(call)
-    }
-
-    pub(crate) fn check_credit(&self, credit: u64) -> Result<()> {
-        let most = self.limits.stream_chunks_max as u64;
-        if credit <= most {
-            return Ok(());
-        }
-        let message = format!("a stream starts with {credit} chunks of at most {most}");
-        Err(Error::invalid("credit", message).limit("stream_chunks"))
-    }
-
-    fn start_call(&mut self, call: CallId, id: ProviderId) {
-        self.totals.calls.started += 1;
-        if let Some(provider) = self.providers.get_mut(id) {
-            provider.queue.push_back(call);
-        }
-        self.with_capability(id, |capability| capability.calls += 1);
-        self.poke_provider(id);
-    }
-
-    fn with_capability(&mut self, provider: ProviderId, count: impl FnOnce(&mut Capability)) {
-        let Some(provider) = self.providers.get(provider) else {
+    /// All that waits for a provider has to find another place; `provider_queue` bounds it.
+    fn clear_queue(&mut self, id: ProviderId, at: Moment) {
+        let Some(provider) = self.providers.get_mut(id) else {
             return;
         };
-        let (space, name) = (provider.space, Arc::clone(&provider.capability));
-        if let Some(found) = self
-            .space_mut(space)
-            .and_then(|s| s.capabilities.get_mut(&name))
-        {
-            count(found);
+        let queue = std::mem::take(&mut provider.queue);
+        if provider.probe.is_some_and(|probe| queue.contains(&probe)) {
+            provider.probe = None;
+            provider.breaker.give_up_probe(at.now);
+        }
+        for job in queue {
+            if let Some(found) = self.jobs.get_mut(job) {
+                found.stage = Stage::Unplaced;
+            }
+            self.todo.push_back(Todo::Place(job));
         }
     }
 
-    fn refuse_call(&mut self, source: &Source, name: &str, error: &Error, at: Moment) {
-        self.totals.calls.started += 1;
-        self.totals.calls.error += 1;
-        let mut detail = error.detail();
-        detail.who = Some(name.to_owned());
-        self.tell_error(source.space, error.code, &detail, &Subject::default());
-        self.flush(at);
-    }
-
-    /// The provider with the least to do; among equals, one after the other.
-    fn choose_provider(
-        &mut self,
-        space: SpaceId,
-        name: &str,
-        version: Option<&str>,
-    ) -> Result<(Arc<str>, ProviderId)> {
-        check_capability(name, &self.limits)?;
-        let Some(found) = self.spaces.get_mut(space.0 as usize) else {
-            return Err(Error::new(Code::Internal, "there is no such namespace"));
-        };
-        let Some((name, capability)) = found.capabilities.get_key_value(name) else {
-            let message = format!(
-                "no capability {name:?} was ever offered in {:?}",
-                found.name
-            );
-            return Err(Error::new(Code::NotFound, message)
-                .field("capability")
-                .hint("look at ctx.capabilities() for those there are"));
-        };
-        if let Some(version) = version.filter(|version| !capability.versions.contains(*version)) {
-            let known: Vec<&str> = capability.versions.iter().map(|v| &**v).collect();
-            let message = format!("version {version:?} of {name:?} was never offered");
-            return Err(Error::new(Code::NotFound, message)
-                .field("version")
-                .hint(format!("there are {}", known.join(", "))));
-        }
-        let name = Arc::clone(name);
-        let table = found.tables.get(&name);
-        let count = capability.providers.len();
-        let order = (0..count)
-            .filter_map(|step| capability.providers.get((capability.turn + step) % count))
-            .filter(|id| {
-                self.providers.get(**id).is_some_and(|provider| {
-                    provider.health == Health::Up
-                        && version.is_none_or(|version| *provider.version == *version)
-                        && table.is_none_or(|table| table.weight(&provider.name) > 0)
-                })
-            });
-        let load = |id: &&ProviderId| {
-            self.providers
-                .get(**id)
-                .map_or(usize::MAX, Provider::outstanding)
-        };
-        let Some(chosen) = order.min_by_key(load).copied() else {
-            let message = format!("nobody offers {name:?} now");
-            return Err(Error::new(Code::ProviderUnavailable, message).field("capability"));
-        };
-        let most = self.limits.provider_queue;
-        if self
-            .providers
-            .get(chosen)
-            .is_some_and(|provider| provider.queue.len() >= most)
-        {
-            let message = format!("{most} calls wait for each provider of {name:?} already");
-            return Err(Error::exhausted("provider_queue", message)
-                .field("capability")
-                .retry_after(self.limits.retry_base_ms));
-        }
-        if let Some(capability) = found.capabilities.get_mut(&name) {
-            capability.turn = capability.turn.wrapping_add(1);
-        }
-        Ok((name, chosen))
-    }
-
-    /// Says how a provider fares: one that is not up is given nothing, and one in quarantine loses what it has queued.
+    /// Says how a provider fares: one that is not up is given nothing. What waits for it goes to another one, or waits while
+    /// it restarts.
     pub(crate) fn set_provider_state(
         &mut self,
         id: ProviderId,
@@ -382,270 +345,365 @@ impl Core {
         let Some(provider) = self.providers.get_mut(id).filter(|p| !p.closing) else {
             return Err(Error::fenced("this provider was removed"));
         };
-        if std::mem::replace(&mut provider.health, state) == state {
+        if std::mem::replace(&mut provider.state, state) == state {
             return Ok(());
+        }
+        if state != Health::Up || !provider.breaker.is_closed() {
+            self.clear_queue(id, at);
+        }
+        self.show_provider(id);
+        self.poke_provider(id);
+        Ok(())
+    }
+
+    /// Tells the directory how a provider fares, if that has changed.
+    pub(crate) fn show_provider(&mut self, id: ProviderId) {
+        let Some(provider) = self.providers.get_mut(id).filter(|p| !p.closing) else {
+            return;
+        };
+        let health = match provider.state {
+            Health::Up if provider.breaker.is_probing() => Health::Probing,
+            Health::Up if !provider.breaker.is_closed() => Health::Ejected,
+            state => state,
+        };
+        if std::mem::replace(&mut provider.health, health) == health {
+            return;
         }
         let (space, handle) = (provider.space, provider.handle);
         let name = Arc::clone(&provider.capability);
-        let queue = if state == Health::Quarantined {
-            std::mem::take(&mut provider.queue)
-        } else {
-            VecDeque::new()
+        self.set_health(space, DirectoryKind::Capability, (&name, handle), health);
+    }
+
+    /// Whether a provider that is there may be usable at this moment.
+    pub(crate) fn is_reachable(&self, wish: &Wish<'_>, now: Nanos) -> bool {
+        let Some(found) = self.space(wish.space) else {
+            return false;
         };
-        for call in queue {
-            self.end_call(call, End::Gone, at);
+        let Some(capability) = found.capabilities.get(wish.name) else {
+            return false;
+        };
+        let table = found.tables.get(wish.name);
+        let version = wish.version.map(Version::read);
+        let mut providers = capability
+            .wanted(version.as_ref())
+            .flat_map(|(_, release)| &release.providers);
+        providers.any(|id| {
+            self.providers.get(*id).is_some_and(|provider| {
+                provider.state == Health::Restarting || provider.is_usable(table, now)
+            })
+        })
+    }
+
+    /// Who gets a call: of the newest version that somebody can serve, if none was asked for.
+    ///
+    /// With a selection table they take turns by their weights; else, and among those of one name, the one with the least to
+    /// do, of equals one after the other.
+    pub(crate) fn pick_provider(&mut self, wish: &Wish<'_>, at: Moment) -> Result<Choice> {
+        let (name, version, candidates) = self.candidates(wish, at)?;
+        let most = self.limits.provider_queue;
+        let has_room = |id: &ProviderId| {
+            self.providers
+                .get(*id)
+                .is_some_and(|provider| provider.queue.len() < most)
+        };
+        let mut free: Candidates = candidates.into_iter().filter(has_room).collect();
+        if free.is_empty() {
+            let message = format!("{most} calls wait for each provider of {name:?} already");
+            return Err(Error::exhausted("provider_queue", message)
+                .field("capability")
+                .retry_after(self.limits.retry_base_ms));
         }
-        self.set_health(space, DirectoryKind::Capability, (&name, handle), state);
-        self.poke_provider(id);
-        Ok(())
+        if let Some(avoid) = wish.avoid.filter(|_| free.len() > 1) {
+            free.retain(|id| *id != avoid);
+        }
+        self.take_turns(wish.space, &name, &mut free);
+        let Some(provider) = self.least_busy(wish.space, (&name, &version), &free) else {
+            return Err(Error::new(
+                Code::Internal,
+                "a provider was lost while it was chosen",
+            ));
+        };
+        Ok(Choice {
+            name,
+            version,
+            provider,
+        })
+    }
+
+    /// Those who can be given a call of a capability now, all of one version.
+    fn candidates(
+        &self,
+        wish: &Wish<'_>,
+        at: Moment,
+    ) -> Result<(Arc<str>, Arc<Version>, Candidates)> {
+        let Some(found) = self.space(wish.space) else {
+            return Err(Error::new(Code::Internal, "there is no such namespace"));
+        };
+        let name = wish.name;
+        let Some((name, capability)) = found.capabilities.get_key_value(name) else {
+            let message = format!(
+                "no capability {name:?} was ever offered in {:?}",
+                found.name
+            );
+            return Err(Error::new(Code::NotFound, message)
+                .field("capability")
+                .hint("look at ctx.capabilities() for those there are"));
+        };
+        let asked = wish.version.map(Version::read);
+        if let Some(version) = asked
+            .as_ref()
+            .filter(|v| !capability.releases.contains_key(*v))
+        {
+            return Err(no_version(name, version, capability));
+        }
+        let table = found.tables.get(name);
+        for (version, release) in capability.wanted(asked.as_ref()) {
+            let usable = release.providers.iter().copied().filter(|id| {
+                self.providers
+                    .get(*id)
+                    .is_some_and(|provider| provider.is_usable(table, at.now))
+            });
+            let usable: Candidates = usable.collect();
+            if !usable.is_empty() {
+                return Ok((Arc::clone(name), Arc::clone(version), usable));
+            }
+        }
+        let providers = capability
+            .wanted(asked.as_ref())
+            .flat_map(|(_, release)| &release.providers);
+        let providers = providers.filter_map(|id| self.providers.get(*id));
+        Err(self.no_provider(wish, table, providers, at))
+    }
+
+    /// Why none of those who offer a capability can be used, and when that may be over.
+    fn no_provider<'a>(
+        &self,
+        wish: &Wish<'_>,
+        table: Option<&Table>,
+        providers: impl Iterator<Item = &'a Provider>,
+        at: Moment,
+    ) -> Error {
+        let mut name = format!("{:?}", wish.name);
+        if let Some(version) = wish.version {
+            name = format!("version {version:?} of {name}");
+        }
+        let mut message = format!("nobody offers {name} now");
+        let mut soonest: Option<u64> = None;
+        for provider in providers {
+            let floor = self.limits.retry_base_ms;
+            let after = match (provider.state, provider.breaker.admits(at.now)) {
+                (Health::Quarantined, _) => {
+                    message = format!("who offers {name} is in quarantine");
+                    continue;
+                }
+                _ if provider.is_drained(table) => {
+                    message = format!("who offers {name} is drained: it has the weight 0");
+                    continue;
+                }
+                (Health::Up, Admits::None(until)) => {
+                    (until.0 - at.now.0.min(until.0)).div_ceil(1_000_000)
+                }
+                _ => floor,
+            };
+            soonest = Some(
+                soonest
+                    .map_or(after, |soonest| soonest.min(after))
+                    .max(floor),
+            );
+        }
+        let error = Error::new(Code::ProviderUnavailable, message).field("capability");
+        let Some(after) = soonest else { return error };
+        let message = format!(
+            "who offers {name} failed too often or restarts; it is tried again in {after} ms"
+        );
+        Error { message, ..error }.retry_after(after)
+    }
+
+    /// Leaves those of the name whose turn it is by the selection table, if there is one.
+    fn take_turns(&mut self, space: SpaceId, name: &Arc<str>, free: &mut Candidates) {
+        let providers = &self.providers;
+        let Some(table) = self
+            .spaces
+            .get_mut(space.0 as usize)
+            .and_then(|space| space.tables.get_mut(name))
+        else {
+            return;
+        };
+        let names = free
+            .iter()
+            .filter_map(|id| providers.get(*id).map(|p| &p.name));
+        let Some(turn) = table.next(names) else {
+            return;
+        };
+        free.retain(|id| providers.get(*id).is_some_and(|p| p.name == turn));
+    }
+
+    fn least_busy(
+        &mut self,
+        space: SpaceId,
+        release: (&Arc<str>, &Arc<Version>),
+        free: &Candidates,
+    ) -> Option<ProviderId> {
+        let (name, version) = release;
+        let turn = match self.release_mut(space, name, version) {
+            Some(release) => {
+                release.turn = release.turn.wrapping_add(1);
+                release.turn
+            }
+            None => 0,
+        };
+        let count = free.len();
+        let order = (0..count).filter_map(|step| free.get((turn + step) % count.max(1)));
+        let load = |id: &&ProviderId| {
+            self.providers
+                .get(**id)
+                .map_or(usize::MAX, Provider::outstanding)
+        };
+        order.min_by_key(load).copied()
+    }
+
+    /// A provider that restarts, where what was under way before may wait for it.
+    pub(crate) fn find_restarting(
+        &self,
+        space: SpaceId,
+        name: &str,
+        version: &Version,
+    ) -> Option<ProviderId> {
+        let most = self.limits.provider_queue;
+        let release = self.release(space, name, version)?;
+        let mut providers = release.providers.iter().copied();
+        providers.find(|id| {
+            self.providers.get(*id).is_some_and(|provider| {
+                provider.state == Health::Restarting && provider.queue.len() < most
+            })
+        })
     }
 
     pub(crate) fn poke_provider(&mut self, id: ProviderId) {
         let Some(provider) = self.providers.get_mut(id) else {
             return;
         };
-        let up = provider.health == Health::Up;
-        if up
-            && provider.armed
-            && provider.leased < provider.concurrency
-            && !provider.queue.is_empty()
-        {
+        if provider.armed && provider.is_free() && !provider.queue.is_empty() {
             provider.armed = false;
             let (session, handle) = (provider.session, provider.handle);
             self.notify(session, Notice::Ready(handle));
         }
     }
 
-    /// The next call of a provider that is not over yet.
-    pub(crate) fn take_work(&mut self, id: ProviderId, at: Moment) -> Option<Delivery> {
-        loop {
-            let provider = self.providers.get_mut(id)?;
-            let free = provider.health == Health::Up && provider.leased < provider.concurrency;
-            let next = if free {
-                provider.queue.pop_front()
-            } else {
-                None
-            };
-            let Some(call) = next else {
-                provider.armed = true;
-                return None;
-            };
-            let Some(pending) = self.calls.get(call) else {
-                continue;
-            };
-            if pending.deadline <= at.now {
-                self.end_call(call, End::Timeout, at);
-                continue;
-            }
-            return self.lease_call(id, call);
-        }
+    /// The next job that a provider may begin; without one it is told when there is.
+    pub(crate) fn next_job(&mut self, id: ProviderId) -> Option<JobId> {
+        let provider = self.providers.get_mut(id)?;
+        let next = provider
+            .queue
+            .front()
+            .copied()
+            .filter(|_| provider.is_free());
+        provider.armed |= next.is_none();
+        next
     }
 
-    fn lease_call(&mut self, id: ProviderId, call: CallId) -> Option<Delivery> {
-        let session = self.providers.get(id)?.session;
-        let env = Arc::clone(&self.calls.get(call)?.env);
-        let lease = self.leases.insert(Lease {
-            session,
-            holding: Holding::Work { provider: id, call },
-            env: Arc::clone(&env),
-            asked: true,
-            answered: false,
+    /// The lease of an invocation has ended; whether as many as may be were under way.
+    pub(crate) fn free_work(&mut self, id: ProviderId, lease: LeaseId) -> bool {
+        let Some(provider) = self.providers.get_mut(id) else {
+            return false;
+        };
+        let full = !provider.is_free();
+        provider.held.remove(&lease);
+        full
+    }
+
+    /// Takes into account how an attempt ended at its provider.
+    pub(crate) fn judge_provider(&mut self, attempt: Attempt, code: Option<Code>, at: Moment) {
+        let Attempt {
+            provider: id,
+            job,
+            full,
+        } = attempt;
+        let verdict = verdict(code);
+        let may_eject = verdict == Verdict::Failed && self.may_eject(id);
+        let (rules, pause) = (Rules::of(&self.limits), self.limits.window_halving_ms);
+        let Some(provider) = self.providers.get_mut(id).filter(|p| !p.closing) else {
+            return;
+        };
+        if is_pressed(code) {
+            provider.bulkhead.pressed(at.now, pause);
+        } else if verdict == Verdict::Well {
+            provider.bulkhead.well(full);
+        }
+        let probe = provider.probe == Some(job);
+        if probe {
+            provider.probe = None;
+        }
+        let turned = if verdict == Verdict::Nothing {
+            if probe {
+                provider.breaker.give_up_probe(at.now);
+            }
+            Turned::Not
+        } else {
+            let ended = Ended {
+                well: verdict == Verdict::Well,
+                probe,
+                now: at.now,
+            };
+            provider.breaker.record(ended, &rules, may_eject)
+        };
+        if turned == Turned::Opened {
+            self.clear_queue(id, at);
+        }
+        self.show_provider(id);
+    }
+
+    /// Whether one more provider may be ejected: never more than half of those of a version, unless it is the only one.
+    fn may_eject(&self, id: ProviderId) -> bool {
+        let Some(provider) = self.providers.get(id) else {
+            return false;
+        };
+        let Some(release) = self.release(provider.space, &provider.capability, &provider.version)
+        else {
+            return false;
+        };
+        let all = release.providers.len();
+        let others = release.providers.iter().filter(|other| **other != id);
+        let ejected = others.filter(|other| {
+            self.providers
+                .get(**other)
+                .is_some_and(|provider| !provider.breaker.is_closed())
         });
-        self.providers.get_mut(id)?.leased += 1;
-        let Wanted::Call(served) = &mut self.calls.get_mut(call)?.wanted else {
-            return None;
-        };
-        served.lease = Some(lease);
-        let pure = served.effect == EffectClass::Pure;
-        let work = Work {
-            streamed: served.streamed,
-            credit: served.credit.granted(),
-            effect: if pure { None } else { Some(derive_id(env.id)) },
-        };
-        Some(Delivery {
-            lease: Some(lease),
-            envelope: env,
-            asked: true,
-            attempt: 1,
-            work: Some(work),
-        })
+        all == 1 || (ejected.count() + 1) * 2 <= all
     }
+}
 
-    /// Ends an invocation well. `false`: nobody waits any more.
-    ///
-    /// # Errors
-    /// `INVALID_PARAMS` for the lease of a turn; `FENCED` for one of another session.
-    pub fn result(
-        &mut self,
-        session: SessionId,
-        lease: LeaseId,
-        payload: Box<[u8]>,
-        at: Moment,
-    ) -> Result<bool> {
-        self.check_payload(&payload)?;
-        let Some(found) = self.own_lease(session, lease, false)? else {
-            return Ok(false);
-        };
-        if matches!(found.holding, Holding::Turn { .. }) {
-            return Err(Error::invalid("lease", "a turn is answered by a reply"));
-        }
-        let heard = self.end_work(lease, End::Done(payload), at);
-        self.flush(at);
-        Ok(heard)
-    }
-
-    /// Ends the lease of an invocation, and its call if that is still open.
-    pub(crate) fn end_work(&mut self, id: LeaseId, end: End, at: Moment) -> bool {
-        let Some(lease) = self.leases.remove(id) else {
-            return false;
-        };
-        let Holding::Work { provider, call } = lease.holding else {
-            return false;
-        };
-        self.end_if_over(call, at);
-        let open = self.calls.get(call).is_some();
-        if open {
-            self.answer_call(call, end, at);
-        } else if !matches!(end, End::Failed(Code::Cancelled, _)) {
-            self.totals.calls.late += 1;
-        }
-        self.free_work(provider);
-        self.poke_provider(provider);
-        open
-    }
-
-    /// The lease of an invocation has ended.
-    pub(crate) fn free_work(&mut self, id: ProviderId) {
-        if let Some(provider) = self.providers.get_mut(id) {
-            provider.leased -= 1;
-        }
-        self.reclaim_provider(id);
-    }
-
-    fn answer_call(&mut self, call: CallId, end: End, at: Moment) {
-        if let Some(pending) = self.calls.get_mut(call)
-            && let Wanted::Call(served) = &mut pending.wanted
-        {
-            // Its provider ends it, so there is nobody to tell.
-            served.lease = None;
-        }
-        self.end_call(call, end, at);
-    }
-
-    /// The one end of a call.
-    pub(crate) fn end_call(&mut self, call: CallId, end: End, at: Moment) {
-        let Some(pending) = self.close_pending(call) else {
-            return;
-        };
-        let Wanted::Call(served) = &pending.wanted else {
-            return;
-        };
-        let who = self
-            .providers
-            .get(served.provider)
-            .map(|provider| Arc::clone(&provider.origin.sender));
-        let answered = matches!(end, End::Done(_) | End::Failed(..));
-        let end = judge_end(end, served, &pending.env);
-        let code = match &end {
-            Ok(_) => None,
-            Err(error) => Some(error.0),
-        };
-        if !answered {
-            self.withdraw(call, served, code.unwrap_or(Code::Cancelled));
-        }
-        self.count_call(&pending, code, at);
-        let body = match end {
-            Ok(payload) => payload,
-            Err(error) => {
-                let (code, mut detail) = *error;
-                let name = who.unwrap_or_else(|| Arc::clone(&pending.env.topic));
-                detail.who.get_or_insert_with(|| name.to_string());
-                let subject = Subject::call(name, call, &pending.env);
-                self.tell_error(pending.space, code, &detail, &subject);
-                detail.json().into()
-            }
-        };
-        if self.has(Planted::SecondOutcome) && code.is_some() {
-            self.notify(pending.session, Notice::Outcome(call, code, body.clone()));
-        }
-        self.notify(pending.session, Notice::Outcome(call, code, body));
-    }
-
-    /// Takes a call that ended back from its provider: out of the queue, or by telling it to stop.
-    fn withdraw(&mut self, call: CallId, served: &Served, code: Code) {
-        let Some(provider) = self.providers.get_mut(served.provider) else {
-            return;
-        };
-        match served.lease {
-            Some(lease) => {
-                let session = provider.session;
-                if !self.has(Planted::UntoldCancel) {
-                    self.notify(session, Notice::Cancel(lease, code));
-                }
-            }
-            None => provider.queue.retain(|other| *other != call),
-        }
-    }
-
-    fn count_call(&mut self, pending: &Pending, code: Option<Code>, at: Moment) {
-        self.totals.calls.count(code);
-        let micros = at.now.micros_since(pending.started);
-        let name = &pending.env.topic;
-        let Some(space) = self.spaces.get_mut(pending.space.0 as usize) else {
-            return;
-        };
-        let Some(capability) = space.capabilities.get_mut(name) else {
-            return;
-        };
-        capability.outcomes.count(code);
-        capability.duration.record(micros);
-        if let Some(code) = code {
-            *capability.errors.entry(code).or_default() += 1;
-        }
-    }
+fn no_version(name: &str, version: &Version, capability: &Capability) -> Error {
+    let newest = capability.releases.keys().rev().take(NAMED_VERSIONS);
+    let newest: Vec<&str> = newest.map(|version| &*version.text).collect();
+    let message = format!("version {:?} of {name:?} was never offered", version.text);
+    Error::new(Code::NotFound, message)
+        .field("version")
+        .hint(format!("there are {}", newest.join(", ")))
 }
 
 impl crate::space::Space {
-    fn unlist_provider(&mut self, name: &Arc<str>, id: ProviderId) {
-        let Some(capability) = self.capabilities.get_mut(name) else {
+    fn unlist_provider(&mut self, name: &Arc<str>, version: &Arc<Version>, id: ProviderId) {
+        let Some(release) = self
+            .capabilities
+            .get_mut(name)
+            .and_then(|capability| capability.releases.get_mut(version))
+        else {
             return;
         };
-        capability.providers.retain(|other| *other != id);
-        if !capability.providers.is_empty() {
+        release.providers.retain(|other| *other != id);
+        if !release.providers.is_empty() {
             return;
         }
-        self.gone.push_back(Arc::clone(name));
+        self.gone.push_back((Arc::clone(name), Arc::clone(version)));
         if self.gone.len() > KNOWN_GONE
-            && let Some(oldest) = self.gone.pop_front()
+            && let Some((name, version)) = self.gone.pop_front()
+            && let Some(capability) = self.capabilities.get_mut(&name)
         {
-            self.capabilities.remove(&oldest);
+            capability.releases.remove(&version);
+            if capability.releases.is_empty() {
+                self.capabilities.remove(&name);
+            }
         }
     }
-}
-
-type Ended = std::result::Result<Box<[u8]>, Box<(Code, Detail)>>;
-
-/// Says what an end means to the caller: what was dispatched, is not pure, and has no answer, is indeterminate.
-fn judge_end(end: End, served: &Served, env: &Envelope) -> Ended {
-    let (code, why) = match end {
-        End::Done(payload) => return Ok(payload),
-        End::Failed(code, detail) => return Err(Box::new((code, detail))),
-        End::Timeout => (Code::Timeout, "its time was up"),
-        End::Cancelled => (Code::Cancelled, "its caller cancelled it"),
-        End::Gone => (Code::ProviderUnavailable, "its provider went"),
-    };
-    let name = &env.topic;
-    if served.lease.is_none() || served.effect == EffectClass::Pure {
-        let message = format!("the call of {name:?} ended without a result: {why}");
-        return Err(Box::new((code, Detail::message(message))));
-    }
-    let message = format!(
-        "the call of {name:?} was under way when {why}; whether it took effect is not known"
-    );
-    let hint = "look at the outside world before you try again, or declare the effect pure";
-    let detail = Detail {
-        hint: Some(hint.to_owned()),
-        ..Detail::message(message)
-    };
-    Err(Box::new((Code::Indeterminate, detail)))
 }

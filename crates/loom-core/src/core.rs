@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::arena::{Arena, CallId, GroupId, Handle, LeaseId, ProviderId, SessionId, SubId, Ticket};
-use crate::broker::{Provider, Served};
+use crate::arena::{
+    Arena, CallId, GroupId, Handle, JobId, LeaseId, ProviderId, SessionId, SubId, Ticket,
+};
+use crate::broker::Provider;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{Error, Result};
 use crate::ident::Ids;
+use crate::job::{Job, JobKey, Why};
 use crate::limits::Limits;
 use crate::notice::Notice;
 use crate::planted::Planted;
@@ -46,7 +49,7 @@ pub(crate) struct Registration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Holding {
     Turn { sub: SubId, lane: u32 },
-    Work { provider: ProviderId, call: CallId },
+    Work { provider: ProviderId, job: JobId },
 }
 
 /// One delivery from start to end.
@@ -62,7 +65,7 @@ pub(crate) struct Lease {
 /// What a waiting session waits for.
 pub(crate) enum Wanted {
     Request(Asked),
-    Call(Served),
+    Call(JobId),
 }
 
 /// A call or a request without an outcome yet.
@@ -87,6 +90,8 @@ pub(crate) enum Todo {
     Unpark(SubId),
     /// This parked offer may be able to go.
     Retry(Ticket),
+    /// This job needs a provider.
+    Place(JobId),
 }
 
 /// Steps that one call does at most; the rest is due at once and done by the next.
@@ -107,6 +112,11 @@ pub struct Core {
     pub(crate) subs: Arena<SubId, Subscription>,
     pub(crate) groups: Arena<GroupId, Group>,
     pub(crate) providers: Arena<ProviderId, Provider>,
+    pub(crate) jobs: Arena<JobId, Job>,
+    /// Jobs that others may join, by their keys; never walked.
+    pub(crate) keys: FxHashMap<JobKey, JobId>,
+    /// What the pauses between attempts are drawn from.
+    pub(crate) jitter: Ids,
     pub(crate) leases: Arena<LeaseId, Lease>,
     pub(crate) calls: Arena<CallId, Pending>,
     pub(crate) tickets: Arena<Ticket, Waiting>,
@@ -136,6 +146,9 @@ impl Core {
             subs: Arena::new(),
             groups: Arena::new(),
             providers: Arena::new(),
+            jobs: Arena::new(),
+            keys: FxHashMap::default(),
+            jitter: Ids::new(!seed),
             leases: Arena::new(),
             calls: Arena::new(),
             tickets: Arena::new(),
@@ -177,6 +190,7 @@ impl Core {
             };
             match timer {
                 Timer::Call(call) => self.call_is_due(call, at),
+                Timer::Attempt(job) => self.attempt_is_due(job, at),
                 Timer::Park(_, ticket) => self.park_is_due(ticket, at),
                 Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
             }
@@ -204,7 +218,7 @@ impl Core {
         match self.calls.get(call).map(|pending| &pending.wanted) {
             Some(Wanted::Request(_)) => self.request_is_due(call),
             Some(Wanted::Call(_)) if self.has(Planted::ForgottenDeadline) => {}
-            Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Timeout, at),
+            Some(Wanted::Call(_)) => self.end_call(call, Why::Timeout, at),
             None => {}
         }
     }
@@ -225,6 +239,7 @@ impl Core {
                 Todo::Retry(ticket) => {
                     self.try_unpark(ticket, at);
                 }
+                Todo::Place(job) => self.place_job(job, at),
             }
         }
     }

@@ -35,6 +35,11 @@ impl Credit {
         true
     }
 
+    /// Whether any was spent.
+    pub(crate) const fn is_begun(&self) -> bool {
+        self.spent > 0
+    }
+
     /// How far this total would let the spender be ahead of what it has spent.
     pub(crate) const fn ahead(&self, total: u64) -> u64 {
         total.saturating_sub(self.spent)

@@ -18,6 +18,10 @@ pub enum Health {
     Restarting,
     /// It hears nothing until it is up again; it stays registered.
     Quarantined,
+    /// A provider that failed too often; no supervisor sets it.
+    Ejected,
+    /// An ejected provider that one call tries; no supervisor sets it.
+    Probing,
 }
 
 impl Health {
@@ -44,6 +48,8 @@ impl Health {
             Self::Up => "up",
             Self::Restarting => "restarting",
             Self::Quarantined => "quarantined",
+            Self::Ejected => "ejected",
+            Self::Probing => "probing",
         }
     }
 }

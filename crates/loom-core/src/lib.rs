@@ -21,7 +21,9 @@
 mod arena;
 mod audit;
 mod books;
+mod breaker;
 mod broker;
+mod bulkhead;
 mod bus;
 mod core;
 mod credit;
@@ -32,6 +34,7 @@ mod group;
 mod health;
 mod ident;
 mod input;
+mod job;
 mod lane;
 mod limits;
 mod notice;
@@ -41,6 +44,7 @@ mod report;
 mod request;
 mod run;
 
+mod retry;
 mod selection;
 mod session;
 mod space;
@@ -56,6 +60,7 @@ mod topic;
 mod topics;
 mod trie;
 mod turn;
+mod version;
 
 pub use crate::arena::{CallId, Handle, Key, LeaseId, SessionId, Ticket};
 pub use crate::audit::{Audit, AuditedSubscription};
@@ -75,7 +80,8 @@ pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 pub use crate::planted::Planted;
 pub use crate::selection::Weights;
 pub use crate::stats::{
-    CapabilityStats, ClassStats, EventCounts, Gauges, Stats, SubscriptionStats, TopicStats, Waits,
+    CapabilityStats, ClassStats, EventCounts, Gauges, ProviderStats, Stats, SubscriptionStats,
+    TopicStats, Waits,
 };
 pub use crate::time::{Moment, Nanos};
 pub use crate::topic::{Filter, check_topic};

@@ -72,6 +72,8 @@ pub enum Notice {
     Credit(LeaseId, u64),
     /// Nobody waits for this invocation any more.
     Cancel(LeaseId, Code),
+    /// Something of this session's becomes due in this many milliseconds, earlier than it knows of: tick then.
+    Due(u64),
     /// A parked or logged offer was taken.
     Accepted(Ticket, Receipt),
     /// A parked or logged offer was refused.

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use smallvec::SmallVec;
 
 use crate::arena::{CallId, LeaseId, SessionId, SubId, Ticket, TopicId};
 use crate::bus::{Draft, Plan, Targets, Verdict};
-use crate::core::{Core, Holding, Pending, Todo, Wanted};
+use crate::core::{Core, Holding, Lease, Pending, Todo, Wanted};
 use crate::envelope::{Envelope, Extra, Qos};
 use crate::error::{Code, Detail, Error, Result, to_json};
 use crate::input::{Publish, Reply, Request};
@@ -19,6 +20,8 @@ use crate::timers::Timer;
 
 /// Failures that an outcome names; more are counted.
 const NAMED_FAILURES: usize = 16;
+/// Turns and invocations that are looked at to find whether a request waits for itself.
+const WAITING: usize = 256;
 
 /// One of those asked will not answer.
 #[derive(Clone)]
@@ -270,21 +273,33 @@ impl Core {
 
     /// Follows who waits for whom: from the asking turn to the request it serves, to the turn that asked it, and so on.
     fn check_deadlock(&self, parent: Option<LeaseId>, plan: &Plan) -> Result<()> {
-        let mut next = parent;
-        for _ in 0..=self.limits.hops {
-            let Some(lease) = next.and_then(|lease| self.leases.get(lease)) else {
+        self.each_waiting(parent, |lease| match lease.holding {
+            Holding::Turn { sub, lane } => self.check_lane(sub, lane, plan),
+            Holding::Work { .. } => Ok(()),
+        })
+    }
+
+    /// Looks at a turn or an invocation, at those who wait for it, and so on; `WAITING` bounds it.
+    pub(crate) fn each_waiting(
+        &self,
+        first: Option<LeaseId>,
+        mut look: impl FnMut(&Lease) -> Result<()>,
+    ) -> Result<()> {
+        let mut next: SmallVec<[LeaseId; 4]> = first.into_iter().collect();
+        for _ in 0..WAITING {
+            let Some(lease) = next.pop() else {
                 return Ok(());
             };
-            let serves = match lease.holding {
-                Holding::Turn { sub, lane } => {
-                    self.check_lane(sub, lane, plan)?;
-                    lease.env.reply_to
-                }
-                Holding::Work { call, .. } => Some(call),
+            let Some(lease) = self.leases.get(lease) else {
+                continue;
             };
-            next = serves
-                .and_then(|call| self.calls.get(call))
-                .and_then(|pending| pending.parent);
+            look(lease)?;
+            let calls = match lease.holding {
+                Holding::Turn { .. } => lease.env.reply_to.as_slice(),
+                Holding::Work { job, .. } => self.waiters(job),
+            };
+            let pending = calls.iter().filter_map(|call| self.calls.get(*call));
+            next.extend(pending.filter_map(|pending| pending.parent));
         }
         Ok(())
     }
@@ -629,7 +644,7 @@ impl Core {
                 let detail = Detail::message("the request was cancelled by its sender");
                 self.end_request(call, Some((Code::Cancelled, detail)), true);
             }
-            Some(Wanted::Call(_)) => self.end_call(call, crate::broker::End::Cancelled, at),
+            Some(Wanted::Call(_)) => self.end_call(call, crate::job::Why::Cancelled, at),
             None => {}
         }
     }

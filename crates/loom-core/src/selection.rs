@@ -17,12 +17,37 @@ const UNIT: u32 = 1_000;
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     weights: BTreeMap<Arc<str>, u32>,
+    /// What each has saved up for its next turn; only of those that could be chosen last time.
+    saved: BTreeMap<Arc<str>, i64>,
 }
 
 impl Table {
     /// The weight of a provider: 1 for one that is not named, 0 for one that is drained.
     pub(crate) fn weight(&self, provider: &str) -> u32 {
         self.weights.get(provider).copied().unwrap_or(UNIT)
+    }
+
+    /// Whose turn it is: smooth weighted round robin over these names, as nginx does it. Each saves its weight, who has most
+    /// has the turn and pays what all have saved. The same name may come more than once.
+    pub(crate) fn next<'a>(
+        &mut self,
+        names: impl Iterator<Item = &'a Arc<str>>,
+    ) -> Option<Arc<str>> {
+        let mut before = std::mem::take(&mut self.saved);
+        let mut total = 0;
+        for name in names {
+            if self.saved.contains_key(name) {
+                continue;
+            }
+            let weight = i64::from(self.weight(name));
+            total += weight;
+            let saved = before.remove(name).unwrap_or(0) + weight;
+            self.saved.insert(Arc::clone(name), saved);
+        }
+        let most = self.saved.values().max().copied()?;
+        let (name, saved) = self.saved.iter_mut().find(|(_, saved)| **saved == most)?;
+        *saved -= total;
+        Some(Arc::clone(name))
     }
 }
 
@@ -74,7 +99,10 @@ impl Core {
             check_name("provider", provider, &self.limits)?;
             weights.insert(Arc::from(*provider), self.read_weight(provider, *weight)?);
         }
-        Ok(Table { weights })
+        Ok(Table {
+            weights,
+            saved: BTreeMap::new(),
+        })
     }
 
     #[expect(
@@ -115,3 +143,6 @@ impl Core {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -447,9 +447,9 @@ impl Core {
                     }
                     self.reclaim_subscription(sub);
                 }
-                Holding::Work { provider, call } => {
-                    self.end_call(call, crate::broker::End::Gone, at);
-                    self.free_work(provider);
+                Holding::Work { provider, .. } => {
+                    self.free_work(provider, id);
+                    self.reclaim_provider(provider);
                 }
             }
         }

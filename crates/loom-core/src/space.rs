@@ -11,9 +11,10 @@ use crate::directory::Directory;
 use crate::envelope::Origin;
 use crate::selection::Table;
 use crate::trie::Trie;
+use crate::version::Version;
 
 /// Which namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SpaceId(pub(crate) u32);
 
 /// One namespace.
@@ -28,8 +29,8 @@ pub(crate) struct Space {
     pub(crate) topics: FxHashMap<Arc<str>, TopicId>,
     pub(crate) groups: FxHashMap<Arc<str>, GroupId>,
     pub(crate) capabilities: BTreeMap<Arc<str>, Capability>,
-    /// Capabilities without a provider that are still known, the oldest first.
-    pub(crate) gone: VecDeque<Arc<str>>,
+    /// Versions of capabilities without a provider that are still known, the oldest first.
+    pub(crate) gone: VecDeque<(Arc<str>, Arc<Version>)>,
     pub(crate) directory: Directory,
     /// Selection tables, by capability.
     pub(crate) tables: BTreeMap<Arc<str>, Table>,

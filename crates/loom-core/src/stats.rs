@@ -50,6 +50,10 @@ pub struct Waits {
     pub double: u64,
     /// Answers by a session that was not asked.
     pub foreign: u64,
+    /// Calls that joined one in flight; requests join nothing.
+    pub joined: u64,
+    /// Attempts after a failed one; requests have none.
+    pub retried: u64,
     pub pending: u64,
 }
 
@@ -214,14 +218,26 @@ pub struct SubscriptionStats {
     pub by_qos: BTreeMap<&'static str, ClassStats>,
 }
 
-/// One capability.
+/// One provider of a capability.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct ProviderStats {
+    pub provider: String,
+    pub health: &'static str,
+    pub outstanding: usize,
+    pub window: u32,
+    pub ejections: u64,
+    pub retries: u64,
+}
+
+/// One version of a capability.
 #[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "docs/stats.md says what each is")]
 pub struct CapabilityStats {
     pub namespace: String,
     pub name: String,
     pub version: String,
-    pub providers: usize,
+    pub providers: Vec<ProviderStats>,
     pub calls: u64,
     pub ok: u64,
     pub errors: BTreeMap<&'static str, u64>,
@@ -243,6 +259,9 @@ pub struct Gauges {
     pub lanes: usize,
     pub leased: usize,
     pub pending: usize,
+    pub jobs: usize,
+    pub keys: usize,
+    pub pausing: usize,
     pub timers: usize,
     pub parked: usize,
     pub tickets: usize,
@@ -263,6 +282,17 @@ pub struct Stats {
     pub requests: Waits,
     pub errors: BTreeMap<&'static str, u64>,
     pub gauges: Gauges,
+}
+
+fn provider_stats(provider: &Provider) -> ProviderStats {
+    ProviderStats {
+        provider: provider.name.to_string(),
+        health: provider.health.token(),
+        outstanding: provider.outstanding(),
+        window: provider.bulkhead.width(),
+        ejections: provider.breaker.opened,
+        retries: provider.retries,
+    }
 }
 
 fn by_name(errors: &BTreeMap<Code, u64>) -> BTreeMap<&'static str, u64> {
@@ -412,24 +442,28 @@ impl Core {
     fn capability_stats(&self) -> Vec<CapabilityStats> {
         let mut all = Vec::new();
         for space in &self.spaces {
-            for (name, capability) in &space.capabilities {
-                let providers = capability
+            let releases = space.capabilities.iter().flat_map(|(name, capability)| {
+                let releases = capability.releases.iter();
+                releases.map(move |(version, release)| (name, version, release))
+            });
+            for (name, version, release) in releases {
+                let providers = release
                     .providers
                     .iter()
                     .filter_map(|id| self.providers.get(*id));
                 all.push(CapabilityStats {
                     namespace: space.name.to_string(),
                     name: name.to_string(),
-                    version: capability.version.to_string(),
-                    providers: capability.providers.len(),
-                    calls: capability.calls,
-                    ok: capability.outcomes.ok,
-                    errors: by_name(&capability.errors),
-                    timeout: capability.outcomes.timeout,
-                    cancelled: capability.outcomes.cancelled,
-                    indeterminate: capability.outcomes.indeterminate,
+                    version: version.text.to_string(),
+                    providers: providers.clone().map(provider_stats).collect(),
+                    calls: release.calls,
+                    ok: release.outcomes.ok,
+                    errors: by_name(&release.errors),
+                    timeout: release.outcomes.timeout,
+                    cancelled: release.outcomes.cancelled,
+                    indeterminate: release.outcomes.indeterminate,
                     outstanding: providers.map(Provider::outstanding).sum(),
-                    duration: capability.duration.summary(),
+                    duration: release.duration.summary(),
                 });
             }
         }
@@ -451,6 +485,9 @@ impl Core {
             lanes: self.subs.iter().map(|(_, sub)| sub.lanes.len()).sum(),
             leased: self.leases.len(),
             pending: self.calls.len(),
+            jobs: self.jobs.len(),
+            keys: self.keys.len(),
+            pausing: self.jobs.iter().filter(|(_, job)| job.is_pausing()).count(),
             timers: self.timers.len(),
             parked,
             tickets: self.log_order.len(),

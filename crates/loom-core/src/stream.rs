@@ -3,6 +3,7 @@
 use crate::arena::{CallId, LeaseId, SessionId};
 use crate::core::{Core, Holding, Wanted};
 use crate::error::{Error, Result};
+use crate::job::Stage;
 use crate::notice::Notice;
 use crate::planted::Planted;
 use crate::time::Moment;
@@ -22,27 +23,32 @@ impl Core {
         let Some(found) = self.own_lease(session, lease, false)? else {
             return Ok(false);
         };
-        let Holding::Work { call, .. } = found.holding else {
+        let Holding::Work { job, .. } = found.holding else {
             return Err(Error::invalid("lease", "a turn has no chunks"));
         };
-        let Some(pending) = self.calls.get_mut(call) else {
+        let current = self
+            .jobs
+            .get_mut(job)
+            .filter(|job| job.stage == Stage::Leased(lease));
+        let Some(found) = current else {
             self.totals.calls.late += 1;
             return Ok(false);
         };
-        let caller = pending.session;
-        let Wanted::Call(served) = &mut pending.wanted else {
-            return Ok(false);
-        };
-        if !served.streamed {
+        let Some(credit) = &mut found.credit else {
             return Err(Error::invalid(
                 "lease",
                 "the caller of this does not read chunks",
             ));
-        }
-        if !served.credit.spend() {
+        };
+        if !credit.spend() {
             return Ok(false);
         }
-        self.notify(caller, Notice::Chunk(call, payload));
+        // A streamed job is joined by nobody.
+        let caller = found.waiters.first().copied();
+        if let Some((call, pending)) = caller.and_then(|call| Some((call, self.calls.get(call)?))) {
+            let session = pending.session;
+            self.notify(session, Notice::Chunk(call, payload));
+        }
         Ok(true)
     }
 
@@ -59,26 +65,31 @@ impl Core {
     ) -> Result<()> {
         let most = self.limits.stream_chunks_max as u64;
         let adds = self.has(Planted::CreditAsDelta);
-        let Some(pending) = self.calls.get_mut(call) else {
+        let Some(pending) = self.calls.get(call) else {
             return Ok(());
         };
         if pending.session != session {
             return Err(Error::fenced("this call is of another session"));
         }
-        let Wanted::Call(served) = &mut pending.wanted else {
+        let Wanted::Call(job) = pending.wanted else {
             return Err(Error::invalid("call", "a request has no chunks"));
         };
-        let ahead = served.credit.ahead(total);
+        let Some(job) = self.jobs.get_mut(job) else {
+            return Ok(());
+        };
+        let Some(credit) = &mut job.credit else {
+            return Err(Error::invalid("call", "this call reads no chunks"));
+        };
+        let ahead = credit.ahead(total);
         if ahead > most {
             let message = format!("{ahead} chunks ahead of at most {most}");
             return Err(Error::exhausted("stream_chunks", message));
         }
-        let before = if adds { served.credit.granted() } else { 0 };
-        let waiting = served.credit.grant(before + total);
-        let (provider, lease) = (served.provider, served.lease);
+        let before = if adds { credit.granted() } else { 0 };
+        let waiting = credit.grant(before + total);
         if waiting
-            && let Some(lease) = lease
-            && let Some(provider) = self.providers.get(provider)
+            && let Stage::Leased(lease) = job.stage
+            && let Some(provider) = job.provider.and_then(|id| self.providers.get(id))
         {
             let session = provider.session;
             self.notify(session, Notice::Credit(lease, total));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::arena::{CallId, SubId, Ticket};
+use crate::arena::{CallId, JobId, SubId, Ticket};
 use crate::time::Nanos;
 
 /// What a deadline is for.
@@ -10,6 +10,8 @@ use crate::time::Nanos;
 pub(crate) enum Timer {
     /// A call or a request ends.
     Call(CallId),
+    /// A call is tried again.
+    Attempt(JobId),
     /// A parked offer has waited long enough; those due together go in the order they came.
     Park(u64, Ticket),
     /// A queued event is over: subscription, lane, number.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use crate::arena::{Handle, LeaseId, SessionId, SubId};
-use crate::broker::End;
 use crate::core::{Core, Holding, Kind, Lease};
 use crate::envelope::Envelope;
 use crate::error::{Code, Detail, Error, Result};
 use crate::input::Fault;
+use crate::job::Answer;
 use crate::lane::Item;
 use crate::notice::Delivery;
 use crate::planted::Planted;
@@ -40,7 +40,7 @@ impl Core {
         }
         let delivery = match kind {
             Kind::Subscription(sub) => self.take_turn(sub, at),
-            Kind::Provider(provider) => self.take_work(provider, at),
+            Kind::Provider(provider) => self.take_job(provider, at),
             Kind::Root => {
                 return Err(Error::invalid(
                     "handle",
@@ -66,20 +66,20 @@ impl Core {
             self.totals.foreign(request);
             return Err(Error::fenced("this lease is of another session"));
         }
-        let Some(lease) = self.leases.remove(id) else {
-            return Ok(());
-        };
-        match lease.holding {
+        let holding = lease.holding;
+        match holding {
             Holding::Turn { sub, lane } => {
+                let Some(lease) = self.leases.remove(id) else {
+                    return Ok(());
+                };
                 self.end_turn(sub, lane, &lease, None);
                 if taker != Kind::Subscription(sub) {
                     self.poke(sub);
                 }
             }
-            Holding::Work { provider, call } => {
+            Holding::Work { provider, .. } => {
                 let detail = Detail::message("the work ended without a result");
-                self.end_call(call, End::Failed(Code::CapabilityError, detail), at);
-                self.free_work(provider);
+                self.end_work(id, Answer::Failed(Code::CapabilityError, detail), at);
                 if taker != Kind::Provider(provider) {
                     self.poke_provider(provider);
                 }
@@ -209,7 +209,11 @@ impl Core {
         let detail = Detail::read(fault.detail, self.limits.error_detail_bytes);
         let heard = match holding {
             Holding::Turn { sub, lane } => self.fail_turn(id, (sub, lane), (fault.code, detail)),
-            Holding::Work { .. } => self.end_work(id, End::Failed(fault.code, detail), at),
+            Holding::Work { provider, .. } => {
+                let heard = self.end_work(id, Answer::Failed(fault.code, detail), at);
+                self.poke_provider(provider);
+                heard
+            }
         };
         self.flush(at);
         Ok(heard)

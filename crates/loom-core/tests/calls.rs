@@ -330,7 +330,16 @@ fn chunks_go_only_where_they_are_read_and_credit_has_a_limit() {
         Code::Fenced
     );
     assert_eq!(
-        w.core.grant(t, call, 5_000, w.at).unwrap_err().limit,
+        w.core.grant(t, call, 1, w.at).unwrap_err().code,
+        Code::InvalidParams
+    );
+    let invoke = Invoke {
+        credit: 1,
+        ..w.invoke(t, "tool")
+    };
+    let streamed = w.core.call(t, invoke, w.at).unwrap();
+    assert_eq!(
+        w.core.grant(t, streamed, 5_000, w.at).unwrap_err().limit,
         Some("stream_chunks")
     );
     assert_eq!(

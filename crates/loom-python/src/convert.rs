@@ -20,6 +20,7 @@ pub(crate) const CREDIT: u8 = 5;
 pub(crate) const CANCEL: u8 = 6;
 pub(crate) const ACCEPTED: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
+pub(crate) const DUE: u8 = 9;
 
 create_exception!(
     loom._engine,
@@ -151,6 +152,7 @@ pub(crate) fn show_notice(py: Python<'_>, notice: Notice, engine: u64) -> PyResu
         Notice::Chunk(call, body) => (CHUNK, call.0, 0, bytes(py, &body)),
         Notice::Credit(lease, total) => (CREDIT, lease.0, total, None),
         Notice::Cancel(lease, code) => (CANCEL, lease.0, number(Some(code)), None),
+        Notice::Due(millis) => (DUE, 0, millis, None),
         Notice::Accepted(ticket, receipt) => (
             ACCEPTED,
             ticket.0,

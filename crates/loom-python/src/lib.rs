@@ -48,6 +48,8 @@ mod _engine {
     const NOTICE_ACCEPTED: u8 = crate::convert::ACCEPTED;
     #[pymodule_export]
     const NOTICE_REFUSED: u8 = crate::convert::REFUSED;
+    #[pymodule_export]
+    const NOTICE_DUE: u8 = crate::convert::DUE;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -165,6 +165,10 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         pending_calls: dice.count(4, 30),
         stream_chunks_max: dice.count(1, 5),
         topic_cache: dice.count(1, 8),
+        // The book of calls knows one attempt of each, and no ejection.
+        call_attempts: 1,
+        breaker_failures: usize::MAX,
+        breaker_calls: usize::MAX,
         ..Limits::default()
     }
 }

@@ -98,6 +98,8 @@ pub(crate) const fn token(state: Health) -> &'static str {
         Health::Up => "up",
         Health::Restarting => "restarting",
         Health::Quarantined => "quarantined",
+        Health::Ejected => "ejected",
+        Health::Probing => "probing",
     }
 }
 

@@ -76,6 +76,7 @@ impl World {
                     format!("{lease:?} was cancelled for no reason")
                 })
             }
+            Notice::Due(_) => broken("CALL-RETRY", "a call is tried again"),
             Notice::Accepted(ticket, receipt) => self.read_accepted(session, ticket, &receipt),
             Notice::Refused(ticket, error) => self.read_refused(session, ticket, &error),
         }

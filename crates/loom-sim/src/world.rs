@@ -176,6 +176,10 @@ impl World {
         let Some((session, handle, _)) = self.taker(taker) else {
             return Ok(false);
         };
+        let held = done.and_then(|lease| self.held.get(&lease));
+        if let Some((Taker::Provider(_), Some(call))) = held.map(|held| (held.taker, held.call)) {
+            self.end_if_over(call);
+        }
         let given = self.core.take(session, handle, done, self.at);
         self.note(format!("take {taker:?} {done:?} -> {}", show_taken(&given)));
         let delivery = match given {

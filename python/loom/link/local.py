@@ -257,6 +257,7 @@ class Link:
             engine.NOTICE_CANCEL: self._on_cancel,
             engine.NOTICE_ACCEPTED: self._on_accepted,
             engine.NOTICE_REFUSED: self._on_refused,
+            engine.NOTICE_DUE: self._on_due,
         }
 
     def _on_answer(self, call: int, _: int, envelope: Any) -> None:
@@ -293,6 +294,9 @@ class Link:
         taken = self._parked.get(ticket)
         if taken is not None and not taken.done():
             taken.set_exception(error_from_detail(code, detail))
+
+    def _on_due(self, _: int, millis: int, __: Any) -> None:
+        self._ring_within(max(millis, 1) / 1000)
 
     # -- deadlines --------------------------------------------------------------------------------
 

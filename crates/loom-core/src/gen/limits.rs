@@ -98,8 +98,8 @@ pub const BREAKER_WINDOW_MS: u64 = 10_000;
 /// In ms: how long a provider is ejected at first, doubled with each time.
 pub const BREAKER_OPEN_MS: u64 = 1_000;
 
-/// In ms: no ejection is longer: what is well again is found within a minute.
-pub const BREAKER_LONGEST_MS: u64 = 60_000;
+/// In s: no ejection is longer: what is well again is found within a minute.
+pub const BREAKER_LONGEST_SECONDS: u64 = 60;
 
 /// In ms: a provider's concurrency is halved at most once in so long: one bad moment is one sign.
 pub const WINDOW_HALVING_MS: u64 = 1_000;

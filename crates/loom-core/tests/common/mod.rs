@@ -23,6 +23,7 @@ pub(crate) struct Seen {
     pub(crate) credits: Vec<(LeaseId, u64)>,
     pub(crate) cancels: Vec<(LeaseId, Code)>,
     pub(crate) accepted: Vec<(Ticket, Receipt)>,
+    pub(crate) due: Vec<u64>,
     pub(crate) refused: Vec<(Ticket, loom_core::Error)>,
 }
 
@@ -86,14 +87,25 @@ impl World {
         effect: EffectClass,
     ) -> Handle {
         let spec = ProviderSpec {
-            name,
-            version: "1",
             effect,
-            provider: "app",
-            concurrency: 4,
-            info: b"{}",
+            ..spec(name)
         };
         self.core.provide(session, &spec, self.at).unwrap()
+    }
+
+    /// Fails all work there is with this code; says how much there was.
+    pub(crate) fn fail_all(&mut self, session: SessionId, handle: Handle, code: Code) -> usize {
+        let mut count = 0;
+        while let Some(work) = self.take(session, handle) {
+            self.fail(session, &work, code).unwrap();
+            count += 1;
+        }
+        count
+    }
+
+    /// The first provider of the first capability, as the figures show it.
+    pub(crate) fn shown(&self) -> loom_core::ProviderStats {
+        self.core.stats().capabilities[0].providers[0].clone()
     }
 
     pub(crate) fn publish<'a>(&self, session: SessionId, topic: &'a str) -> Publish<'a> {
@@ -259,6 +271,7 @@ impl World {
                 Notice::Chunk(call, body) => seen.chunks.push((call, body)),
                 Notice::Credit(lease, total) => seen.credits.push((lease, total)),
                 Notice::Cancel(lease, code) => seen.cancels.push((lease, code)),
+                Notice::Due(millis) => seen.due.push(millis),
                 Notice::Accepted(ticket, receipt) => seen.accepted.push((ticket, receipt)),
                 Notice::Refused(ticket, error) => seen.refused.push((ticket, error)),
             }
@@ -295,6 +308,18 @@ impl Drop for World {
         self.check();
         let left = loom_core::Gauges::default();
         assert_eq!(self.core.gauges(), left);
+    }
+}
+
+/// A provider of version 1, with four calls at a time.
+pub(crate) fn spec(name: &str) -> ProviderSpec<'_> {
+    ProviderSpec {
+        name,
+        version: "1",
+        effect: EffectClass::Pure,
+        provider: "app",
+        concurrency: 4,
+        info: b"{}",
     }
 }
 
