@@ -748,7 +748,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     def _not_called(self, name: str, error: LoomError) -> LoomError:
         """Add what was perhaps meant to an error that says that there is no such capability."""
-        if error.code == "NOT_FOUND":
+        if error.code == "NOT_FOUND" and error.field != "version":
             known = [str(entry["name"]) for entry in self._directory("capability")]
             close = get_close_matches(name, known, 1)
             if close:
