@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(120)  # 8,000 steps: seconds alone, many on a b
 _CONCURRENCY = 2
 _CHUNKS = 200
 _LONG = 1_000.0  # seconds that no schedule lasts
-_OUTCOMES = {"HANDLER_ERROR", "TIMEOUT", "CANCELLED", "PROVIDER_UNAVAILABLE", "CAPABILITY_ERROR"}
+_OUTCOMES = {"HANDLER_ERROR", "TIMEOUT", "CANCELLED", "CAPABILITY_ERROR"}
 
 End: TypeAlias = Literal[
     "return", "raise", "exit", "raise cancelled", "cancelled", "cancelled late"

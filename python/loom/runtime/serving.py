@@ -45,6 +45,7 @@ class Serving:
         self._threads: Threads | None = None
         self._workers: Workers | None = None
         self._runs_here = False
+        self.is_retired: bool = False  # its agent crashed: what still runs is cut off
         self.limit: int = AGENT_CONCURRENCY  # calls that may be under way at once
         if capability.is_isolated:
             self._workers = _workers_of(capability, self._gauges)
@@ -122,7 +123,7 @@ class Serving:
         name = self.name
         if isinstance(error, LoomError):
             told: LoomError = error
-        elif is_stopped(error):
+        elif self.is_retired and is_stopped(error):
             told = lost(self._capability, "was cut off", begun=True)
         elif isinstance(error, asyncio.CancelledError):
             told = Cancelled(f"{name} was cancelled", who=name)

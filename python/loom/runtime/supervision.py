@@ -285,6 +285,8 @@ class Supervised:
     async def _retire(self) -> None:
         """End the old object: its turns and calls, then itself."""
         await self._let_end()
+        for serving in self.servings:
+            serving.is_retired = True
         self._is_cutting_off = True
         try:
             await asyncio.gather(*(pool.stop() for pool in self.pools))
