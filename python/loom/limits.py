@@ -58,6 +58,7 @@ TOPICS_KEPT: Final = 256
 TOPICS_KEPT_MAX: Final = 8_192
 TOPIC_IDLE_MS: Final = 60_000
 TOPIC_IDLE_MS_MAX: Final = 3_600_000
+NAMESPACES_IDLE: Final = 1_024
 FANOUT: Final = 10_000
 RUN_EVENTS: Final = 100_000
 RUN_EVENTS_MAX: Final = 10_000_000
@@ -341,6 +342,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         TOPIC_IDLE_MS,
         TOPIC_IDLE_MS_MAX,
         "after this time unused, a topic beyond those kept is counted among the others",
+    ),
+    "namespaces_idle": Limit(
+        "namespaces",
+        NAMESPACES_IDLE,
+        NAMESPACES_IDLE,
+        "namespaces without a session whose capabilities are still known by name",
     ),
     "fanout": Limit(
         "deliveries",

@@ -245,7 +245,7 @@ impl Core {
         (id, name)
     }
 
-    fn forget_topic(&mut self, id: TopicId) {
+    pub(crate) fn forget_topic(&mut self, id: TopicId) {
         let Some(topic) = self.topics.fold(id) else {
             return;
         };

@@ -104,6 +104,10 @@ pub struct Core {
     pub(crate) limits: Limits,
     pub(crate) ids: Ids,
     pub(crate) spaces: Vec<Space>,
+    /// Places of namespaces that were forgotten.
+    pub(crate) free_spaces: Vec<SpaceId>,
+    /// Namespaces without a session, the longest idle first.
+    pub(crate) idle_spaces: VecDeque<SpaceId>,
     pub(crate) topics: Topics,
     pub(crate) runs: Runs,
     pub(crate) space_index: FxHashMap<Arc<str>, SpaceId>,
@@ -138,6 +142,8 @@ impl Core {
             limits,
             ids: Ids::new(seed),
             spaces: Vec::new(),
+            free_spaces: Vec::new(),
+            idle_spaces: VecDeque::new(),
             topics: Topics::new(),
             runs: Runs::default(),
             space_index: FxHashMap::default(),

@@ -41,7 +41,7 @@ pub(crate) enum Stage {
 
 /// The work of one call, or of several with the same key.
 pub(crate) struct Job {
-    space: SpaceId,
+    pub(crate) space: SpaceId,
     version: Arc<Version>,
     /// The version was asked for, or has begun its work: no other may go on with it.
     pinned: bool,

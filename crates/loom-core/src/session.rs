@@ -15,7 +15,7 @@ use crate::health::Health;
 use crate::input::AgentSpec;
 use crate::lane::Lanes;
 use crate::notice::Notice;
-use crate::space::{Space, SpaceId};
+use crate::space::SpaceId;
 use crate::subscription::{Group, Subscription};
 use crate::time::Moment;
 use crate::topic::{Filter, check_name};
@@ -42,7 +42,7 @@ impl Core {
     pub fn attach(&mut self, namespace: &str, name: &str) -> Result<SessionId> {
         check_name("namespace", namespace, &self.limits)?;
         check_name("name", name, &self.limits)?;
-        let space = self.open_space(namespace);
+        let space = self.enter_space(namespace);
         let namespace = self
             .space(space)
             .map_or_else(|| namespace.into(), |s| Arc::clone(&s.name));
@@ -67,17 +67,6 @@ impl Core {
             found.root = root;
         }
         Ok(session)
-    }
-
-    fn open_space(&mut self, namespace: &str) -> SpaceId {
-        if let Some(space) = self.space_index.get(namespace) {
-            return *space;
-        }
-        let space = SpaceId(u32::try_from(self.spaces.len()).unwrap_or(u32::MAX));
-        let new = Space::new(namespace);
-        self.space_index.insert(Arc::clone(&new.name), space);
-        self.spaces.push(new);
-        space
     }
 
     /// The sender handle of the session itself.
@@ -398,7 +387,7 @@ impl Core {
         let Some(found) = self.sessions.get(session) else {
             return;
         };
-        let root = found.root;
+        let (root, space) = (found.root, found.space);
         let handles: Vec<Handle> = found.handles.iter().copied().collect();
         // None of them hears anything from here on, so that what waits goes to members that stay.
         for handle in &handles {
@@ -422,6 +411,7 @@ impl Core {
         self.handles.remove(root);
         self.sessions.remove(session);
         self.flush(at);
+        self.leave_space(space);
     }
 
     fn close_leases(&mut self, session: SessionId, at: Moment) {

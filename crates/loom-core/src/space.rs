@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::arena::{CallId, GroupId, TopicId};
 use crate::broker::Capability;
+use crate::core::Core;
 use crate::directory::Directory;
 use crate::envelope::Origin;
 use crate::selection::Table;
@@ -36,6 +37,8 @@ pub(crate) struct Space {
     pub(crate) tables: BTreeMap<Arc<str>, Table>,
     /// Requests that wait for a subscriber.
     pub(crate) waiting: Vec<CallId>,
+    /// How many are attached.
+    pub(crate) sessions: usize,
 }
 
 impl Space {
@@ -53,6 +56,89 @@ impl Space {
             directory: Directory::default(),
             tables: BTreeMap::new(),
             waiting: Vec::new(),
+            sessions: 0,
+        }
+    }
+}
+
+impl Core {
+    /// The namespace of this name, with one session more.
+    pub(crate) fn enter_space(&mut self, namespace: &str) -> SpaceId {
+        let known = self.space_index.get(namespace).copied();
+        let id = known.unwrap_or_else(|| self.open_space(namespace));
+        if let Some(space) = self.space_mut(id) {
+            space.sessions += 1;
+            if space.sessions == 1 {
+                self.idle_spaces.retain(|idle| *idle != id);
+            }
+        }
+        id
+    }
+
+    fn open_space(&mut self, namespace: &str) -> SpaceId {
+        let new = Space::new(namespace);
+        let name = Arc::clone(&new.name);
+        let free = self.free_spaces.pop();
+        let id = if let Some(free) = free {
+            if let Some(place) = self.space_mut(free) {
+                *place = new;
+            }
+            free
+        } else {
+            self.spaces.push(new);
+            SpaceId(u32::try_from(self.spaces.len() - 1).unwrap_or(u32::MAX))
+        };
+        self.space_index.insert(name, id);
+        id
+    }
+
+    /// One session less; the last one leaves a namespace idle.
+    pub(crate) fn leave_space(&mut self, id: SpaceId) {
+        let Some(space) = self.space_mut(id) else {
+            return;
+        };
+        space.sessions -= 1;
+        if space.sessions == 0 {
+            self.idle_spaces.push_back(id);
+        }
+        self.reclaim_spaces();
+    }
+
+    /// Forgets idle namespaces of which nothing is known any more, and the longest idle ones beyond the limit. What is on
+    /// its way may still name one: then it stays until another session ends.
+    fn reclaim_spaces(&mut self) {
+        if !self.todo.is_empty() || !self.log_order.is_empty() {
+            return;
+        }
+        let surplus = self
+            .idle_spaces
+            .len()
+            .saturating_sub(self.limits.namespaces_idle);
+        let idle = std::mem::take(&mut self.idle_spaces);
+        for (at, id) in idle.into_iter().enumerate() {
+            let known = self
+                .space(id)
+                .is_some_and(|space| !space.capabilities.is_empty() || !space.tables.is_empty());
+            let busy = self.jobs.iter().any(|(_, job)| job.space == id);
+            if busy || (known && at >= surplus) {
+                self.idle_spaces.push_back(id);
+            } else {
+                self.forget_space(id);
+            }
+        }
+    }
+
+    fn forget_space(&mut self, id: SpaceId) {
+        let topics = self.topics.iter().filter(|(_, topic)| topic.space == id);
+        let topics: Vec<TopicId> = topics.map(|(topic, _)| topic).collect();
+        for topic in topics {
+            self.forget_topic(topic);
+        }
+        let gone = Space::new("");
+        if let Some(place) = self.space_mut(id) {
+            let space = std::mem::replace(place, gone);
+            self.space_index.remove(&space.name);
+            self.free_spaces.push(id);
         }
     }
 }

@@ -241,3 +241,44 @@ fn an_idle_agent_takes_little_memory() {
     let each = (held() - before) / 1_000;
     assert!(each < 4_000, "{each} bytes for each");
 }
+
+// requirement: SPACE-RECLAIMED
+#[test]
+fn namespaces_that_nobody_uses_are_forgotten() {
+    let _alone = alone();
+    let mut w = World::with(Limits {
+        namespaces_idle: 4,
+        ..Limits::default()
+    });
+    let visit = |w: &mut World, n: usize, provides: bool| {
+        let s = w.session_in(&format!("tenant{n}"));
+        let a = w.agent(s, "a", &["q.>"]);
+        w.emit(s, "q.x");
+        assert_eq!(w.run(s, a), ["q.x"]);
+        if provides {
+            w.provider(s, "look", loom_core::EffectClass::Pure);
+        }
+        w.core.close(s, w.at);
+        w.core.take_woken();
+    };
+    (0..50).for_each(|n| visit(&mut w, n, n % 2 == 0));
+    let before = held();
+    (50..2_050).for_each(|n| visit(&mut w, n, n % 2 == 0));
+    let grown = held() - before;
+    assert!(
+        grown < 200_000,
+        "{grown} bytes are left of 2,000 namespaces"
+    );
+    let s = w.session_in("tenant2048");
+    let gone = w.call(s, "look").unwrap_err();
+    assert_eq!(
+        gone.code,
+        loom_core::Code::ProviderUnavailable,
+        "still known"
+    );
+    let s = w.session_in("tenant2");
+    let forgotten = w.call(s, "look").unwrap_err();
+    assert_eq!(forgotten.code, loom_core::Code::NotFound);
+    assert_eq!(w.core.stats().events.delivered, 2_050);
+    add_up(&w);
+}

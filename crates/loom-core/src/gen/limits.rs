@@ -131,6 +131,9 @@ pub const TOPIC_IDLE_MS: u64 = 60_000;
 /// How far [`TOPIC_IDLE_MS`] may be raised.
 pub const TOPIC_IDLE_MS_MAX: u64 = 3_600_000;
 
+/// In namespaces: namespaces without a session whose capabilities are still known by name.
+pub const NAMESPACES_IDLE: usize = 1_024;
+
 /// In deliveries: one event must not hold the engine for longer than a few milliseconds.
 pub const FANOUT: usize = 10_000;
 
