@@ -62,8 +62,14 @@ impl Subscription {
         if self.lossy { Qos::Realtime } else { qos }
     }
 
-    /// Whether an event fits.
+    /// Whether an event fits. An eighth more is for realtime alone: a queue full of batched events keeps the newest, too.
     pub(crate) fn has_room(&self, env: &Envelope, limits: &Limits) -> bool {
+        let reserve = limits.queue_items / 8;
+        let fleeting = env.qos == Qos::Realtime && !self.lossy;
+        if fleeting && self.lanes.items_of(Qos::Realtime) < reserve {
+            let bytes = limits.queue_bytes + limits.queue_bytes / 8;
+            return self.fits(env, limits.queue_items + reserve, bytes);
+        }
         self.fits(env, limits.queue_items, limits.queue_bytes)
     }
 

@@ -1109,6 +1109,41 @@ fn under_load_background_is_shed_before_batched_and_batched_before_realtime() {
     w.run(s, a);
 }
 
+// requirement: SHED-ORDER
+#[test]
+fn a_queue_full_of_batched_events_keeps_the_newest_realtime_ones_in_its_reserve() {
+    let mut w = World::with(small(16));
+    let s = w.session();
+    let a = w.agent(s, "a", &["q"]);
+    for _ in 0..16 {
+        assert!(matches!(
+            w.emit_key(s, "q", "k", Qos::Batched),
+            Ok(Offer::Done(_))
+        ));
+    }
+    let sent: Vec<u128> = (0..5)
+        .map(|_| match w.emit_key(s, "q", "k", Qos::Realtime) {
+            Ok(Offer::Done(receipt)) => receipt.id,
+            other => panic!("realtime is always taken: {other:?}"),
+        })
+        .collect();
+    let stats = w.core.stats();
+    assert_eq!(stats.subscriptions[0].queued, 18, "an eighth more");
+    assert_eq!(stats.by_qos["realtime"].dropped.overflow, 3);
+    assert!(!matches!(
+        w.emit_key(s, "q", "k", Qos::Batched),
+        Ok(Offer::Done(_))
+    ));
+    let mut kept = Vec::new();
+    let mut next = w.take(s, a);
+    while let Some(delivery) = next {
+        kept.push(delivery.envelope.id);
+        next = w.end(s, a, &delivery);
+    }
+    assert_eq!(kept[16..18], sent[3..]);
+    assert_eq!(kept.len(), 19, "the batched one that waited came last");
+}
+
 // requirement: QOS-BACKGROUND
 #[test]
 fn background_fills_half_of_the_bytes_of_a_queue() {
