@@ -543,7 +543,6 @@ impl Core {
         };
         let (code, detail) = without_answer(job, Code::ProviderUnavailable, "its provider went");
         job.stage = Stage::Unplaced;
-        job.unknown = true;
         self.tell_cancel(session, lease, code);
         self.fail_attempt(id, provider, (code, detail), at);
     }

@@ -219,20 +219,34 @@ fn what_is_tried_again_depends_on_the_effect_the_key_and_the_code() {
 
 // requirement: CALL-RETRY
 #[test]
-fn a_retry_prefers_another_provider() {
+fn a_retry_prefers_another_provider_also_one_with_more_to_do() {
     let mut b = Broker::new(2, EffectClass::Pure);
-    for _ in 0..8 {
+    b.set(1, Health::Restarting);
+    b.call().unwrap();
+    let work = b.take(0).unwrap();
+    b.set(0, Health::Restarting);
+    b.set(1, Health::Up);
+    for _ in 0..3 {
         b.call().unwrap();
-        let (first, work) = b.work().unwrap();
-        b.fail(first, &work, Code::Unavailable);
-        b.w.pass(200);
-        let Some((second, work)) = b.work() else {
-            break;
-        };
-        assert_ne!(first, second);
-        b.result(second, &work);
     }
-    assert!(b.retried() >= 2);
+    b.set(0, Health::Up);
+    b.fail(0, &work, Code::Unavailable);
+    b.w.pass(200);
+    assert!(b.take(0).is_none());
+    let attempts: Vec<u32> = (0..4).map(|_| b.take(1).unwrap().attempt).collect();
+    assert_eq!(attempts, [1, 1, 1, 2]);
+}
+
+// requirement: CALL-RETRY
+#[test]
+fn a_provider_that_is_alone_gets_the_retry_of_what_it_failed() {
+    let mut b = Broker::new(2, EffectClass::Pure);
+    b.call().unwrap();
+    let (first, work) = b.work().unwrap();
+    b.fail(first, &work, Code::Unavailable);
+    b.remove(1 - first);
+    b.w.pass(200);
+    assert_eq!(b.take(first).unwrap().attempt, 2);
 }
 
 // requirement: CALL-RETRY
@@ -459,6 +473,21 @@ fn a_call_for_no_version_that_nobody_began_may_move_to_an_older_one() {
     b.remove(1);
     assert!(b.take(0).is_some() && b.take(0).is_none());
     assert_eq!(b.w.outcome(b.caller).0, Some(Code::ProviderUnavailable));
+}
+
+// requirement: CALL-VERSIONS, CALL-RETRY
+#[test]
+fn work_that_one_version_began_is_not_tried_by_another() {
+    let mut b = Broker::new(1, EffectClass::Pure);
+    b.join(&ProviderSpec {
+        version: "2",
+        ..spec("tool")
+    });
+    b.call().unwrap();
+    b.take(1).unwrap();
+    b.remove(1);
+    assert_eq!(b.w.outcome(b.caller).0, Some(Code::ProviderUnavailable));
+    assert!(b.take(0).is_none());
 }
 
 // -- versions and weights ---------------------------------------------------------------------------
