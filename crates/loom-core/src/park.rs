@@ -218,7 +218,10 @@ impl Core {
             let Some(sub) = self.subs.get_mut(target) else {
                 continue;
             };
-            if sub.class(env.qos) != Qos::Realtime && !sub.has_room(&env, &self.limits) {
+            if !sub.is_deaf()
+                && sub.class(env.qos) != Qos::Realtime
+                && !sub.has_room(&env, &self.limits)
+            {
                 sub.lagging = true;
                 self.todo.push_back(Todo::Unpark(target));
             }

@@ -26,7 +26,7 @@ impl World {
             Step::Close => self.close_one(),
             Step::Publish => self.publish(habits),
             Step::Request => self.request(habits),
-            Step::Invoke => self.invoke(),
+            Step::Invoke => self.invoke(habits),
             Step::Take => self.take_some(),
             Step::Finish => self.finish_some(),
             Step::Fail => self.fail_some(),
@@ -40,6 +40,8 @@ impl World {
             Step::Pass => self.pass_some(),
             Step::Misuse => self.misuse(),
             Step::Health => self.turn_health(),
+            Step::Mood => self.turn_mood(),
+            Step::Weigh => self.weigh(),
             Step::Check => self.check(),
             Step::Settle => self.settle(),
         }
@@ -79,12 +81,14 @@ impl World {
         let Some((lease, held)) = self.some_held(|_| true) else {
             return Ok(());
         };
-        let code = self.dice.pick(FAILURES).unwrap_or(Code::HandlerError);
-        if let (Taker::Provider(_), Some(call)) = (held.taker, held.call) {
-            self.end_if_over(call);
+        if held.job.is_some() {
+            return self.fail_work(lease, &held);
         }
+        let code = self.dice.pick(FAILURES).unwrap_or(Code::HandlerError);
         let open = held.call.is_some_and(|call| !self.waits.is_over(call));
-        let heard = self.core.fail(held.session, fault_of(lease, code), self.at);
+        let heard = self
+            .core
+            .fail(held.session, fault_of(lease, code, None), self.at);
         self.note(format!("fail {lease:?} {code:?} -> {heard:?}"));
         let Ok(heard) = heard else {
             return broken(
@@ -159,8 +163,16 @@ impl World {
                 self.end_somehow(lease)?;
                 self.look()?;
             }
-            if !moved && self.core.gauges().inbox == 0 {
+            let gauges = self.core.gauges();
+            if !moved && gauges.inbox == 0 && gauges.pausing == 0 {
                 return self.check_rest();
+            }
+            let pause = self.next.filter(|_| !moved);
+            if let Some(next) = pause.filter(|next| *next > self.at.now) {
+                self.pass(next.0 - self.at.now.0, true)?;
+                self.look()?;
+            } else if !moved {
+                self.tick()?;
             }
         }
         broken("SETTLES", "the work never ends")

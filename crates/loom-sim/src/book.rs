@@ -209,12 +209,20 @@ impl Book {
         };
         let mut members = event.targets.iter().flat_map(|target| &target.members);
         members.any(|member| {
-            self.subs.get(*member).is_some_and(|sub| {
-                sub.load.0 > items
-                    || sub.load.1 > bytes
-                    || (event.qos == Qos::Background && sub.waited)
-                    || sub.hears_engine()
-            })
+            self.subs
+                .get(*member)
+                .is_some_and(|sub| sub.load.0 > items || sub.load.1 > bytes || sub.hears_engine())
+                || self.is_awaited(*member, index)
+        })
+    }
+
+    /// Whether an offer before this one may wait for room there: nobody goes ahead of it.
+    fn is_awaited(&self, member: usize, index: usize) -> bool {
+        let mut before = self.events.iter().take(index);
+        before.any(|event| {
+            let waits = matches!(event.state, State::Parked | State::Unsure);
+            let mut members = event.targets.iter().flat_map(|target| &target.members);
+            waits && members.any(|other| *other == member)
         })
     }
 

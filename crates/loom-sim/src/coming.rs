@@ -1,16 +1,16 @@
 //! Coming and going: sessions, agents, streams and providers.
 
 use loom_core::{
-    AgentSpec, Code, DirectoryKind, EffectClass, Handle, Health, LeaseId, ProviderSpec, Qos,
-    SessionId,
+    AgentSpec, Code, DirectoryKind, Handle, Health, LeaseId, ProviderSpec, Qos, SessionId,
 };
 
-use crate::calls::CAPABILITIES;
+use crate::calls::{CAPABILITIES, NAMES, VERSIONS};
 use crate::event::{State, space_name};
+use crate::fuse::Breaker;
 use crate::habits::Habits;
 use crate::sub::Sub;
 use crate::trace::{Check, broken, ensure};
-use crate::waits::is_pure;
+use crate::work::effect_of;
 use crate::world::{Call, Peer, Provider, Taker, World};
 
 const FILTERS: &[&str] = &["a", "a.*", "a.>", "a.b", "b.>", "x.y", "x.*", "a.*.c", "b"];
@@ -196,23 +196,22 @@ impl World {
         }
         let (session, space) = (peer.id, peer.space);
         let capability = self.dice.word(CAPABILITIES);
-        let effect = if is_pure(capability) {
-            EffectClass::Pure
-        } else {
-            EffectClass::Unsafe
-        };
+        let version = self.dice.word(VERSIONS);
+        let name = self.dice.word(NAMES);
         let concurrency = self.dice.pick(&[1, 1, 2]).unwrap_or(1);
-        let info = self.draw_info();
+        let info = format!("{{\"n\":{}}}", self.takers.len());
         let spec = ProviderSpec {
             name: capability,
-            version: "1",
-            effect,
-            provider: "app",
+            version,
+            effect: effect_of(capability),
+            provider: name,
             concurrency,
             info: info.as_bytes(),
         };
         let handle = self.core.provide(session, &spec, self.at);
-        self.note(format!("provide {capability} at {session:?}"));
+        self.note(format!(
+            "provide {capability} {version} as {name} at {session:?}"
+        ));
         let Ok(handle) = handle else {
             return broken("BAD-INPUT", format!("a provider was refused: {handle:?}"));
         };
@@ -226,9 +225,14 @@ impl World {
             handle,
             space,
             capability,
+            version,
+            name,
             concurrency,
             live: true,
             health: Health::Up,
+            fails: self.dice.chance(25),
+            breaker: Breaker::new(),
+            deciding: None,
         });
         Ok(())
     }
@@ -270,20 +274,25 @@ impl World {
             return;
         };
         provider.live = false;
-        *self
-            .waits
-            .gone
-            .entry((provider.space, provider.capability))
-            .or_default() += 1;
+        provider.deciding = None;
+        let key = (provider.space, provider.capability);
+        *self.waits.gone.entry(key).or_default() += 1;
         let work = self
             .held
             .values()
             .filter(|held| held.taker == Taker::Provider(index));
-        let calls: Vec<_> = work.filter_map(|held| held.call).collect();
-        for call in calls {
-            self.waits
-                .end_unanswered(call, Code::ProviderUnavailable, told);
+        let jobs = work.filter_map(|held| held.job);
+        let mut jobs: Vec<usize> = jobs.collect();
+        jobs.retain(|job| {
+            let lease = self.jobs.get(*job).and_then(|job| job.lease);
+            let held = lease.and_then(|lease| self.held.get(&lease));
+            held.is_some_and(|held| held.taker == Taker::Provider(index))
+        });
+        jobs.dedup();
+        for job in jobs {
+            self.lose_work(job, told);
         }
+        self.blur(key);
     }
 
     pub(crate) fn close_one(&mut self) -> Check {
@@ -363,12 +372,7 @@ impl World {
                     self.book.ended += u64::from(done);
                     self.decline(&held);
                 }
-                Taker::Provider(_) => {
-                    if let Some(call) = held.call {
-                        self.waits
-                            .end_unanswered(call, Code::ProviderUnavailable, None);
-                    }
-                }
+                Taker::Provider(_) => {}
             }
         }
     }

@@ -29,6 +29,8 @@ pub(crate) enum Step {
     Pass,
     Misuse,
     Health,
+    Mood,
+    Weigh,
     Check,
     Settle,
 }
@@ -38,7 +40,13 @@ impl Step {
     const fn is_of_broker(self) -> bool {
         matches!(
             self,
-            Self::Provide | Self::Invoke | Self::Result | Self::Chunk | Self::Grant
+            Self::Provide
+                | Self::Invoke
+                | Self::Result
+                | Self::Chunk
+                | Self::Grant
+                | Self::Mood
+                | Self::Weigh
         )
     }
 }
@@ -67,6 +75,8 @@ const USUAL: &[(Step, u64)] = &[
     (Step::Pass, 12),
     (Step::Misuse, 3),
     (Step::Health, 3),
+    (Step::Mood, 1),
+    (Step::Weigh, 1),
     (Step::Check, 4),
     (Step::Settle, 1),
 ];
@@ -82,6 +92,7 @@ pub(crate) struct Habits {
     pub(crate) grouped: u64,
     pub(crate) many_causes: u64,
     pub(crate) watched: bool,
+    pub(crate) joined: u64,
 }
 
 impl Habits {
@@ -129,6 +140,7 @@ impl Habits {
                 0
             },
             watched: dice.chance(60),
+            joined: dice.between(0, 70),
         }
     }
 
@@ -147,6 +159,13 @@ impl Habits {
 
 /// Small limits, so that what is rare with the real ones is common.
 pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
+    // One run of three never ejects a provider.
+    let breaker_failures = dice.pick(&[usize::MAX, 1, 2, 3, 4, 6]).unwrap_or(1);
+    let breaker_calls = if breaker_failures == usize::MAX {
+        usize::MAX
+    } else {
+        dice.count(2, 8)
+    };
     Limits {
         queue_items: if dice.chance(20) {
             dice.count(7, 20)
@@ -165,10 +184,17 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         pending_calls: dice.count(4, 30),
         stream_chunks_max: dice.count(1, 5),
         topic_cache: dice.count(1, 8),
-        // The book of calls knows one attempt of each, and no ejection.
-        call_attempts: 1,
-        breaker_failures: usize::MAX,
-        breaker_calls: usize::MAX,
+        call_attempts: dice.count(1, 4),
+        retry_base_ms: dice.between(1, 40),
+        retry_percent: dice.count(0, 100),
+        retry_saved: dice.count(1, 5),
+        retry_start: dice.count(0, 3),
+        breaker_failures,
+        breaker_calls,
+        breaker_percent: dice.count(30, 90),
+        breaker_window_ms: dice.between(20, 1_000),
+        breaker_open_ms: dice.between(1, 100),
+        breaker_longest_seconds: 1,
         ..Limits::default()
     }
 }

@@ -50,9 +50,11 @@ impl World {
         if self.health(taker) == state {
             return Ok(());
         }
-        self.watch.fare(handle, state);
         match taker {
-            Taker::Sub(index) => self.put_agent(index, state),
+            Taker::Sub(index) => {
+                self.watch.fare(handle, token(state));
+                self.put_agent(index, state)
+            }
             Taker::Provider(index) => {
                 self.put_provider(index, state);
                 Ok(())
@@ -76,18 +78,24 @@ impl World {
         Ok(())
     }
 
-    /// What a quarantined provider has not begun ends.
+    /// What waits for a provider that is not up goes to another, waits while it restarts, or ends.
     fn put_provider(&mut self, index: usize, state: Health) {
         let Some(provider) = self.providers.get_mut(index) else {
             return;
         };
         provider.health = state;
         let key = (provider.space, provider.capability);
-        let queued = self.queued(key) > 0;
-        if state == Health::Quarantined {
-            self.seen
-                .note_if("provider quarantined with calls queued", queued);
+        let whole = provider.breaker.is_whole();
+        let jobs = self.jobs.iter();
+        let queued = jobs
+            .filter(|job| !job.over && job.lease.is_none() && (job.space, job.capability) == key)
+            .count();
+        let quarantined = state == Health::Quarantined && queued > 0;
+        self.seen
+            .note_if("provider quarantined with calls queued", quarantined);
+        if state != Health::Up || !whole {
             *self.waits.gone.entry(key).or_default() += 1;
+            self.blur(key);
         }
     }
 }

@@ -61,7 +61,7 @@ impl World {
             }
             Notice::Answer(call, delivery) => self.waits.hear(session, call, &delivery),
             Notice::Outcome(call, code, body) => self.read_outcome(session, call, code, &body),
-            Notice::Chunk(call, bytes) => self.waits.hear_chunk(session, call, &bytes),
+            Notice::Chunk(call, bytes) => self.hear_chunk(session, call, &bytes),
             Notice::Credit(lease, total) => {
                 self.seen.note("credit told to a provider");
                 let due = self.waits.credits_due.remove(&(session, lease, total));
@@ -76,7 +76,14 @@ impl World {
                     format!("{lease:?} was cancelled for no reason")
                 })
             }
-            Notice::Due(_) => broken("CALL-RETRY", "a call is tried again"),
+            Notice::Due(millis) => {
+                let bound = self.limits.retry_base_ms << self.limits.call_attempts;
+                let longest = bound.min(self.limits.retry_cap_seconds * 1_000) + 1;
+                self.seen.note("pause told to a caller");
+                ensure(millis <= longest, "CALL-RETRY", || {
+                    format!("a pause of {millis} ms, and {longest} is the longest")
+                })
+            }
             Notice::Accepted(ticket, receipt) => self.read_accepted(session, ticket, &receipt),
             Notice::Refused(ticket, error) => self.read_refused(session, ticket, &error),
         }
@@ -89,7 +96,8 @@ impl World {
         code: Option<Code>,
         body: &[u8],
     ) -> Check {
-        self.waits.end(session, call, (code, body), self.at.now)?;
+        self.waits.end(session, call, code, self.at.now)?;
+        self.check_served(call, code, body)?;
         let Some(wait) = self.waits.all.get_mut(&call) else {
             return Ok(());
         };

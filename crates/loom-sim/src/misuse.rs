@@ -43,7 +43,7 @@ impl World {
                 .err()
                 .map(|e| e.code),
             self.core
-                .fail(other, fault_of(lease, Code::ToolError), at)
+                .fail(other, fault_of(lease, Code::ToolError, None), at)
                 .err()
                 .map(|e| e.code),
             self.core
@@ -107,7 +107,7 @@ impl World {
             self.core.reply(session, reply_of(lease, 0), self.at),
             self.core.result(session, lease, tag(b'O', 0, 9), self.at),
             self.core
-                .fail(session, fault_of(lease, Code::ToolError), self.at),
+                .fail(session, fault_of(lease, Code::ToolError, None), self.at),
         ];
         self.note(format!("{session:?} uses past {lease:?} -> {heard:?}"));
         let none = heard.iter().all(|heard| !matches!(heard, Ok(true)));
@@ -117,10 +117,16 @@ impl World {
     }
 }
 
-pub(crate) fn fault_of(lease: LeaseId, code: Code) -> Fault<'static> {
+/// A fault; `said`, whether the same again may help.
+pub(crate) fn fault_of(lease: LeaseId, code: Code, said: Option<bool>) -> Fault<'static> {
+    let detail: &[u8] = match said {
+        None => b"{\"message\":\"no\"}",
+        Some(true) => b"{\"message\":\"no\",\"retry\":true}",
+        Some(false) => b"{\"message\":\"no\",\"retry\":false}",
+    };
     Fault {
         lease,
         code,
-        detail: b"{\"message\":\"no\"}",
+        detail,
     }
 }

@@ -26,9 +26,11 @@ impl World {
             }
             next = self.core.tick(self.at);
         }
+        self.next = next;
         self.end_due();
         let open = self.waits.all.values().filter(|wait| {
-            let begun = matches!(&wait.wanted, Wanted::Call(served) if served.taken);
+            let begun = matches!(&wait.wanted, Wanted::Call(served)
+                if self.jobs.get(served.job).is_some_and(|job| job.lease.is_some()));
             begun && !wait.is_over()
         });
         let first = open.map(|wait| wait.deadline).min();
@@ -44,10 +46,12 @@ impl World {
         for (call, wait) in &mut self.waits.all {
             if wait.deadline <= self.at.now {
                 wait.due = true;
-                due.push(*call);
+                due.push((wait.deadline, *call));
             }
         }
-        for call in due {
+        // Those due first end first.
+        due.sort_unstable();
+        for (_, call) in due {
             self.end_call(call, Code::Timeout);
         }
     }
@@ -63,11 +67,7 @@ impl World {
 
     /// A call ends without an answer of its provider.
     pub(crate) fn end_call(&mut self, call: CallId, code: Code) {
-        let lease = self.waits.served(call).and_then(|served| served.lease);
-        let provider = lease
-            .and_then(|lease| self.held.get(&lease))
-            .map(|held| held.session);
-        self.waits.end_unanswered(call, code, provider);
+        self.end_waiter(call, code);
     }
 
     /// Gives one answer to the engine, and does what follows from all that are answered in order.

@@ -145,26 +145,40 @@ impl World {
     pub(crate) fn circle(&self, from: &From, event: &Event) -> Circle {
         // Who is back from quarantine may have a lane that another member has by now.
         let shed = |at: usize| self.book.subs.get(at).is_some_and(|s| s.shed.is_some());
-        let mut unsure = event.is_spread(shed);
-        let mut next = from.turn.as_ref().map(|(lease, _)| *lease);
-        while let Some(held) = next.and_then(|lease| self.held.get(&lease)) {
+        let spread = event.is_spread(shed);
+        let first = from.turn.iter().map(|(lease, _)| (*lease, spread));
+        let mut next: Vec<(LeaseId, bool)> = first.collect();
+        let mut found = Circle::No;
+        while let Some((lease, unsure)) = next.pop() {
+            let Some(held) = self.held.get(&lease) else {
+                continue;
+            };
             if let Taker::Sub(index) = held.taker
                 && is_asked(index, held, event)
             {
-                return if unsure { Circle::Unsure } else { Circle::Yes };
+                if !unsure {
+                    return Circle::Yes;
+                }
+                found = Circle::Unsure;
             }
-            let serves = held.call.filter(|call| !self.waits.is_over(*call));
-            unsure |= held.answered || self.is_stream(held.taker);
-            let of_stream = held
-                .envelope
-                .reply_to
-                .filter(|_| self.is_stream(held.taker));
-            let wait = serves
-                .or(of_stream)
-                .and_then(|call| self.waits.all.get(&call));
-            next = wait.and_then(|wait| wait.parent);
+            let unsure = unsure || held.answered || self.is_stream(held.taker);
+            next.extend(self.parents(held).into_iter().map(|lease| (lease, unsure)));
         }
-        Circle::No
+        found
+    }
+
+    /// The turns that wait for what is done under a lease.
+    pub(crate) fn parents(&self, held: &Held) -> Vec<LeaseId> {
+        let job = held.job.and_then(|job| self.jobs.get(job));
+        let calls = job.map(|job| job.waiters.clone()).unwrap_or_default();
+        let asked = held.call.filter(|call| !self.waits.is_over(*call));
+        let of_stream = held
+            .envelope
+            .reply_to
+            .filter(|_| self.is_stream(held.taker));
+        let calls = calls.into_iter().chain(asked.or(of_stream));
+        let waits = calls.filter_map(|call| self.waits.all.get(&call));
+        waits.filter_map(|wait| wait.parent).collect()
     }
 
     pub(crate) fn is_stream(&self, taker: Taker) -> bool {

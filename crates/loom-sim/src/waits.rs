@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use loom_core::{CallId, Code, Delivery, Envelope, LeaseId, Nanos, SessionId};
 
-use crate::event::{Stamp, read_tag};
+use crate::event::read_tag;
 use crate::trace::{Check, broken, ensure};
+use crate::work::Ending;
 
 pub(crate) struct Wait {
     pub(crate) session: SessionId,
@@ -47,45 +48,10 @@ pub(crate) struct Asked {
     pub(crate) refused: bool,
 }
 
-/// How a call must end.
-pub(crate) type Ending = Option<Code>;
-
 pub(crate) struct Served {
-    pub(crate) number: usize,
-    pub(crate) sender: String,
-    pub(crate) stamp: Option<Stamp>,
-    pub(crate) space: usize,
-    pub(crate) capability: &'static str,
-    /// Providers of it that had gone when it began.
-    pub(crate) gone_before: u64,
-    pub(crate) lease: Option<LeaseId>,
-    pub(crate) taken: bool,
-    pub(crate) streamed: bool,
-    pub(crate) granted: u64,
-    pub(crate) sent: u64,
-    pub(crate) got: u64,
-    pub(crate) starved: bool,
-    /// How it must end, once that is decided.
-    pub(crate) ending: Option<Ending>,
-}
-
-impl Served {
-    pub(crate) fn is_pure(&self) -> bool {
-        is_pure(self.capability)
-    }
-
-    /// What an end without an answer means.
-    fn without_answer(&self, code: Code) -> Code {
-        if self.taken && !self.is_pure() {
-            Code::Indeterminate
-        } else {
-            code
-        }
-    }
-}
-
-pub(crate) fn is_pure(capability: &str) -> bool {
-    capability.starts_with("pure")
+    pub(crate) job: usize,
+    /// How it has ended, once that is certain: one of these.
+    pub(crate) ending: Vec<Ending>,
 }
 
 #[derive(Default)]
@@ -96,7 +62,7 @@ pub(crate) struct Waits {
     read: BTreeSet<usize>,
     pub(crate) cancels_due: BTreeSet<(SessionId, LeaseId)>,
     pub(crate) credits_due: BTreeSet<(SessionId, LeaseId, u64)>,
-    /// Providers that went, by namespace and capability.
+    /// How often providers of a capability gave up their queue, by namespace.
     pub(crate) gone: BTreeMap<(usize, &'static str), u64>,
 }
 
@@ -122,7 +88,7 @@ impl Wait {
                 let all = asked.replied + asked.declined >= asked.matched;
                 asked.cancelled || asked.replied >= asked.enough || (all && !asked.waiting)
             }
-            Wanted::Call(served) => served.ending.is_some(),
+            Wanted::Call(served) => !served.ending.is_empty(),
         };
         ended || self.told || self.gone || self.due
     }
@@ -140,30 +106,6 @@ impl Waits {
     /// Whether a call is certain to have ended; requests of which nothing is known have not.
     pub(crate) fn is_over(&self, call: CallId) -> bool {
         self.all.get(&call).is_none_or(Wait::is_over)
-    }
-
-    /// An answer of the provider ends a call.
-    pub(crate) fn answer(&mut self, call: CallId, ending: Ending) {
-        if let Some(served) = self.served(call)
-            && served.ending.is_none()
-        {
-            served.ending = Some(ending);
-            served.lease = None;
-        }
-    }
-
-    /// A call ends without an answer; its provider must be told, if it has begun and is there.
-    pub(crate) fn end_unanswered(&mut self, call: CallId, code: Code, provider: Option<SessionId>) {
-        let Some(served) = self.served(call) else {
-            return;
-        };
-        if served.ending.is_some() {
-            return;
-        }
-        served.ending = Some(Some(served.without_answer(code)));
-        if let Some((lease, provider)) = served.lease.zip(provider) {
-            self.cancels_due.insert((provider, lease));
-        }
     }
 
     pub(crate) fn hear(&mut self, session: SessionId, call: CallId, delivery: &Delivery) -> Check {
@@ -208,39 +150,12 @@ impl Waits {
         Ok(())
     }
 
-    pub(crate) fn hear_chunk(&mut self, session: SessionId, call: CallId, bytes: &[u8]) -> Check {
-        let Some(wait) = self.all.get_mut(&call) else {
-            return broken(
-                "STREAM-CREDIT",
-                format!("a chunk of {call:?}, which nobody made"),
-            );
-        };
-        let open = wait.session == session && !wait.told;
-        let Some(served) = wait.served() else {
-            return broken("STREAM-CREDIT", format!("a chunk of the request {call:?}"));
-        };
-        let number = read_tag(b'K', bytes);
-        let next = u64::try_from(number.unwrap_or(usize::MAX)) == Ok(served.got);
-        ensure(
-            open && next && served.got < served.granted,
-            "STREAM-CREDIT",
-            || {
-                format!(
-                    "chunk {number:?} of {call:?}: {} of {} read",
-                    served.got, served.granted
-                )
-            },
-        )?;
-        served.got += 1;
-        Ok(())
-    }
-
     /// Holds the one outcome of a call or request against what is known of it.
     pub(crate) fn end(
         &mut self,
         session: SessionId,
         call: CallId,
-        end: (Option<Code>, &[u8]),
+        code: Option<Code>,
         now: Nanos,
     ) -> Check {
         let Some(wait) = self.all.get_mut(&call) else {
@@ -255,19 +170,15 @@ impl Waits {
             || {
                 format!(
                     "{call:?} had a second outcome, or one at another session: {:?}",
-                    end.0
+                    code
                 )
             },
         )?;
         wait.told = true;
         let due = wait.deadline <= now;
         match &mut wait.wanted {
-            Wanted::Request(asked) => asked.check(call, end.0, due),
-            Wanted::Call(served) => {
-                let gone = self.gone.get(&(served.space, served.capability));
-                let gone = gone.copied().unwrap_or_default() > served.gone_before;
-                served.check(call, end, (due, gone))
-            }
+            Wanted::Request(asked) => asked.check(call, code, due),
+            Wanted::Call(_) => Ok(()),
         }
     }
 }
@@ -301,39 +212,5 @@ impl Asked {
                 })
             }
         }
-    }
-}
-
-impl Served {
-    fn check(&self, call: CallId, end: (Option<Code>, &[u8]), known: (bool, bool)) -> Check {
-        let (code, body) = end;
-        let (due, gone) = known;
-        let unserved = !self.taken
-            && ((due && code == Some(Code::Timeout))
-                || (gone && code == Some(Code::ProviderUnavailable)));
-        ensure(
-            self.ending == Some(code) || unserved,
-            "CALL-ONE-OUTCOME",
-            || {
-                format!(
-                    "call {call:?} ended with {code:?}, and should with {:?}",
-                    self.ending
-                )
-            },
-        )?;
-        let own = code.is_some() || read_tag(b'O', body) == Some(self.number);
-        ensure(own, "CALL-LATE", || {
-            format!("call {call:?} got the result of another one")
-        })?;
-        ensure(
-            code.is_some() || self.got == self.sent,
-            "STREAM-CREDIT",
-            || {
-                format!(
-                    "call {call:?} ended after {} of {} chunks",
-                    self.got, self.sent
-                )
-            },
-        )
     }
 }

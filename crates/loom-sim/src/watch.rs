@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use loom_core::{
-    DirectoryKind, Dropped, Envelope, Handle, Health, Nanos, Notice, Qos, Reason, SessionId, Stats,
+    DirectoryKind, Dropped, Envelope, Handle, Nanos, Notice, Qos, Reason, SessionId, Stats,
 };
 
 use crate::event::space_name;
-use crate::health::{half, token};
+use crate::health::half;
 use crate::trace::{Check, broken, ensure};
 use crate::world::World;
 
@@ -44,7 +44,7 @@ pub(crate) struct Stream {
 
 struct Entry {
     info: String,
-    health: Health,
+    health: String,
 }
 
 #[derive(Default)]
@@ -67,7 +67,7 @@ pub(crate) struct Watch {
 impl Entry {
     /// As the directory shows it: with its health, if it is an object.
     fn show(&self) -> String {
-        let health = token(self.health);
+        let health = &self.health;
         match self.info.strip_suffix('}') {
             Some(open) => format!("{open},\"health\":\"{health}\"}}"),
             None => self.info.clone(),
@@ -83,7 +83,7 @@ impl Watch {
         info: String,
     ) {
         let name = (name.0, name.1, name.2.to_owned());
-        let health = Health::Up;
+        let health = "up".to_owned();
         let entry = Entry { info, health };
         let shown = entry.show();
         let offered = self.entries.entry(name.clone()).or_default();
@@ -110,7 +110,8 @@ impl Watch {
         }
     }
 
-    pub(crate) fn fare(&mut self, handle: Handle, health: Health) {
+    /// An entry is shown so from now on.
+    pub(crate) fn fare(&mut self, handle: Handle, health: &str) {
         let Some(name) = self.find(handle) else {
             return;
         };
@@ -118,7 +119,10 @@ impl Watch {
         let Some(entry) = offered.and_then(|offered| offered.get_mut(&handle)) else {
             return;
         };
-        entry.health = health;
+        if entry.health == health {
+            return;
+        }
+        health.clone_into(&mut entry.health);
         let shown = entry.show();
         self.owe(&name, "changed", shown);
     }
@@ -222,6 +226,7 @@ impl World {
 
     /// Holds what the engine has said since the last look against what it had to say.
     pub(crate) fn look(&mut self) -> Check {
+        self.observe()?;
         let due = std::mem::take(&mut self.watch.due);
         if self.watch.streams.is_empty() {
             return Ok(());
@@ -302,13 +307,38 @@ impl World {
             // A short queue keeps the newest.
             let missed = due.len().saturating_sub(said.len());
             let told = missed == 0 || stream.blind == Some(self.at.now);
-            ensure(told && due.ends_with(&said), "DIRECTORY-EVENTS", || {
+            // What comes and goes within a step is told too.
+            let brief = prefix.ends_with("capability.") && due.iter().all(|one| said.contains(one));
+            let brief = brief
+                && said
+                    .iter()
+                    .all(|one| due.contains(one) || one.0.ends_with("changed"));
+            let same = due.ends_with(&said) || brief;
+            ensure(told && same, "DIRECTORY-EVENTS", || {
                 format!("said: {}; happened: {}", show_said(&said), show_said(&due))
             })?;
             let changed = due.iter().any(|(topic, _)| topic.ends_with("changed"));
             self.seen.note_if("directory told of a change", changed);
         }
         Ok(())
+    }
+
+    /// How the directory shows each provider.
+    pub(crate) fn shown_capabilities(&self) -> Vec<(Handle, String)> {
+        let kind = DirectoryKind::Capability;
+        let mut all = Vec::new();
+        for space in 0..2 {
+            let entries = self.watch.entries.iter();
+            let own = entries.filter(|((other, half, _), _)| (*other, *half) == (space, kind));
+            let handles = own.flat_map(|(_, offered)| offered.keys().copied());
+            let shown = self.core.directory(&space_name(space), kind);
+            all.extend(handles.zip(shown).map(|(handle, shown)| {
+                let shown = show_bytes(&shown);
+                let health = shown.rsplit('"').nth(1).unwrap_or_default();
+                (handle, health.to_owned())
+            }));
+        }
+        all
     }
 
     /// The directory lists who is there, and how each fares.

@@ -10,11 +10,13 @@ use loom_core::{
 
 use crate::book::Book;
 use crate::dice::Dice;
-use crate::event::{is_stamped, space_name};
+
+use crate::fuse::Breaker;
 use crate::seen::Seen;
 use crate::trace::{Check, Trace, broken, ensure};
-use crate::waits::{Waits, is_pure};
+use crate::waits::Waits;
 use crate::watch::Watch;
+use crate::work::{Budget, Job, Table};
 
 /// Who takes work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,9 +39,17 @@ pub(crate) struct Provider {
     pub(crate) handle: Handle,
     pub(crate) space: usize,
     pub(crate) capability: &'static str,
+    pub(crate) version: &'static str,
+    /// Who offers it.
+    pub(crate) name: &'static str,
     pub(crate) concurrency: usize,
     pub(crate) live: bool,
     pub(crate) health: Health,
+    /// Most of its calls fail.
+    pub(crate) fails: bool,
+    pub(crate) breaker: Breaker,
+    /// The call that decides whether it is well again.
+    pub(crate) deciding: Option<LeaseId>,
 }
 
 pub(crate) struct Peer {
@@ -62,8 +72,10 @@ pub(crate) struct Held {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) asked: bool,
     pub(crate) answered: bool,
-    /// The call it serves, or the request it was asked with.
+    /// The request it was asked with.
     pub(crate) call: Option<CallId>,
+    /// The job it is an attempt of.
+    pub(crate) job: Option<usize>,
 }
 
 /// A record that is with the log.
@@ -96,7 +108,11 @@ pub(crate) struct World {
     pub(crate) positions: BTreeMap<usize, Position>,
     pub(crate) log: Vec<Record>,
     pub(crate) log_end: u64,
-    pub(crate) calls_made: usize,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) budgets: BTreeMap<(usize, &'static str), Budget>,
+    pub(crate) tables: BTreeMap<(usize, &'static str), Table>,
+    /// When the engine wants to be told the time.
+    pub(crate) next: Option<Nanos>,
     pub(crate) watch: Watch,
     pub(crate) trace: Trace,
     pub(crate) seen: Seen,
@@ -123,7 +139,10 @@ impl World {
             positions: BTreeMap::new(),
             log: Vec::new(),
             log_end: 0,
-            calls_made: 0,
+            jobs: Vec::new(),
+            budgets: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            next: None,
             watch: Watch::default(),
             trace,
             seen: Seen::default(),
@@ -177,8 +196,8 @@ impl World {
             return Ok(false);
         };
         let held = done.and_then(|lease| self.held.get(&lease));
-        if let Some((Taker::Provider(_), Some(call))) = held.map(|held| (held.taker, held.call)) {
-            self.end_if_over(call);
+        if let Some(job) = held.and_then(|held| held.job) {
+            self.end_overdue(job);
         }
         let given = self.core.take(session, handle, done, self.at);
         self.note(format!("take {taker:?} {done:?} -> {}", show_taken(&given)));
@@ -223,9 +242,9 @@ impl World {
         let Some(lease) = delivery.lease else {
             return broken("LEASE-FENCED", "work came without a lease");
         };
-        let call = match taker {
-            Taker::Sub(index) => self.begin_turn(index, delivery)?,
-            Taker::Provider(index) => Some(self.begin_work(index, lease, delivery)?),
+        let (call, job) = match taker {
+            Taker::Sub(index) => (self.begin_turn(index, delivery)?, None),
+            Taker::Provider(index) => (None, Some(self.begin_work(index, lease, delivery)?)),
         };
         self.held.insert(
             lease,
@@ -236,6 +255,7 @@ impl World {
                 asked: delivery.asked,
                 answered: false,
                 call,
+                job,
             },
         );
         Ok(())
@@ -266,68 +286,6 @@ impl World {
         Ok(call)
     }
 
-    pub(crate) fn begin_work(
-        &mut self,
-        index: usize,
-        lease: LeaseId,
-        delivery: &Delivery,
-    ) -> Check<CallId> {
-        let env = &delivery.envelope;
-        let Some(provider) = self.providers.get(index) else {
-            return broken("SIM-BOOK", "the simulator lost a provider");
-        };
-        let (space, concurrency) = (provider.space, provider.concurrency);
-        let number = crate::event::read_tag(b'C', &env.payload);
-        let now = self.at.now;
-        let busy = self
-            .held
-            .values()
-            .filter(|held| held.taker == Taker::Provider(index))
-            .count();
-        ensure(busy < concurrency, "LANE-PARALLEL", || {
-            format!("a provider has {} calls of {concurrency}", busy + 1)
-        })?;
-        let found = self.waits.all.iter_mut().find_map(|(call, wait)| {
-            let (told, deadline) = (wait.told || wait.gone, wait.deadline);
-            let served = wait
-                .served()
-                .filter(|served| Some(served.number) == number)?;
-            Some((*call, told, deadline, served))
-        });
-        let Some((call, told, deadline, served)) = found else {
-            return broken("CALL-FOREIGN", format!("work came from nowhere: {env:?}"));
-        };
-        let open = !told && served.ending.is_none() && !served.taken && deadline > now;
-        ensure(open, "CALL-LATE", || {
-            format!("{call:?} was started twice or after its end")
-        })?;
-        let own = served.space == space
-            && *env.topic == *served.capability
-            && *env.origin.namespace == *space_name(space)
-            && env.deadline == Some(deadline);
-        ensure(own, "EVENT-NAMESPACE", || {
-            format!("{call:?} went to a provider of another")
-        })?;
-        let stamped = *env.origin.sender == *served.sender
-            && is_stamped(served.stamp.as_ref(), env)
-            && served.stamp.as_ref().is_none_or(|s| s.thread == env.thread);
-        ensure(stamped, "RUN-STAMPED", || {
-            format!("{call:?} of {} came as {env:?}", served.sender)
-        })?;
-        let work = delivery.work.as_ref();
-        let same = work.is_some_and(|work| {
-            work.streamed == served.streamed
-                && work.credit == served.granted
-                && work.effect.is_none() == is_pure(served.capability)
-        });
-        ensure(same, "STREAM-CREDIT", || {
-            format!("{call:?} was told {work:?}")
-        })?;
-        served.taken = true;
-        served.lease = Some(lease);
-        Ok(call)
-    }
-
     /// A lease ended by a take, or with an error.
     pub(crate) fn end_held(&mut self, lease: LeaseId, failed: Option<Code>) -> Check {
         let Some(held) = self.held.remove(&lease) else {
@@ -336,13 +294,7 @@ impl World {
         self.past.push(lease);
         match held.taker {
             Taker::Sub(index) => self.book.end_turn(index, lease, failed.is_some())?,
-            Taker::Provider(_) => {
-                if let Some(call) = held.call {
-                    self.waits
-                        .answer(call, Some(failed.unwrap_or(Code::CapabilityError)));
-                }
-                return Ok(());
-            }
+            Taker::Provider(_) => return self.end_unanswered(lease, &held),
         }
         self.decline(&held);
         Ok(())
