@@ -18,6 +18,7 @@ use crate::input::ProviderSpec;
 use crate::job::Stage;
 use crate::limits::Limits;
 use crate::notice::Notice;
+use crate::planted::Planted;
 use crate::retry::{Budget, Verdict, is_pressed, verdict};
 use crate::selection::Table;
 use crate::space::SpaceId;
@@ -456,12 +457,15 @@ impl Core {
         {
             return Err(no_version(name, version, capability));
         }
-        let table = found.tables.get(name);
+        let drained = self.has(Planted::DrainedChosen);
+        let many = self.has(Planted::ManyProbes);
+        let table = found.tables.get(name).filter(|_| !drained);
         for (version, release) in capability.wanted(asked.as_ref()) {
             let usable = release.providers.iter().copied().filter(|id| {
-                self.providers
-                    .get(*id)
-                    .is_some_and(|provider| provider.is_usable(table, at.now))
+                self.providers.get(*id).is_some_and(|provider| {
+                    let probes = many && provider.breaker.is_probing();
+                    probes || provider.is_usable(table, at.now)
+                })
             });
             let usable: Candidates = usable.collect();
             if !usable.is_empty() {
@@ -521,6 +525,9 @@ impl Core {
 
     /// Leaves those of the name whose turn it is by the selection table, if there is one.
     fn take_turns(&mut self, space: SpaceId, name: &Arc<str>, free: &mut Candidates) {
+        if self.has(Planted::WeightsIgnored) {
+            return;
+        }
         let providers = &self.providers;
         let Some(table) = self
             .spaces
@@ -669,7 +676,7 @@ impl Core {
                 .get(**other)
                 .is_some_and(|provider| !provider.breaker.is_closed())
         });
-        all == 1 || (ejected.count() + 1) * 2 <= all
+        all == 1 || self.has(Planted::AllEjected) || (ejected.count() + 1) * 2 <= all
     }
 }
 

@@ -246,6 +246,9 @@ impl Core {
     }
 
     pub(crate) fn forget_topic(&mut self, id: TopicId) {
+        if self.has(Planted::TopicKept) {
+            return;
+        }
         let Some(topic) = self.topics.fold(id) else {
             return;
         };
@@ -539,7 +542,10 @@ impl Core {
                 continue;
             }
             let lags = class == Qos::Batched && sub.lagging;
-            let room = lags || sub.admits(&plan.env, &self.limits);
+            let unshed = self.has(Planted::BackgroundUnshed);
+            let room = lags
+                || sub.admits(&plan.env, &self.limits)
+                || (unshed && sub.has_room(&plan.env, &self.limits));
             if room && sub.parked.is_empty() {
                 continue;
             }

@@ -224,9 +224,19 @@ impl Core {
         match self.calls.get(call).map(|pending| &pending.wanted) {
             Some(Wanted::Request(_)) => self.request_is_due(call),
             Some(Wanted::Call(_)) if self.has(Planted::ForgottenDeadline) => {}
+            Some(Wanted::Call(job)) if self.outlives(*job) => {}
             Some(Wanted::Call(_)) => self.end_call(call, Why::Timeout, at),
             None => {}
         }
+    }
+
+    /// A bug that the simulator asks for: who waits for the next attempt does so beyond its deadline.
+    fn outlives(&self, job: JobId) -> bool {
+        let again = self
+            .jobs
+            .get(job)
+            .is_some_and(crate::job::Job::is_tried_again);
+        again && self.has(Planted::RetryOutlives)
     }
 
     /// Does what follows from the steps of this call.

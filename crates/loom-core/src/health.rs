@@ -88,6 +88,8 @@ impl Core {
             return Err(Error::invalid("handle", "a stream has no state to set"));
         }
         if hears && state == Health::Quarantined {
+            let (space, handle, name) = (sub.space, sub.handle, sub.name.clone());
+            self.set_health(space, DirectoryKind::Agent, (&name, handle), state);
             return Ok(());
         }
         let was = std::mem::replace(&mut sub.health, state);

@@ -81,6 +81,11 @@ impl Job {
         matches!(self.stage, Stage::Pausing(_))
     }
 
+    /// An attempt has failed, and the next has not begun.
+    pub(crate) const fn is_tried_again(&self) -> bool {
+        self.attempt > 0 && !matches!(self.stage, Stage::Leased(_))
+    }
+
     fn wish(&self) -> Wish<'_> {
         Wish {
             space: self.space,
@@ -261,7 +266,7 @@ impl Core {
             let message = format!("a call with this key is in flight, {what}");
             Err(Error::new(Code::Conflict, message).field("key"))
         };
-        if job.env.payload != invoke.payload {
+        if job.env.payload != invoke.payload && !self.has(Planted::OtherArguments) {
             return conflict("with other arguments");
         }
         if job.credit.is_some() || invoke.credit > 0 {
@@ -588,7 +593,8 @@ impl Core {
         let begun = job.credit.is_some_and(|credit| credit.is_begun());
         let may = !begun
             && (job.attempt as usize) < self.limits.call_attempts
-            && is_repeatable(job.effect, job.env.key.is_some())
+            && (is_repeatable(job.effect, job.env.key.is_some())
+                || self.has(Planted::UnsafeRetried))
             && may_pass(code, detail);
         if !may {
             return None;
@@ -596,12 +602,14 @@ impl Core {
         let until = at
             .now
             .plus(pause(job.attempt, detail, &self.limits, &mut self.jitter));
-        if job.env.deadline <= Some(until) || !self.is_reachable(&job.wish(), until) {
+        let late = job.env.deadline <= Some(until) && !self.has(Planted::RetryOutlives);
+        let free = self.has(Planted::BudgetIgnored);
+        if late || !self.is_reachable(&job.wish(), until) {
             return None;
         }
         let found = self.spaces.get_mut(job.space.0 as usize)?;
         let capability = found.capabilities.get_mut(&job.env.topic)?;
-        capability.budget.spend().then_some(until)
+        (capability.budget.spend() || free).then_some(until)
     }
 
     pub(crate) fn attempt_is_due(&mut self, id: JobId, at: Moment) {
@@ -637,6 +645,7 @@ impl Core {
 
     /// Ends one call without an answer; with the last of its calls the job goes.
     pub(crate) fn end_call(&mut self, call: CallId, why: Why, at: Moment) {
+        let forgets = self.has(Planted::FollowerForgotten) && why == Why::Cancelled;
         let Some(pending) = self.close_pending(call) else {
             return;
         };
@@ -651,7 +660,7 @@ impl Core {
             Why::Cancelled => (Code::Cancelled, "its caller cancelled it"),
         };
         let (code, detail) = without_answer(job, code, said);
-        job.waiters.retain(|other| *other != call);
+        job.waiters.retain(|other| *other != call && !forgets);
         let about = About {
             version: Arc::clone(&job.version),
             provider: job.provider,

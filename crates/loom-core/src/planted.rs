@@ -51,12 +51,36 @@ pub enum Planted {
     HealthUntold,
     /// A quarantined agent hears on.
     QuarantinedHears,
+    /// Whatever the effect of a call, it is tried again.
+    UnsafeRetried,
+    /// A call is tried again after its deadline.
+    RetryOutlives,
+    /// Retries cost nothing.
+    BudgetIgnored,
+    /// A half-open provider is given every call.
+    ManyProbes,
+    /// All providers may be ejected.
+    AllEjected,
+    /// With the first who waits all who have joined are forgotten.
+    FollowerForgotten,
+    /// A call joins one with other arguments.
+    OtherArguments,
+    /// A provider of weight 0 is chosen.
+    DrainedChosen,
+    /// Weights are read as 1.
+    WeightsIgnored,
+    /// Events of a run are not counted.
+    RunUncounted,
+    /// No topic is forgotten.
+    TopicKept,
+    /// Background may fill a queue as batched may.
+    BackgroundUnshed,
 }
 
 impl Planted {
     /// All of them.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 34] = [
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,
@@ -79,6 +103,18 @@ impl Planted {
         Self::LaneStarves,
         Self::HealthUntold,
         Self::QuarantinedHears,
+        Self::UnsafeRetried,
+        Self::RetryOutlives,
+        Self::BudgetIgnored,
+        Self::ManyProbes,
+        Self::AllEjected,
+        Self::FollowerForgotten,
+        Self::OtherArguments,
+        Self::DrainedChosen,
+        Self::WeightsIgnored,
+        Self::RunUncounted,
+        Self::TopicKept,
+        Self::BackgroundUnshed,
     ];
 }
 

@@ -40,7 +40,10 @@ impl World {
             Step::Pass => self.pass_some(),
             Step::Misuse => self.misuse(),
             Step::Health => self.turn_health(),
-            Step::Mood => self.turn_mood(),
+            Step::Mood => {
+                self.turn_mood();
+                Ok(())
+            }
             Step::Weigh => self.weigh(),
             Step::Check => self.check(),
             Step::Settle => self.settle(),

@@ -18,6 +18,8 @@ pub(crate) struct Book {
     pub(crate) subs: Vec<Sub>,
     pub(crate) events: Vec<Event>,
     beat: u64,
+    /// When events of each run were published, those that began one aside, and how many were offered.
+    pub(crate) runs: BTreeMap<u128, Vec<(Nanos, bool)>>,
     /// Turns that ended, of all there ever were.
     pub(crate) ended: u64,
     lines: BTreeMap<Line, usize>,
@@ -216,6 +218,79 @@ impl Book {
         })
     }
 
+    /// Background may fill half of a queue: where an event went that is background, no more than that is queued.
+    pub(crate) fn check_half(
+        &self,
+        index: usize,
+        rows: &[AuditedSubscription],
+        limits: &Limits,
+    ) -> Check {
+        let Some(event) = self.events.get(index) else {
+            return Ok(());
+        };
+        let half = limits.queue_items.div_ceil(2);
+        for target in event
+            .targets
+            .iter()
+            .filter(|target| target.members.len() == 1)
+        {
+            let sub = target
+                .members
+                .first()
+                .and_then(|member| self.subs.get(*member));
+            let Some(sub) = sub.filter(|sub| !sub.lossy && sub.listens()) else {
+                continue;
+            };
+            let space = space_name(sub.space);
+            let mut rows = rows.iter();
+            let row = rows.find(|row| row.name == sub.name && row.namespace == space);
+            ensure(
+                row.is_none_or(|row| row.walked_queued <= half),
+                "QOS-BACKGROUND",
+                || format!("event {index} is background, and {half} are half: {row:?}"),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// A run publishes so much in half a window at most, and is refused only after so much in a whole one.
+    pub(crate) fn count_run(
+        &mut self,
+        run: u128,
+        taken: (bool, bool),
+        now: Nanos,
+        limits: &Limits,
+    ) -> Check {
+        let (accepted, refused) = taken;
+        let all = self.runs.entry(run).or_default();
+        all.push((now, accepted));
+        let since = |millis: u64| Nanos(now.0.saturating_sub(Nanos(0).plus_millis(millis).0));
+        let half = since(limits.run_window_ms / 2);
+        // The window moves by halves, and a half may last as long as the whole.
+        let whole = since(limits.run_window_ms * 2);
+        let fresh = all
+            .iter()
+            .filter(|(at, accepted)| *at > half && *accepted)
+            .count();
+        let offered = all.iter().filter(|(at, _)| *at >= whole).count();
+        ensure(fresh <= limits.run_events, "RUN-BOUNDED", || {
+            format!(
+                "a run published {fresh} events in half a window, {} is the most",
+                limits.run_events
+            )
+        })?;
+        ensure(
+            !refused || offered > limits.run_events,
+            "RUN-BOUNDED",
+            || {
+                format!(
+                    "a run was refused after {offered} events of {}",
+                    limits.run_events
+                )
+            },
+        )
+    }
+
     /// Whether an offer before this one may wait for room there: nobody goes ahead of it.
     fn is_awaited(&self, member: usize, index: usize) -> bool {
         let mut before = self.events.iter().take(index);
@@ -345,7 +420,9 @@ impl Book {
         self.unload(index, Some(group));
         let shed = self.sub(member)?.shed;
         let event = self.event(index)?;
-        let lost = event.placed.is_some_and(|placed| shed > Some(placed));
+        let mut targets = event.targets.iter();
+        let shared = targets.any(|t| t.group == group && t.members.len() > 1);
+        let lost = !shared && event.placed.is_some_and(|placed| shed > Some(placed));
         ensure(!lost, "HEALTH-QUARANTINED", || {
             format!("event {index} was queued before {group} was quarantined, and came after")
         })?;

@@ -248,7 +248,7 @@ impl World {
         false
     }
 
-    fn rows<'a>(&self, draft: &Draft, all: &'a [CapabilityStats]) -> Vec<&'a CapabilityStats> {
+    fn rows<'a>(draft: &Draft, all: &'a [CapabilityStats]) -> Vec<&'a CapabilityStats> {
         let namespace = space_name(draft.from.space);
         let own = all.iter().filter(|row| {
             row.namespace == namespace
@@ -284,7 +284,7 @@ impl World {
         if !known {
             return Outlook::Unknown;
         }
-        let rows = self.rows(draft, all);
+        let rows = Self::rows(draft, all);
         for version in VERSIONS.iter().rev() {
             let Some(row) = rows.iter().find(|row| row.version == *version) else {
                 continue;
@@ -336,12 +336,12 @@ impl World {
             both.find(|(old, new)| new.outstanding > old.outstanding)
                 .map(|(old, _)| old)
         };
-        let (old, new) = (self.rows(draft, before), self.rows(draft, after));
+        let (old, new) = (Self::rows(draft, before), Self::rows(draft, after));
         let chosen = old.iter().zip(&new).find_map(|(old, new)| more(old, new));
         let chosen = chosen.and_then(|chosen| candidates.iter().find(|c| c.index == chosen.index));
         let Some(chosen) = chosen else {
             return broken(
-                "CALL-SELECT",
+                "CALL-PROVIDERS",
                 format!("{} went to nobody who could be chosen", told()),
             );
         };
@@ -361,7 +361,7 @@ impl World {
             .iter()
             .filter(|c| !weighed || c.name == chosen.name);
         let least = rivals.map(|c| c.outstanding).min();
-        ensure(least == Some(chosen.outstanding), "CALL-SELECT", || {
+        ensure(least == Some(chosen.outstanding), "CALL-PROVIDERS", || {
             format!("{} went to {chosen:?} of {candidates:?}", told())
         })?;
         self.seen

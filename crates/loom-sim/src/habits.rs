@@ -184,6 +184,12 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         pending_calls: dice.count(4, 30),
         stream_chunks_max: dice.count(1, 5),
         topic_cache: dice.count(1, 8),
+        run_events: if dice.chance(25) {
+            dice.count(2, 12)
+        } else {
+            100_000
+        },
+        run_window_ms: dice.between(20, 5_000),
         call_attempts: dice.count(1, 4),
         retry_base_ms: dice.between(1, 40),
         retry_percent: dice.count(0, 100),

@@ -157,6 +157,14 @@ impl World {
             "offer {index} {} {topic} {qos:?} {offer:?}",
             from.sender
         ));
+        let refused = offer
+            .as_ref()
+            .is_err_and(|error| error.limit == Some("run_events"));
+        let accepted = matches!(
+            offer,
+            Ok(Offer::Done(_) | Offer::Parked(_) | Offer::Logging(..))
+        );
+        self.count_run(&from, (accepted, refused))?;
         match offer {
             Ok(Offer::NoRoom) => {
                 self.seen.note("eager publish found no room");
@@ -175,6 +183,7 @@ impl World {
                 let full = self.book.may_be_full(index, &self.limits);
                 let meant = match error.limit {
                     Some("hops") => over,
+                    Some("run_events") => true,
                     Some("queue_items") => qos != Qos::Realtime && full,
                     Some("parked_offers") => qos != Qos::Realtime,
                     _ => false,
@@ -189,6 +198,16 @@ impl World {
         }
     }
 
+    /// What follows from a turn counts for its run.
+    pub(crate) fn count_run(&mut self, from: &From, taken: (bool, bool)) -> Check {
+        self.seen.note_if("run refused", taken.1);
+        let Some((_, held)) = &from.turn else {
+            return Ok(());
+        };
+        self.book
+            .count_run(held.envelope.run, taken, self.at.now, &self.limits)
+    }
+
     pub(crate) fn offered(&mut self, index: usize, session: SessionId, offer: Offer) -> Check {
         let known = self.book.event(index)?;
         let (qos, durable, matched) = (known.qos, known.durable, known.targets.len());
@@ -199,7 +218,12 @@ impl World {
                     format!("event {index} matched {receipt:?}, and should {matched}")
                 })?;
                 self.book.event(index)?.id = Some(receipt.id);
-                self.book.apply(index, true)
+                self.book.apply(index, true)?;
+                if qos == Qos::Background {
+                    let rows = self.core.audit().subscriptions;
+                    self.book.check_half(index, &rows, &self.limits)?;
+                }
+                Ok(())
             }
             Offer::Parked(ticket) => {
                 self.seen.note("batched publish parked");

@@ -36,10 +36,11 @@ impl World {
             _ => self.dice.between(60, 5_000),
         };
         let own = self.at.now.plus_millis(timeout);
-        let turn = from
-            .turn
-            .as_ref()
-            .and_then(|(_, held)| held.envelope.deadline);
+        let turn = from.turn.as_ref().and_then(|(_, held)| {
+            // One who waits longer may have joined since the work began.
+            let job = held.job.and_then(|job| self.jobs.get(job));
+            job.map(|job| job.deadline).or(held.envelope.deadline)
+        });
         (timeout, turn.map_or(own, |turn| turn.min(own)))
     }
 
@@ -84,6 +85,10 @@ impl World {
             "request {index} {} {topic} {first_k} -> {call:?}",
             from.sender
         ));
+        let refused = call
+            .as_ref()
+            .is_err_and(|error| error.limit == Some("run_events"));
+        self.count_run(&from, (call.is_ok(), refused))?;
         match call {
             Ok(call) => {
                 let waiting = outlook.responders == 0;
@@ -128,7 +133,7 @@ impl World {
         let meant = match (error.code, error.limit) {
             (Code::Exhausted, Some("hops")) => outlook.over,
             (Code::Exhausted, Some("queue_items")) => full,
-            (Code::Exhausted, Some("parked_offers" | "pending_calls")) => true,
+            (Code::Exhausted, Some("parked_offers" | "pending_calls" | "run_events")) => true,
             (Code::Unavailable, _) => outlook.responders == 0 && !outlook.wait,
             (Code::Deadlock, _) => outlook.circle != Circle::No,
             _ => false,
@@ -161,7 +166,9 @@ impl World {
                 }
                 found = Circle::Unsure;
             }
-            let unsure = unsure || held.answered || self.is_stream(held.taker);
+            let job = held.job.and_then(|job| self.jobs.get(job));
+            let adrift = job.is_some_and(|job| job.lease.is_none());
+            let unsure = unsure || held.answered || adrift || self.is_stream(held.taker);
             next.extend(self.parents(held).into_iter().map(|lease| (lease, unsure)));
         }
         found

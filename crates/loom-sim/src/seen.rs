@@ -4,6 +4,23 @@ use std::collections::BTreeMap;
 
 /// Rare states by name.
 pub const RARE: &[&str] = &[
+    "call chosen among several",
+    "call chosen by weight",
+    "call joined one in flight",
+    "call lost with its provider may be tried again",
+    "call refused, nobody is usable",
+    "call that waits for itself refused",
+    "call tried again",
+    "half-open probe failed",
+    "half-open probe went well",
+    "join whose leader left",
+    "join with other arguments refused",
+    "pause told to a caller",
+    "provider ejected",
+    "retry that succeeded",
+    "retry without budget",
+    "run refused",
+    "topic forgotten, its counts kept",
     "agent quarantined with turns open",
     "agent released from quarantine",
     "agent restarting",

@@ -78,7 +78,7 @@ impl World {
         })?;
         let version = job.asked.is_none_or(|asked| asked == provider.version)
             && job.version.is_none_or(|begun| begun == provider.version);
-        ensure(version, "CALL-VERSION", || {
+        ensure(version, "CALL-VERSIONS", || {
             format!(
                 "job {at} asked for {:?}, began with {:?} and came to {:?}",
                 job.asked, job.version, provider.version
@@ -127,7 +127,7 @@ impl World {
         let ids = (delivery.envelope.id, work.effect);
         ensure(
             job.ids.is_none_or(|known| known == ids),
-            "CALL-EFFECT",
+            "CALL-RETRY",
             || format!("job {at} was {:?} and is {ids:?}", job.ids),
         )
     }
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// A provider begins to fail, or does well again.
-    pub(crate) fn turn_mood(&mut self) -> Check {
+    pub(crate) fn turn_mood(&mut self) {
         let live = self.providers.iter().enumerate().filter(|(_, p)| p.live);
         let live: Vec<usize> = live.map(|(at, _)| at).collect();
         if let Some(at) = self.dice.pick(&live)
@@ -186,7 +186,6 @@ impl World {
         {
             provider.fails = !provider.fails;
         }
-        Ok(())
     }
 
     pub(crate) fn give_result(&mut self, lease: LeaseId, held: &Held) -> Check {
@@ -320,8 +319,8 @@ impl World {
             || format!("job {at} failed with {code:?}, retried {retried}, budget {budget:?}");
         ensure(!retried || (allowed && open), "CALL-RETRY", told)?;
         ensure(!retried || budget.high >= 100, "CALL-BUDGET", told)?;
-        let must = allowed && timely && reachable && budget.low >= 100;
-        ensure(retried || !must, "CALL-RETRY", told)?;
+        let due = allowed && timely && reachable && budget.low >= 100;
+        ensure(retried || !due, "CALL-RETRY", told)?;
         self.seen.note_if(
             "retry without budget",
             !retried && allowed && timely && budget.high < 100,
@@ -452,7 +451,10 @@ impl World {
         if !job.waiters.contains(&call) {
             return;
         }
+        let led = job.waiters.first() == Some(&call);
         job.waiters.retain(|other| *other != call);
+        let left = led && !job.waiters.is_empty() && code == Code::Cancelled;
+        self.seen.note_if("join whose leader left", left);
         let gone = self.waits.gone.get(&(job.space, job.capability));
         let mut endings = job.may_end(gone.copied().unwrap_or_default());
         endings.push(Some(job.without_answer(code)));

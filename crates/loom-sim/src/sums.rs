@@ -33,6 +33,16 @@ impl World {
             stats.topics.iter().map(|row| row.published).sum(),
         ];
         ensure(published == [events.published; 2], "STATS-QOS", told)?;
+        ensure(
+            stats.topics_cached <= self.limits.topic_cache,
+            "BOUNDED",
+            || {
+                format!(
+                    "{} topics are known of {}",
+                    stats.topics_cached, self.limits.topic_cache
+                )
+            },
+        )?;
         let ended = self.book.ended + self.watch.ended;
         ensure(events.delivered == ended, "STATS-QOS", || {
             format!("{ended} turns have ended: {}", told())

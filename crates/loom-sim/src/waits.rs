@@ -167,12 +167,7 @@ impl Waits {
         ensure(
             !wait.told && wait.session == session,
             "CALL-ONE-OUTCOME",
-            || {
-                format!(
-                    "{call:?} had a second outcome, or one at another session: {:?}",
-                    code
-                )
-            },
+            || format!("{call:?} had a second outcome, or one at another session: {code:?}"),
         )?;
         wait.told = true;
         let due = wait.deadline <= now;

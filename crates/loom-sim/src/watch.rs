@@ -307,13 +307,13 @@ impl World {
             // A short queue keeps the newest.
             let missed = due.len().saturating_sub(said.len());
             let told = missed == 0 || stream.blind == Some(self.at.now);
-            // What comes and goes within a step is told too.
-            let brief = prefix.ends_with("capability.") && due.iter().all(|one| said.contains(one));
-            let brief = brief
-                && said
-                    .iter()
-                    .all(|one| due.contains(one) || one.0.ends_with("changed"));
-            let same = due.ends_with(&said) || brief;
+            // Of a provider, what comes and goes within a step is told too.
+            let provider = prefix.ends_with("capability.");
+            let extra = said.iter().filter(|one| !due.contains(one));
+            let brief = due.iter().all(|one| said.contains(one))
+                && extra.into_iter().all(|one| one.0.ends_with("changed"));
+            let blind = stream.blind == Some(self.at.now);
+            let same = due.ends_with(&said) || (provider && (brief || blind));
             ensure(told && same, "DIRECTORY-EVENTS", || {
                 format!("said: {}; happened: {}", show_said(&said), show_said(&due))
             })?;

@@ -16,6 +16,7 @@ pub(crate) struct Lapse {
     pub(crate) passes: bool,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct Job {
     pub(crate) number: usize,
     pub(crate) space: usize,
