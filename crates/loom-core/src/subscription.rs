@@ -66,7 +66,9 @@ impl Subscription {
     pub(crate) fn has_room(&self, env: &Envelope, limits: &Limits) -> bool {
         let reserve = limits.queue_items / 8;
         let fleeting = env.qos == Qos::Realtime && !self.lossy;
-        if fleeting && self.lanes.items_of(Qos::Realtime) < reserve {
+        // What was logged had its room before, and realtime may have come in between.
+        let logged = env.position.is_some();
+        if logged || (fleeting && self.lanes.items_of(Qos::Realtime) < reserve) {
             let bytes = limits.queue_bytes + limits.queue_bytes / 8;
             return self.fits(env, limits.queue_items + reserve, bytes);
         }
