@@ -198,6 +198,7 @@ class Session:
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
     # 0 up, 1 restarting (its queue fills, nothing is taken), 2 quarantined (it hears nothing)
     def set_state(self, handle: int, state: int, /) -> None: ...
+    def turns_done(self, handle: int, /) -> int: ...  # of an agent: turns that went well
     # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
     # it. It writes this session's own fd where it put something into the inbox.

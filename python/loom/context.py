@@ -346,8 +346,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
         ``timeout`` in seconds, by default what the capability declares. A ``key`` names what the
         call is for: while one is under way, another with that key and the same arguments joins it,
-        and a keyed call may be tried again whatever its effect. ``version`` of a name is by default
-        the newest that somebody can serve.
+        and a keyed call is tried again after a refusal, whatever its effect. ``version`` of a name
+        is by default the newest that somebody can serve.
 
         Raises:
             NotFound: no capability of that name, or not that version of it.

@@ -344,11 +344,11 @@ async def test_a_function_that_its_module_knows_as_another_is_refused_at_the_sta
 
 
 @pytest.mark.requirement("ISOLATION-SURVIVES")
-@pytest.mark.parametrize("way", ["script", "module", "loom run"])
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("way", "loop"),
+    [("script", "asyncio"), ("script", "uvloop"), ("module", "asyncio"), ("loom run", "asyncio")],
+)
 def test_a_program_of_one_file_can_have_processes(way: str, loop: str, tmp_path: Path) -> None:
-    if loop == "uvloop" and way != "script":
-        pytest.skip("once is enough")
     (tmp_path / "program.py").write_text(
         textwrap.dedent(f"""
             import asyncio, os, {loop} as policy

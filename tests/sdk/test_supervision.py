@@ -138,6 +138,27 @@ async def test_five_errors_within_a_minute_are_a_crash_and_meant_ones_are_none()
     assert "hunter2" not in "".join(told)
 
 
+@pytest.mark.requirement("CRASH-RESTART")
+async def test_a_busy_agent_that_fails_now_and_then_goes_on() -> None:
+    app = loom.App("busy")
+
+    @app.agent("worker", topics=["job"])
+    async def worker(ctx: loom.Context, event: loom.Event[int]) -> None:
+        if event.data % 10 == 0:
+            raise ValueError
+
+    async with Harness(app) as h:
+        for number in range(500):
+            await h.ctx.emit("job", number)
+        await h.idle()
+        assert agent_of(h, "worker") == {"health": "up", "crashes": 0, "restarts": 0}
+        for _ in range(5):
+            await h.ctx.emit("job", 0)
+        await h.advance(0.1)
+        assert agent_of(h, "worker")["crashes"] == 1
+
+
+@pytest.mark.requirement("CRASH-RESTART")
 async def test_data_that_does_not_fit_never_crashes_an_agent() -> None:
     app = loom.App("misfits")
 

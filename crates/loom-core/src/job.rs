@@ -591,9 +591,10 @@ impl Core {
         let (code, detail) = failure;
         let job = self.jobs.get(id)?;
         let begun = job.credit.is_some_and(|credit| credit.is_begun());
+        let unknown = job.unknown || code == Code::Timeout;
         let may = !begun
             && (job.attempt as usize) < self.limits.call_attempts
-            && (is_repeatable(job.effect, job.env.key.is_some())
+            && (is_repeatable(job.effect, job.env.key.is_some(), unknown)
                 || self.has(Planted::UnsafeRetried))
             && may_pass(code, detail);
         if !may {

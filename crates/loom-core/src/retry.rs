@@ -6,9 +6,10 @@ use crate::ident::Ids;
 use crate::limits::Limits;
 use crate::time::Nanos;
 
-/// Whether doing the work once more does no harm: nothing, or the same, happens outside, or who does it can tell.
-pub(crate) const fn is_repeatable(effect: EffectClass, keyed: bool) -> bool {
-    keyed || matches!(effect, EffectClass::Pure | EffectClass::Idempotent)
+/// Whether doing the work once more does no harm: nothing, or the same, happens outside. A key lets other work be done once
+/// more where it is known that it was not done: a key alone makes no charge twice, and no lost one sure.
+pub(crate) const fn is_repeatable(effect: EffectClass, keyed: bool, unknown: bool) -> bool {
+    matches!(effect, EffectClass::Pure | EffectClass::Idempotent) || (keyed && !unknown)
 }
 
 /// Whether the error of an attempt may be gone with the next one.

@@ -52,6 +52,18 @@ impl Core {
         Ok(delivery)
     }
 
+    /// How many turns of an agent have gone well so far.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle of another session; `INVALID_PARAMS` for one that is no agent.
+    pub fn turns_done(&self, session: SessionId, handle: Handle) -> Result<u64> {
+        let Kind::Subscription(sub) = self.registration(session, handle)?.kind else {
+            return Err(Error::invalid("handle", "only an agent has turns"));
+        };
+        let total = self.subs.get(sub).map(|sub| sub.books.total());
+        Ok(total.map_or(0, |total| total.delivered - total.failed))
+    }
+
     /// Ends a lease well. The handle whose work is taken next needs no announcement of it.
     fn finish(&mut self, session: SessionId, id: LeaseId, taker: Kind, at: Moment) -> Result<()> {
         let Some(lease) = self.leases.get(id) else {

@@ -207,7 +207,8 @@ fn what_is_tried_again_depends_on_the_effect_the_key_and_the_code() {
                 b.make(Invoke { key, ..invoke }).unwrap();
                 let (at, work) = b.work().unwrap();
                 b.fail(at, &work, code);
-                let repeats = keyed || effect <= EffectClass::Idempotent;
+                let unknown = matches!(code, Code::Timeout | Code::Indeterminate);
+                let repeats = effect <= EffectClass::Idempotent || (keyed && !unknown);
                 let expected = repeats && may_pass.contains(&code);
                 assert_eq!(b.retried() == 1, expected, "{effect:?} {keyed} {code:?}");
                 assert_eq!(b.w.seen(b.caller).outcomes.is_empty(), expected);

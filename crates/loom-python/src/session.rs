@@ -185,6 +185,11 @@ impl Session {
         self.step(|core, at| core.remove(self.id, Handle(handle), at))
     }
 
+    #[pyo3(signature = (handle, /))]
+    fn turns_done(&self, handle: u64) -> PyResult<u64> {
+        self.step(|core, _| core.turns_done(self.id, Handle(handle)))
+    }
+
     #[pyo3(signature = (handle, state, /))]
     fn set_state(&self, handle: u64, state: u8) -> PyResult<()> {
         let state = Health::from_number(state).map_err(crate::convert::refuse)?;

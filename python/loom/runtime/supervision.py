@@ -2,13 +2,15 @@
 
 A crash is ``on_start`` raising, an exception out of a handler that is no ``Exception`` and no
 cancellation (SystemExit, say), or ``crash_errors`` errors of handlers within
-``crash_window_seconds``. What a handler raises on purpose, a LoomError, is none of these: it is an
-answer. After a crash the agent takes nothing, its turns end, a new object is made and started after
-a pause; crashes in a row make the pause longer, and too many put the agent into quarantine.
+``crash_window_seconds`` between which fewer turns went well. What a handler raises on purpose, a
+LoomError, is none of these: it is an answer. After a crash the agent takes nothing, its turns end,
+a new object is made and started after a pause; crashes in a row make the pause longer, and too many
+put the agent into quarantine.
 """
 
 import asyncio
 import logging
+from collections import deque
 from typing import Any, Literal, TypeAlias
 
 from loom.agent import AgentSpec, capabilities_of
@@ -94,7 +96,8 @@ class Supervised:
         self.pools: list[Pool] = [*(pool for _, pool in offered), self._turns()]
         self._handles = [pool.handle for pool in self.pools]
         self._stubborn: list[Pool] = []  # of earlier objects, with tasks that do not end
-        self._errors: list[float] | None = None  # when the last errors were, within the window
+        # when the last errors were, and how many turns had gone well by then
+        self._errors: deque[tuple[float, int]] | None = None
         self._crashed_at: list[float] = []  # within the window
         self._row = 0  # crashes without a whole window between two of them
         self._is_started = False
@@ -195,11 +198,16 @@ class Supervised:
         if not isinstance(error, Exception | asyncio.CancelledError):
             self._crashed(error, "a handler")
             return
-        now = self._clock.now()
-        recent = [at for at in self._errors or () if now - at < CRASH_WINDOW_SECONDS]
-        recent.append(now)
-        self._errors = recent
-        if len(recent) >= CRASH_ERRORS:
+        now, done = self._clock.now(), self.host.session.turns_done(self.host.sender)
+        if self._errors is None:
+            self._errors = deque(maxlen=CRASH_ERRORS)
+        self._errors.append((now, done))
+        began, done_then = self._errors[0]
+        if (
+            len(self._errors) == CRASH_ERRORS
+            and now - began < CRASH_WINDOW_SECONDS
+            and done - done_then < CRASH_ERRORS  # among thousands that go well a few may fail
+        ):
             self._crashed(error, f"the last of {CRASH_ERRORS} handlers that failed")
 
     def _crashed(self, error: BaseException, what: str) -> None:

@@ -68,8 +68,16 @@ fn only_work_that_does_no_harm_twice_is_repeated() {
         (Unsafe, false),
     ];
     for (effect, alone) in table {
-        assert_eq!(is_repeatable(effect, false), alone);
-        assert!(is_repeatable(effect, true));
+        assert_eq!(is_repeatable(effect, false, false), alone);
+        assert!(
+            is_repeatable(effect, true, false),
+            "its provider said that it did nothing"
+        );
+        assert_eq!(
+            is_repeatable(effect, true, true),
+            alone,
+            "a key makes nothing known"
+        );
     }
 }
 
