@@ -1109,6 +1109,13 @@ fn under_load_background_is_shed_before_batched_and_batched_before_realtime() {
     w.run(s, a);
 }
 
+fn taken(offer: loom_core::Result<Offer>) -> u128 {
+    match offer {
+        Ok(Offer::Done(receipt)) => receipt.id,
+        other => panic!("it was not taken: {other:?}"),
+    }
+}
+
 // requirement: SHED-ORDER
 #[test]
 fn a_queue_full_of_batched_events_keeps_the_newest_realtime_ones_in_its_reserve() {
@@ -1122,10 +1129,7 @@ fn a_queue_full_of_batched_events_keeps_the_newest_realtime_ones_in_its_reserve(
         ));
     }
     let sent: Vec<u128> = (0..5)
-        .map(|_| match w.emit_key(s, "q", "k", Qos::Realtime) {
-            Ok(Offer::Done(receipt)) => receipt.id,
-            other => panic!("realtime is always taken: {other:?}"),
-        })
+        .map(|_| taken(w.emit_key(s, "q", "k", Qos::Realtime)))
         .collect();
     let stats = w.core.stats();
     assert_eq!(stats.subscriptions[0].queued, 18, "an eighth more");
@@ -1134,12 +1138,7 @@ fn a_queue_full_of_batched_events_keeps_the_newest_realtime_ones_in_its_reserve(
         w.emit_key(s, "q", "k", Qos::Batched),
         Ok(Offer::Done(_))
     ));
-    let mut kept = Vec::new();
-    let mut next = w.take(s, a);
-    while let Some(delivery) = next {
-        kept.push(delivery.envelope.id);
-        next = w.end(s, a, &delivery);
-    }
+    let kept = w.run_ids(s, a);
     assert_eq!(kept[16..18], sent[3..]);
     assert_eq!(kept.len(), 19, "the batched one that waited came last");
 }

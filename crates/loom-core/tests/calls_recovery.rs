@@ -322,7 +322,7 @@ fn work_whose_provider_went_is_tried_elsewhere_if_it_may_be_done_twice() {
         assert_eq!(b.w.seen(b.providers[first].0).cancels.len(), 1);
         b.w.pass(200);
         let again = b.work();
-        if effect == EffectClass::Unsafe && key.is_none() {
+        if effect == EffectClass::Unsafe {
             assert!(again.is_none());
             assert_eq!(b.w.outcome(b.caller).0, Some(Code::Indeterminate));
             continue;

@@ -149,9 +149,8 @@ impl World {
             "CALL-RETRY",
             told,
         )?;
-        let again = job.last.as_ref().is_some_and(|last| last.passes)
-            && job.is_repeatable()
-            && job.sent == 0;
+        let passed = |last: &Lapse| last.passes && job.is_repeatable(last.code);
+        let again = job.last.as_ref().is_some_and(passed) && job.sent == 0;
         ensure(attempt == 1 || again, "CALL-RETRY", told)
     }
 
@@ -302,7 +301,7 @@ impl World {
             return Ok(());
         };
         job.unknown |= code == Code::Indeterminate;
-        let allowed = passing && job.is_repeatable() && job.sent == 0 && job.attempt < most;
+        let allowed = passing && job.is_repeatable(code) && job.sent == 0 && job.attempt < most;
         let bound = limits.retry_base_ms << job.attempt.saturating_sub(1);
         let bound = bound.min(limits.retry_cap_seconds * 1_000);
         let timely = job.deadline > now.plus_millis(bound);
@@ -345,7 +344,7 @@ impl World {
         let code = job.without_answer(Code::ProviderUnavailable);
         job.lease = None;
         job.unknown = true;
-        let again = job.is_repeatable() && job.sent == 0;
+        let again = job.is_repeatable(code) && job.sent == 0;
         job.last = Some(Lapse { code, passes: true });
         let key = (job.space, job.capability);
         if let Some(session) = told {

@@ -52,9 +52,11 @@ impl Job {
         effect_of(self.capability)
     }
 
-    pub(crate) fn is_repeatable(&self) -> bool {
+    /// Whether it may be done once more after an attempt that ended so.
+    pub(crate) fn is_repeatable(&self, code: Code) -> bool {
         let harmless = matches!(self.effect(), EffectClass::Pure | EffectClass::Idempotent);
-        self.key.is_some() || harmless
+        let undone = !self.unknown && code != Code::Timeout;
+        harmless || (self.key.is_some() && undone)
     }
 
     fn is_unknown(&self) -> bool {

@@ -167,13 +167,27 @@ impl World {
 
     /// Takes and ends turns until there are none; says their topics.
     pub(crate) fn run(&mut self, session: SessionId, handle: Handle) -> Vec<String> {
-        let mut topics = Vec::new();
+        let all = self.run_all(session, handle);
+        all.iter().map(|env| env.topic.to_string()).collect()
+    }
+
+    pub(crate) fn run_ids(&mut self, session: SessionId, handle: Handle) -> Vec<u128> {
+        let all = self.run_all(session, handle);
+        all.iter().map(|env| env.id).collect()
+    }
+
+    fn run_all(
+        &mut self,
+        session: SessionId,
+        handle: Handle,
+    ) -> Vec<std::sync::Arc<loom_core::Envelope>> {
+        let mut all = Vec::new();
         let mut next = self.take(session, handle);
         while let Some(delivery) = next {
-            topics.push(delivery.envelope.topic.to_string());
+            all.push(std::sync::Arc::clone(&delivery.envelope));
             next = self.end(session, handle, &delivery);
         }
-        topics
+        all
     }
 
     pub(crate) fn request(&mut self, session: SessionId, topic: &str) -> Result<CallId> {
