@@ -187,7 +187,7 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         run_events: if dice.chance(25) {
             dice.count(2, 12)
         } else {
-            100_000
+            Limits::default().run_events
         },
         run_window_ms: dice.between(20, 5_000),
         call_attempts: dice.count(1, 4),

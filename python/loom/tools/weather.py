@@ -94,7 +94,7 @@ class KeptObservations:
                 f"nothing is kept of {place}, and no online provider can be reached",
                 field="place",
                 hint="places kept offline: Seattle",
-                retry=True,
+                retry=False,
             )
         days = _observations()
         first, last = min(days), max(days)
@@ -104,7 +104,7 @@ class KeptObservations:
                 f"nothing is kept of Seattle on {day}, and no online provider can be reached",
                 field="date",
                 hint=f"days kept offline: {first} to {last}",
-                retry=True,
+                retry=False,
             )
         if day is None:
             note = "the last day kept, not today: no online provider can be reached"
