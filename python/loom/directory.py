@@ -24,7 +24,11 @@ EFFECTS: tuple[Effect, ...] = ("pure", "idempotent", "probeable", "unsafe")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentInfo:
-    """One agent, as it registered itself."""
+    """One agent, as it registered itself, and how it fares now.
+
+    ``queued`` events wait, ``leased`` turns are under way; ``delivered`` turns have ended, of which
+    ``failed`` badly; ``dropped`` events were lost; ``lagging``: it loses until it has caught up.
+    """
 
     name: str
     filters: list[str]
@@ -33,13 +37,19 @@ class AgentInfo:
     description: str = ""
     capabilities: list[str] = field(default_factory=list[str])
     health: Health = "up"
+    queued: int = 0
+    leased: int = 0
+    lagging: bool = False
+    delivered: int = 0
+    failed: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapabilityInfo:
-    """One capability of one provider, as it registered itself.
+    """One capability of one provider, as it registered itself, and how that fares now.
 
-    Schemas are JSON Schema (2020-12).
+    Schemas are JSON Schema (2020-12). ``queued`` calls wait, ``leased`` ones are under way.
     """
 
     name: str
@@ -55,3 +65,5 @@ class CapabilityInfo:
     needs_approval: bool = False
     provider: str = ""
     health: Health = "up"
+    queued: int = 0
+    leased: int = 0

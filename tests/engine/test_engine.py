@@ -390,9 +390,10 @@ def test_the_same_seed_gives_the_same_ids() -> None:
 def test_the_directory_shows_what_was_registered(engine: Engine, session: Session) -> None:
     session.register("b", ["q"], "", 4, b'{"name":"b"}', False)
     session.register("a", ["q"], "", 4, b'{"name":"a"}', False)
-    assert engine.directory("default", "agent") == [
-        b'{"name":"a","health":"up"}',
-        b'{"name":"b","health":"up"}',
+    load = {"queued": 0, "leased": 0, "lagging": False, "delivered": 0, "failed": 0, "dropped": 0}
+    assert [json.loads(entry) for entry in engine.directory("default", "agent")] == [
+        {"name": "a", "health": "up", **load},
+        {"name": "b", "health": "up", **load},
     ]
     assert engine.directory("elsewhere", "agent") == []
     with pytest.raises(EngineError):
@@ -406,7 +407,8 @@ def test_the_state_of_an_agent_shows_in_the_directory_and_stops_its_work(
     session.set_state(handle, 1)
     emit(session, "q")
     assert session.take(handle, None) is None
-    assert engine.directory("default", "agent") == [b'{"health":"restarting"}']
+    (entry,) = engine.directory("default", "agent")
+    assert json.loads(entry)["health"] == "restarting"
     session.set_state(handle, 0)
     delivery = session.take(handle, None)
     assert delivery is not None

@@ -330,6 +330,8 @@ async def test_methods_of_an_agent_are_capabilities_with_its_object() -> None:
         assert await ctx.tool("counter.add", args={"by": 3}) == 5
         (agent,) = await ctx.agents(capability="counter.add")
         assert await ctx.agents("counter") == await ctx.agents("default/counter") == [agent]
+        (info,) = await ctx.capabilities("counter.add")
+        assert (info.queued, info.leased) == (0, 0)
         assert await ctx.agents("nobody") == []
 
     assert agent.name == "counter"

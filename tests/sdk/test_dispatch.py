@@ -398,3 +398,27 @@ def test_an_agent_that_would_raise_its_class_is_refused() -> None:
         async def x(ctx: loom.Context, event: loom.Event) -> None: ...
 
     assert told.value.field == "qos"
+
+
+@pytest.mark.requirement("DIRECTORY-LOAD")
+async def test_the_directory_says_what_an_agent_has_to_do_and_has_done() -> None:
+    app = loom.App("load")
+    gate = asyncio.Event()
+
+    @app.agent("worker", topics=["job"], concurrency=1)
+    async def worker(ctx: loom.Context, event: loom.Event[str]) -> None:
+        await gate.wait()
+        if event.data == "bad":
+            raise ValueError
+
+    async with Harness(app) as h:
+        for data in ("good", "bad", "good"):
+            await h.ctx.emit("job", data, key="k")
+        await h.idle()
+        (busy,) = await h.ctx.agents("worker")
+        gate.set()
+        await h.idle()
+        (done,) = await h.ctx.agents("worker")
+    assert (busy.queued, busy.leased, busy.delivered) == (2, 1, 0)
+    assert (done.queued, done.leased, done.delivered, done.failed) == (0, 0, 3, 1)
+    assert (done.health, done.lagging, done.dropped) == ("up", False, 0)

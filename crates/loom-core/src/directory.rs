@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::arena::Handle;
-use crate::core::Core;
+use crate::core::{Core, Kind};
 use crate::health::Health;
 use crate::planted::Planted;
 use crate::space::SpaceId;
@@ -47,8 +47,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// The JSON object it gave, with its health in it; what is no object stays as it is.
+    /// The JSON object it gave, with its health in it.
     fn show(&self) -> Vec<u8> {
+        self.show_with("")
+    }
+
+    /// The JSON object it gave, with its health and more members in it; what is no object stays as it is.
+    fn show_with(&self, more: &str) -> Vec<u8> {
         let inner = self.info.trim_ascii().strip_prefix(b"{");
         let Some(inner) = inner.and_then(|inner| inner.strip_suffix(b"}")) else {
             return self.info.to_vec();
@@ -58,7 +63,7 @@ impl Entry {
         } else {
             ","
         };
-        let health = format!("{comma}\"health\":\"{}\"}}", self.health.token());
+        let health = format!("{comma}\"health\":\"{}\"{more}}}", self.health.token());
         [b"{", inner, health.as_bytes()].concat()
     }
 }
@@ -73,8 +78,8 @@ pub(crate) struct Directory {
 }
 
 impl Core {
-    /// What is registered in a namespace, as it was given and with its health, in the order of the names; nothing for
-    /// an unknown one.
+    /// What is registered in a namespace, as it was given, with its health and what it has to do, in the order of the
+    /// names; nothing for an unknown one.
     pub fn directory(&self, namespace: &str, kind: DirectoryKind) -> Vec<Vec<u8>> {
         let space = self
             .space_index
@@ -89,9 +94,36 @@ impl Core {
             .iter()
             .filter(|((other, _), _)| *other == kind);
         entries
-            .flat_map(|(_, offered)| offered.values())
-            .map(Entry::show)
+            .flat_map(|(_, offered)| offered)
+            .map(|(handle, entry)| entry.show_with(&self.load_of(*handle)))
             .collect()
+    }
+
+    /// What an agent or a provider has to do now, and what an agent has done, as members of a JSON object.
+    fn load_of(&self, handle: Handle) -> String {
+        match self.handles.get(handle).map(|found| found.kind) {
+            Some(Kind::Subscription(sub)) => {
+                self.subs.get(sub).map_or_else(String::new, |sub| {
+                    let total = sub.books.total();
+                    format!(
+                        ",\"queued\":{},\"leased\":{},\"lagging\":{},\"delivered\":{},\"failed\":{},\"dropped\":{}",
+                        sub.lanes.items(),
+                        sub.leased,
+                        sub.lagging,
+                        total.delivered,
+                        total.failed,
+                        total.dropped.total(),
+                    )
+                })
+            }
+            Some(Kind::Provider(provider)) => {
+                self.providers.get(provider).map_or_else(String::new, |found| {
+                    let (queued, leased) = (found.queue.len(), found.held.len());
+                    format!(",\"queued\":{queued},\"leased\":{leased}")
+                })
+            }
+            _ => String::new(),
+        }
     }
 
     pub(crate) fn enter(

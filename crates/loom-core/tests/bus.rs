@@ -763,7 +763,7 @@ fn the_directory_says_who_came_and_who_left() {
     let a = w.agent(s, "a", &["q"]);
     assert_eq!(
         w.core.directory("default", loom_core::DirectoryKind::Agent),
-        [br#"{"health":"up"}"#]
+        [br#"{"health":"up","queued":0,"leased":0,"lagging":false,"delivered":0,"failed":0,"dropped":0}"#]
     );
     w.core.remove(s, a, w.at).unwrap();
     let topics = ["loom.directory.agent.joined", "loom.directory.agent.left"];
