@@ -705,6 +705,10 @@ class Context(Record, Generic[S], gc=False, eq=False):
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
             return terms.name, call.arguments, _seconds(limit), terms.version
+        if version is not None and not isinstance(version, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidParams(
+                f"the version is {version!r}, not text", field="version", hint='write version="1"'
+            )
         if not isinstance(call, str):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
             raise InvalidParams(
                 f"{call!r} is not a call", field="call", hint="give fn.bind(…), or a name and args"

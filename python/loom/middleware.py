@@ -6,15 +6,19 @@ back what the handler returns (the reply, where one was asked for) or what the c
 """
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loom.envelope import Event
-from loom.errors import InvalidParams
+from loom.errors import HandlerError, InvalidParams, LoomError
 
 if TYPE_CHECKING:
     from loom.context import Context
+
+
+_logger = logging.getLogger("loom.middleware")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,14 @@ def check_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]
                 field=f"middleware.{number}",
                 hint="write async def around(ctx, item, next): return await next(item)",
             )
+        try:
+            inspect.signature(one).bind(None, None, None)
+        except TypeError as error:
+            raise InvalidParams(
+                f"middleware {number}, {_name(one)}, does not take (ctx, item, next): {error}",
+                field=f"middleware.{number}",
+                hint="write async def around(ctx, item, next): return await next(item)",
+            ) from None
     return tuple(middleware)
 
 
@@ -83,9 +95,31 @@ def around(middleware: Sequence[Middleware], last: Step, kind: type[Item]) -> St
 
 def _wrapped(outer: Middleware, inner: Step) -> Step:
     async def step(ctx: "Context[Any]", item: Item) -> Any:
-        async def following(item: Item) -> Any:
-            return await inner(ctx, item)
+        passing: list[BaseException] = []
 
-        return await outer(ctx, item, cast("Next", following))
+        async def following(item: Item) -> Any:
+            try:
+                return await inner(ctx, item)
+            except BaseException as error:
+                passing[:] = [error]
+                raise
+
+        try:
+            return await outer(ctx, item, following)
+        except LoomError:
+            raise
+        except Exception as error:
+            if any(error is passed for passed in passing):
+                raise
+            name = _name(outer)  # its own fault, and not that of the handler that it stands around
+            _logger.exception("middleware %s failed", name)
+            raise HandlerError(
+                f"middleware {name} raised {type(error).__name__}",
+                hint="see the log of its process",
+            ) from None
 
     return step
+
+
+def _name(middleware: Middleware) -> str:
+    return getattr(middleware, "__qualname__", type(middleware).__qualname__)

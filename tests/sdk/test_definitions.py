@@ -351,3 +351,36 @@ async def test_an_app_can_be_served_until_it_is_cancelled() -> None:
         await serving
 
     assert stopped == ["lives"]
+
+
+@pytest.mark.requirement("WAKE-LOOP")
+async def test_a_line_of_log_wakes_who_hears_it_and_needs_no_other_event() -> None:
+    app = loom.App("pager")
+    heard = asyncio.Event()
+
+    @app.agent("pager", topics=["loom.log.warning"])
+    async def pager(ctx: loom.Context, event: loom.Event[Any]) -> None:
+        heard.set()
+
+    async with app.running() as ctx:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.01, lambda: ctx.log.warning("look"))
+        async with asyncio.timeout(5):
+            await heard.wait()
+
+
+@pytest.mark.requirement("EVENT-HOPS")
+async def test_an_agent_that_logs_about_logs_ends_like_any_other_loop() -> None:
+    app = loom.App("echo")
+    heard = 0
+
+    @app.agent("pager", topics=["loom.log.>"])
+    async def pager(ctx: loom.Context, event: loom.Event[Any]) -> None:
+        nonlocal heard
+        heard += 1
+        ctx.log.warning("again: %s", event.data["message"])
+
+    async with Harness(app) as h:
+        h.ctx.log.warning("look")
+        await h.idle()
+        assert heard == 17

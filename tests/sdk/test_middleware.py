@@ -177,3 +177,27 @@ def test_what_is_no_middleware_is_refused_by_its_place() -> None:
     alone: Any = fine
     with pytest.raises(loom.errors.InvalidParams, match="one function"):
         loom.App("a", middleware=alone)
+
+
+@pytest.mark.requirement("BAD-INPUT")
+def test_middleware_of_another_shape_is_refused_at_once() -> None:
+    async def two(ctx: Any, item: Any) -> None: ...
+
+    wrong: Any = two
+    with pytest.raises(loom.errors.InvalidParams, match="two") as told:
+        loom.App("a", middleware=[wrong])
+    assert told.value.field == "middleware.0"
+
+
+async def test_a_fault_of_middleware_is_its_own_and_crashes_no_agent() -> None:
+    async def broken(ctx: loom.Context[Any], item: loom.Item, next: loom.Next) -> Any:
+        await next(item)
+        raise RuntimeError("hunter2")
+
+    async with Harness(an_app(broken)) as h:
+        for _ in range(20):
+            with pytest.raises(loom.errors.HandlerError, match="middleware") as told:
+                await h.ctx.request("ask", 4)
+            assert "hunter2" not in str(told.value)
+        runtime = h.stats()["runtime"]["agents"]["asker"]
+    assert runtime["crashes"] == 0

@@ -462,3 +462,60 @@ async def test_a_call_that_swallows_its_cancellation_is_counted_and_its_caller_t
         gate.set()
         await h.idle()
         assert h.stats()["runtime"]["tasks"] == {"abandoned": 0}
+
+
+@pytest.mark.requirement("CRASH-FENCED")
+async def test_what_an_object_set_going_before_its_crash_publishes_no_more() -> None:
+    app = loom.App("zombies")
+    heard: list[int] = []
+    refused: list[loom.LoomError] = []
+    made = 0
+
+    @app.agent("ticker", topics=["go"])
+    class Ticker(loom.Agent):
+        async def on_start(self, ctx: loom.Context[Any]) -> None:
+            nonlocal made
+            made += 1
+            self.task = asyncio.create_task(self.tick(ctx, made))
+
+        async def on_event(self, ctx: loom.Context[Any], event: loom.Event[Any]) -> None: ...
+
+        async def tick(self, ctx: loom.Context[Any], number: int) -> None:
+            while True:
+                await ctx.sleep(1)
+                try:
+                    await ctx.emit("tick", number)
+                except loom.LoomError as error:
+                    refused.append(error)
+                    return
+
+        async def on_stop(self, ctx: loom.Context[Any]) -> None:
+            if made > 1:
+                self.task.cancel()
+
+    @app.agent("ear", topics=["tick"])
+    async def ear(ctx: loom.Context, event: loom.Event[int]) -> None:
+        heard.append(event.data)
+
+    async with Harness(app) as h:
+        await h.advance(2)
+        h.crash("ticker")
+        await h.ctx.emit("go")
+        await h.advance(3)
+    assert heard[:2] == [1, 1]
+    assert set(heard[2:]) == {2}
+    assert [error.code for error in refused] == ["FENCED"]
+
+
+@pytest.mark.requirement("CRASH-QUARANTINE")
+async def test_a_request_to_an_agent_in_quarantine_says_how_to_release_it() -> None:
+    made = Crashes()
+    async with Harness(made.app) as h:
+        for _ in range(5):
+            h.crash("worker")
+            await h.ctx.emit("job", "x")
+            await h.advance(60)
+        with pytest.raises(loom.LoomError) as told:
+            await h.ctx.request("job", "x")
+    assert told.value.code == "UNAVAILABLE"
+    assert "app.release" in str(told.value.hint)

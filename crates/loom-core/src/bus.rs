@@ -166,7 +166,7 @@ impl Core {
         })
     }
 
-    fn stamp(&self, session: SessionId, lease: LeaseId) -> Result<Stamp> {
+    pub(crate) fn stamp(&self, session: SessionId, lease: LeaseId) -> Result<Stamp> {
         let lease = self.lease(session, lease)?;
         let env = &lease.env;
         let hop = env.hop.saturating_add(1);

@@ -175,7 +175,8 @@ impl Core {
     /// Publishes a line of log on `loom.log.{level}`, from its sender.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for a level that is none; `FENCED` for a sender or a turn of another session.
+    /// `INVALID_PARAMS` for a level that is none; `FENCED` for a sender or a turn of another session; `EXHAUSTED` for
+    /// hops, and where the run has published too much.
     pub fn log(&mut self, session: SessionId, line: &LogLine<'_>, at: Moment) -> Result<()> {
         let found = self.registration(session, line.sender)?;
         let (space, origin) = (found.space, Arc::clone(&found.origin));
@@ -183,6 +184,12 @@ impl Core {
             Some(lease) => Some(Arc::clone(&self.lease(session, lease)?.env)),
             None => None,
         };
+        // A line about a line about a line … ends like any other chain of events.
+        if let Some(lease) = line.turn
+            && cause.as_ref().is_some_and(|cause| cause.is_of_engine())
+        {
+            self.stamp(session, lease)?;
+        }
         if !LEVELS.contains(&line.level) {
             let all = LEVELS.join(", ");
             let message = format!("there is no log level {:?}; there are {all}", line.level);
@@ -191,6 +198,9 @@ impl Core {
         self.check_payload(line.payload)?;
         let topic = format!("loom.log.{}", line.level);
         if self.is_heard(space, &topic) {
+            if let Some(cause) = &cause {
+                self.count_run(cause.run, at.now)?;
+            }
             let payload = line.payload.to_vec();
             let event = EngineEvent {
                 space,

@@ -10,6 +10,7 @@ use crate::bus::{Draft, Plan, Targets, Verdict};
 use crate::core::{Core, Holding, Lease, Pending, Todo, Wanted};
 use crate::envelope::{Envelope, Extra, Qos};
 use crate::error::{Code, Detail, Error, Result, to_json};
+use crate::health::Health;
 use crate::input::{Publish, Reply, Request};
 use crate::notice::{Delivery, Notice};
 use crate::planted::Planted;
@@ -235,16 +236,34 @@ impl Core {
         Some(pending)
     }
 
+    /// An agent that would hear this topic if it were not in quarantine.
+    fn quarantined_hearer(&self, space: SpaceId, topic: &str) -> Option<&str> {
+        let mut subs = self.subs.iter().map(|(_, sub)| sub);
+        let found = subs.find(|sub| {
+            sub.space == space
+                && sub.health == Health::Quarantined
+                && sub.filters.iter().any(|filter| filter.matches(topic))
+        });
+        found.map(|sub| &*sub.name)
+    }
+
     fn wait_for_hearer(&mut self, space: SpaceId, call: CallId, wait: bool) -> Result<()> {
         if !wait {
             let topic = self
                 .calls
                 .get(call)
                 .map(|pending| Arc::clone(&pending.env.topic));
-            let message = format!("no agent hears {:?}", topic.unwrap_or_default());
+            let topic = topic.unwrap_or_default();
+            let hint = match self.quarantined_hearer(space, &topic) {
+                Some(name) => format!(
+                    "agent {name:?} is in quarantine; app.release({name:?}) starts it again"
+                ),
+                None => "start an agent that subscribes to it, or wait=True".to_owned(),
+            };
+            let message = format!("no agent hears {topic:?}");
             return Err(Error::new(Code::Unavailable, message)
                 .field("topic")
-                .hint("start an agent that subscribes to it, or wait=True"));
+                .hint(hint));
         }
         if let Some(space) = self.space_mut(space) {
             space.waiting.push(call);

@@ -6,7 +6,7 @@ import random as _random
 import uuid as _uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from loom.capabilities import Capability
 from loom.codec import encode
@@ -14,6 +14,7 @@ from loom.envelope import Receipt
 from loom.errors import (
     CODES,
     Exhausted,
+    Fenced,
     Indeterminate,
     LoomError,
     NotSupported,
@@ -67,6 +68,11 @@ class Host:
         self.session = self.link.session
         self.emit = self.session.emit
 
+    def fence(self) -> None:
+        """Let the contexts of this host publish and call no more: another object goes on."""
+        self.session = cast("Session", _Fenced(self.name, self.session))
+        self.emit = self.session.emit
+
     def state_of(self, lane: str) -> Any:
         """Return the state of one key or thread, at first made by its type without arguments.
 
@@ -97,6 +103,25 @@ class Host:
     def uuid(self) -> _uuid.UUID:
         """Return a UUID drawn from the app's generator."""
         return _uuid.UUID(int=self.services.random.getrandbits(128), version=4)
+
+
+class _Fenced:
+    """The session as an agent's object sees it that has been replaced after a crash."""
+
+    def __init__(self, agent: str, session: "Session") -> None:
+        self._agent = agent
+        self.fail = session.fail  # what it still runs may end; the engine knows its leases
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return self._refuse
+
+    def _refuse(self, *_: Any) -> Any:
+        raise Fenced(
+            f"agent {self._agent!r} crashed, and another object goes on: this context is over",
+            field="ctx",
+            who=self._agent,
+            hint="cancel in on_stop what on_start has set going",
+        )
 
 
 class Raised(Exception):

@@ -9,6 +9,7 @@ from loom.capabilities import Capability
 from loom.codec import encode
 from loom.context import HOST, TURN
 from loom.directory import EFFECTS
+from loom.errors import LoomError
 from loom.runtime.host import Host, Services
 from loom.runtime.pool import Pool
 from loom.runtime.serving import Serving
@@ -113,8 +114,9 @@ class _BusHandler(logging.Handler):
             payload = encode({"message": record.getMessage(), "logger": record.name})
             turn: Any = getattr(record, TURN, None)
             host.session.log(host.sender, turn, record.levelname.lower(), payload)
-        except host.link.refusal:
-            return  # the app has stopped
+            host.link.look()  # who hears it is woken now
+        except (host.link.refusal, LoomError):
+            return  # the app has stopped, the agent was replaced, or a loop of logs was ended
         except Exception:  # noqa: BLE001  as the logging module wants it: a log line breaks nothing
             self.handleError(record)
 

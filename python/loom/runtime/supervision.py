@@ -11,6 +11,7 @@ put the agent into quarantine.
 import asyncio
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from loom.agent import AgentSpec, capabilities_of
@@ -198,7 +199,7 @@ class Supervised:
         if not isinstance(error, Exception | asyncio.CancelledError):
             self._crashed(error, "a handler")
             return
-        now, done = self._clock.now(), self.host.session.turns_done(self.host.sender)
+        now, done = self._clock.now(), self._app.session.turns_done(self.host.sender)
         if self._errors is None:
             self._errors = deque(maxlen=CRASH_ERRORS)
         self._errors.append((now, done))
@@ -265,7 +266,8 @@ class Supervised:
             pause = self.host.services.random.uniform(0, longest)
             then = f"crash {count} of {CRASHES}, it starts again in {pause:.2f} s"
             hint = "see the log of its process"
-        _logger.error("%s; %s", told, then, exc_info=error)
+        way_out = "" if pause is not None else f"; app.release({name!r}) starts it again"
+        _logger.error("%s; %s%s", told, then, way_out, exc_info=error)
         self._set_health("quarantined" if pause is None else "restarting")
         self._report(HandlerError(f"{told}; {then}", hint=hint, who=self._who))
         return pause
@@ -275,14 +277,14 @@ class Supervised:
         return f"{self.host.services.namespace}/{self.spec.name}"
 
     def _report(self, error: HandlerError) -> None:
-        session = self.host.session
+        session = self._app.session
         session.report(self.host.sender, None, error_number(error), error_detail(error))
         self.host.link.look()
 
     def _set_health(self, health: Health) -> None:
         self.health = health
         for handle in self._handles:
-            self.host.session.set_state(handle, _STATES[health])
+            self._app.session.set_state(handle, _STATES[health])
         self.host.link.look()
         if self._settled is not None:
             if health == "restarting":
@@ -305,6 +307,7 @@ class Supervised:
         self._stubborn = [pool for pool in (*self._stubborn, *self.pools) if pool.busy]
         self.pools, self.servings = [], []
         await self.stop_agent()
+        self.host.fence()
 
     async def _let_end(self) -> None:
         """Return when nothing of it is under way, or when its moment has passed."""
@@ -323,7 +326,8 @@ class Supervised:
             await pool.quiet()
 
     def _renew(self) -> None:
-        """Make a new object, and pools that run its methods."""
+        """Make a new object with a host of its own, and pools that run its methods."""
+        self.host = replace(self.host)
         self._agent = self.spec.make()
         methods = capabilities_of(self._agent, self.spec.methods)
         self.servings = [Serving(self._app, capability) for capability in methods]
