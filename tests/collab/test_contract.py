@@ -337,6 +337,27 @@ async def test_nobody_who_hears_or_bids_is_unavailable_with_a_way_out() -> None:
 
     assert "Contractor" in (unheard.value.hint or "")
     assert "1 declined, 0 did not answer" in unwanted.value.message
+    hint = "start other contractors, or call for something else; default/ada: it does not want to"
+    assert unwanted.value.hint == hint
+
+
+async def test_when_nobody_bids_the_hint_says_who_was_silent_and_what_was_ignored() -> None:
+    market = Market()
+    ghost, stranger = Ghost(market.app), Ghost(market.app, "stranger", "job.other")
+    async with Harness(market.app) as h:
+        await h.ctx.emit("job.other")
+        asked = paint(h)
+        await ghost.say("bid", score="high")
+        stranger.thread = ghost.thread
+        await stranger.say("bid", score=1.0)
+        await h.advance(2)
+        with pytest.raises(Unavailable) as caught:
+            await asked
+        for one in (ghost, stranger):
+            one.stay.set()
+
+    way = "give them a longer bid_timeout, or start more contractors"
+    assert caught.value.hint == f"{way}; 1 malformed; 1 foreign"
 
 
 async def test_one_who_hears_and_says_nothing_costs_the_bid_timeout_only() -> None:

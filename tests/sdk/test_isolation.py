@@ -98,7 +98,9 @@ async def test_functions_run_in_processes_of_their_own_with_their_types() -> Non
         ("close", "was ended by"),
     ],
 )
-async def test_a_process_that_dies_ends_its_call_and_is_replaced(how: str, said: str) -> None:
+async def test_a_process_that_dies_ends_its_call_and_is_replaced(
+    how: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with Harness(isolated.app, clock="system") as h:
         with pytest.raises(loom.LoomError) as pure:
             await h.ctx.tool(isolated.harm.bind(how))
@@ -113,6 +115,12 @@ async def test_a_process_that_dies_ends_its_call_and_is_replaced(how: str, said:
     if how != "close":
         assert said in pure.value.message
         assert said in unsafe.value.message
+    warned = [r for r in caplog.records if (r.name, r.levelname) == ("loom.capability", "WARNING")]
+    told = [r.getMessage() for r in warned]
+    assert len(told) >= 2
+    for name in ("harm", "harm.unsafe"):
+        assert any(line.startswith(f"capability {name} lost a worker") for line in told)
+    assert all(said in line for line in told)
 
 
 @pytest.mark.requirement("ISOLATION-SURVIVES", "ERRORS-NO-STACK")

@@ -370,19 +370,31 @@ class _Tender:
         """Return why it did not go well."""
         failed = ", ".join(f"{f.target}: {f.error.code}" for f in self._failures[:4])
         if not self._bids:
-            silent = len(self._silent())
-            ignored = self._ignored
+            declined, silent = len(self._declined), len(self._silent())
             return Unavailable(
-                f"nobody bid on {topic!r}: {len(self._declined)} declined, {silent} did not answer",
+                f"nobody bid on {topic!r}: {declined} declined, {silent} did not answer",
                 field="topic",
-                hint=f"give them a longer bid_timeout, or start more contractors; ignored: "
-                f"{ignored.malformed} malformed, {ignored.foreign} foreign",
+                hint=self._way_out(silent),
             )
         if deadline.is_over:
             return DeadlineExceeded(
                 f"awarded {self._awards} times and not done in time", hint=failed or None
             )
         return Unavailable(f"all {len(self._bids)} bidders on {topic!r} have failed", hint=failed)
+
+    def _way_out(self, silent: int) -> str:
+        """Return what to do where nobody bid, and what is known of those who were called."""
+        way = "start other contractors, or call for something else"
+        if silent:
+            way = "give them a longer bid_timeout, or start more contractors"
+        told = [f"{no.sender}: {no.message}" for no in list(self._declined.values())[:4]]
+        counts = {
+            "left or crashed": len(self._gone - self._declined.keys()),
+            "malformed": self._ignored.malformed,
+            "foreign": self._ignored.foreign,
+        }
+        told += [f"{count} {what}" for what, count in counts.items() if count]
+        return "; ".join([way, *told])
 
 
 @asynccontextmanager

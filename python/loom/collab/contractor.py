@@ -68,7 +68,11 @@ class Contractor(Agent, Generic[T]):
         raise NotSupported(f"{type(self).__name__} has no execute", field="execute")
 
     async def lost(self, ctx: Context[Any], task: T) -> None:
-        """Hear that a contract was closed in which this contractor had a bid and no award."""
+        """Hear that a contract is over in which this contractor had a bid and was never awarded.
+
+        Another did the task, all who got it failed, time was up, or the manager was cancelled. Who
+        was awarded it, declined, or was started again since it bid is not told. Does nothing.
+        """
 
     async def on_start(self, ctx: Context[Any]) -> None:
         """Refuse to share a group; an override calls this one.

@@ -75,6 +75,8 @@ class Workers:
             try:
                 kind, body = await worker.ask(frames.pack_call(payload, effect_id))
             except _Died as died:
+                if not self._closed:
+                    _logger.warning("capability %s lost a worker process: it %s", self.name, died)
                 raise lost(
                     self._capability, f"lost its process: it {died}", begun=died.begun
                 ) from None
