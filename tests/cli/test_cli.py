@@ -67,6 +67,8 @@ def test_run_shows_events_on_stderr_and_prints_the_result(shop: Path) -> None:
     assert "shop" in done.stderr
     assert "prices.get" in done.stderr
     assert "P99" in done.stderr
+    (figures,) = [line for line in done.stderr.splitlines() if "dropped in" in line]
+    assert figures.endswith(" s")  # nothing failed, nothing was tried again
     assert "\x1b" not in done.stderr.replace("\\x1b", "")
     assert "\x07" not in done.stderr
 
@@ -296,3 +298,76 @@ class Broken(loom.Agent):
     assert (done.returncode, done.stdout) == (0, "sold\n")
     assert "agent 'broken' crashed: on_start raised RuntimeError; crash 1 of 5" in done.stderr
     assert 'raise RuntimeError("no database")' in done.stderr
+
+
+UNWELL = """
+import loom
+from loom.errors import ProviderUnavailable
+
+app = loom.App("unwell")
+asked = []
+
+
+@app.capability("geo.lookup", effect="pure")
+async def lookup() -> str:
+    asked.append(1)
+    if len(asked) <= 30:
+        raise ProviderUnavailable("no maps", retry=len(asked) == 1)
+    return "here"
+
+
+@app.agent("loop", topics=["go"])
+class Loop(loom.Agent):
+    async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+        raise SystemExit
+
+    @loom.capability("loop.size", effect="pure")
+    async def size(self) -> int:
+        return 0
+
+
+@app.agent("careless", topics=["slip"])
+async def careless(ctx: loom.Context, event: loom.Event) -> None:
+    raise loom.errors.ToolError("slipped")
+
+
+async def until(events, topic, health) -> None:
+    async for event in events:
+        if event.topic == f"loom.directory.{topic}.changed" and event.data["health"] == health:
+            return
+
+
+async def main(ctx: loom.Context, args: list[str]) -> str:
+    async with ctx.watch("loom.directory.>") as events:
+        await ctx.emit("slip")
+        for _ in range(5):
+            await ctx.emit("go")
+        await until(events, "agent", "quarantined")
+        app.release("loop")
+        await until(events, "agent", "up")
+        while True:
+            try:
+                return await ctx.tool(lookup.bind())
+            except ProviderUnavailable as error:
+                if error.retry_after:
+                    asked.extend([1] * 30)
+                    await ctx.sleep(error.retry_after)
+"""
+
+
+@pytest.mark.timeout(70)
+@pytest.mark.requirement("CLI-HEALTH")
+def test_run_shows_how_agents_and_providers_fare_and_counts_what_failed(shop: Path) -> None:
+    (shop / "unwell.py").write_text(UNWELL, encoding="utf-8")
+    done = loom("run", "unwell.py", cwd=shop)
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
+    lines = [line.partition(" ")[2].rstrip() for line in done.stderr.splitlines()]
+    agent = [line.removeprefix("agent loop ") for line in lines if line.startswith("agent loop ")]
+    assert agent == [*["restarting", "up again"] * 4, "quarantined", "restarting", "up again"]
+    provider = [line for line in lines if line.startswith("geo.lookup ") and "(of" in line]
+    told = [f"geo.lookup {health} (of unwell)" for health in ("ejected", "probing", "up again")]
+    assert provider == told
+    assert not any(line.startswith("loop.size") for line in lines)  # it goes with its agent
+    assert "loom.directory" not in done.stderr
+    (figures,) = [line for line in done.stderr.splitlines() if "dropped in" in line]
+    assert figures.endswith(" s, 6 turns failed, 1 retried")

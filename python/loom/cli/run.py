@@ -77,14 +77,14 @@ class _View:
         self._events = 0
 
     def event(self, event: Event[Any]) -> None:
-        """Show one event, unless it is the directory's book-keeping."""
+        """Show one event."""
         if not event.topic.startswith("loom."):
             self._events += 1
         if self._quiet:
             return
         if self._as_json:
             print_json(event_record(event))
-        elif not event.topic.startswith("loom.directory."):
+        else:
             self._lines.show(event)
 
     def started(self, app: App) -> None:

@@ -18,6 +18,15 @@ from loom.envelope import Event
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _PREVIEW = 400  # characters of data that are looked at for one line
+_DIRECTORY = "loom.directory."
+_OF_BREAKER = ("ejected", "probing", "up")  # what a provider does by itself; else its agent does it
+_HEALTH = {  # what is said, and how it looks
+    "up": ("up again", "green"),
+    "probing": ("probing", "yellow"),
+    "restarting": ("restarting", "yellow"),
+    "ejected": ("ejected", "red"),
+    "quarantined": ("quarantined", "red"),
+}
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_red")
 
 
@@ -49,18 +58,24 @@ def event_record(event: Event[Any]) -> dict[str, Any]:
 
 
 class EventLines:
-    """Prints one line for each event: when, where, from whom, what."""
+    """Prints one line for each event: when, where, from whom, what.
+
+    Of the directory's book-keeping it prints changes of health only.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._colours: dict[str, str] = {}
+        self._unwell: dict[tuple[str, ...], str] = {}  # how those fare that are not up
 
     def show(self, event: Event[Any]) -> None:
         """Print one event."""
+        if event.topic.startswith(_DIRECTORY):
+            self._show_health(event)
+            return
         sender = event.sender.removeprefix(f"{event.namespace}/")
         colour = self._colours.setdefault(sender, _COLOURS[len(self._colours) % len(_COLOURS)])
-        clock = time.strftime("%H:%M:%S", time.localtime(event.time))
-        line = Text(f"{clock}.{int(event.time % 1 * 1000):03d} ", style="dim", no_wrap=True)
+        line = _begin(event)
         topic = _UUID.sub(lambda found: "…" + found[0][-6:], printable(event.topic))
         line.append(f"{'  ' * min(event.hop, 6)}{topic}", style="bold")
         line.append(f" ← {printable(sender)} ", style=colour)
@@ -69,6 +84,40 @@ class EventLines:
         else:
             line.append(f"{len(event.payload)} bytes of {printable(event.content_type)}")
         self._console.print(line, overflow="ellipsis", no_wrap=True, soft_wrap=False)
+
+    def _show_health(self, event: Event[Any]) -> None:
+        """Print how an agent or a provider fares, if that is another way than before.
+
+        What is offered by an agent that is restarting or in quarantine is that agent's line.
+        """
+        kind, _, what = event.topic.removeprefix(_DIRECTORY).partition(".")
+        name, version, provider = (
+            printable(str(event.data.get(part, ""))) for part in ("name", "version", "provider")
+        )
+        who, health = (kind, name, version, provider), event.data.get("health")
+        if what != "changed":
+            self._unwell.pop(who, None)
+            return
+        if health not in (_HEALTH if kind == "agent" else _OF_BREAKER):
+            return
+        if health == self._unwell.get(who, "up"):
+            return
+        if health == "up":
+            del self._unwell[who]
+        else:
+            self._unwell[who] = health
+        said, style = _HEALTH[health]
+        line = _begin(event).append(f"agent {name} " if kind == "agent" else f"{name} ", "bold")
+        line.append(said, style)
+        if provider:
+            line.append(f" (of {provider})", "dim")
+        self._console.print(line, overflow="ellipsis", no_wrap=True, soft_wrap=False)
+
+
+def _begin(event: Event[Any]) -> Text:
+    """Return the beginning of a line: when it was."""
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    return Text(f"{clock}.{int(event.time % 1 * 1000):03d} ", style="dim", no_wrap=True)
 
 
 def counted(number: int, one: str, many: str) -> str:
@@ -87,8 +136,10 @@ def figures(stats: Mapping[str, Any], events: int, seconds: float) -> dict[str, 
         "seconds": round(seconds, 3),
         "events": events,
         "delivered": sum(agent["delivered"] for agent in agents),
+        "failed": sum(agent["failed"] for agent in agents),
         "dropped": sum(stats["events"]["dropped"].values()),
-        "calls": sum(capability["calls"] for capability in stats["capabilities"]),
+        "calls": stats["calls"]["started"],
+        "retried": stats["calls"]["retried"],
         "errors": sum(stats["errors"].values()),
         "agents": [
             {"name": a["name"], "events": a["delivered"], **_quantiles(a["latency"])}
@@ -104,12 +155,16 @@ def figures(stats: Mapping[str, Any], events: int, seconds: float) -> dict[str, 
 
 def print_figures(console: Console, told: Mapping[str, Any]) -> None:
     """Print the figures of a run as a line and a table."""
-    parts = (
+    parts = [
         counted(told["events"], "event", "events"),
         counted(told["calls"], "call", "calls"),
         counted(told["errors"], "error", "errors"),
         f"{told['dropped']} dropped in {told['seconds']:.2f} s",
-    )
+    ]
+    if told["failed"]:
+        parts.append(f"{counted(told['failed'], 'turn', 'turns')} failed")
+    if told["retried"]:
+        parts.append(f"{told['retried']} retried")
     console.print(", ".join(parts), highlight=False)
     if not any(entry["events"] for entry in told["agents"]) and not told["capabilities"]:
         return

@@ -14,14 +14,16 @@ from loom.config import Config
 from loom.context import Context
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
-from loom.link import VirtualClock
+from loom.link import Link, VirtualClock
 from loom.middleware import Item, Next
 from loom.protocols import Model
 from loom.runtime.running import Running, running
 from loom.runtime.stream import Subscription
+from loom.testing.stillness import Stillness
 from loom.topics import check_filter, matches
 
 _TOLD = ("loom.directory.agent.joined", "loom.directory.agent.changed")
+_STILL_SECONDS = 3.0  # real seconds without anything, but for what is to come, before it warns
 _PATIENCE = 20.0  # real seconds that idle() waits for what cannot be stepped: threads, sockets
 
 
@@ -43,6 +45,7 @@ class Harness:
         model: Model | None = None,
         clock: Literal["virtual", "system"] = "virtual",
         seed: int = 0,
+        _still_seconds: float = _STILL_SECONDS,
     ) -> None:
         if clock not in ("virtual", "system"):
             raise InvalidParams(
@@ -52,6 +55,9 @@ class Harness:
         self._model = model
         self._virtual = clock == "virtual"
         self._seed = seed
+        self._still_seconds = _still_seconds
+        self._stillness: Stillness | None = None
+        self._advances = 0
         self._stack = AsyncExitStack()
         self._events: list[Event[Any]] = []
         self._crashes: dict[str, list[str]] = {}
@@ -78,6 +84,8 @@ class Harness:
         return self
 
     async def _listen_no_more(self) -> None:
+        if self._stillness is not None:
+            self._stillness.stop()
         if self._tap is not None:
             self._tap.close()
         if self._reader is not None:
@@ -86,6 +94,14 @@ class Harness:
     def _listen(self, run: Running) -> None:
         self._tap = Subscription(run.link, [">"], qos="batched")
         self._reader = asyncio.create_task(self._record(self._tap), name="loom harness tap")
+        clock = run.engine.clock
+        if isinstance(clock, VirtualClock):
+            self._stillness = Stillness(
+                self._still_seconds,
+                is_calm=run.is_calm,
+                progress=lambda: (clock.now(), self._advances, len(self._events)),
+                due_in=lambda: _due_in(run.link, clock),
+            )
 
     async def __aexit__(
         self,
@@ -139,12 +155,10 @@ class Harness:
         link = self._running.link
         end = clock.now() + seconds
         while True:
+            self._advances += 1
             await self.idle()
-            remaining = link.tick()
-            due = [] if remaining is None else [clock.now() + remaining]
-            if (wake := clock.next_wake()) is not None:
-                due.append(wake)
-            step = min([*due, end])
+            due = _due_in(link, clock)
+            step = end if due is None else min(clock.now() + due, end)
             clock.advance_to(step)
             link.tick()
             await self.idle()
@@ -250,3 +264,12 @@ class Harness:
     async def _record(self, tap: Subscription) -> None:
         async for event in tap:
             self._events.append(event)
+
+
+def _due_in(link: Link, clock: VirtualClock) -> float | None:
+    """Return the seconds until the engine's next deadline or the first sleeper, None: none."""
+    remaining, wake = link.tick(), clock.next_wake()
+    due = [] if remaining is None else [remaining]
+    if wake is not None:
+        due.append(wake - clock.now())
+    return min(due, default=None)
