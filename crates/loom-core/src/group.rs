@@ -19,9 +19,13 @@ impl Core {
         members: &[SubId],
         lane: &Ident,
     ) -> Option<SubId> {
+        // Two may hold a lane where one came back from quarantine in the middle of a turn: what waits comes first.
+        let waits = |member: &&SubId| self.awaits_lane(**member, lane);
+        let holds = |member: &&SubId| self.holds_lane(**member, lane);
         let sticky = members
             .iter()
-            .find(|member| self.holds_lane(**member, lane));
+            .find(waits)
+            .or_else(|| members.iter().find(holds));
         if let Some(member) = sticky.filter(|_| !self.has(Planted::KeyMoves)) {
             return Some(*member);
         }
@@ -38,6 +42,13 @@ impl Core {
         roomy
             .or_else(|| members.get(start % members.len()))
             .copied()
+    }
+
+    fn awaits_lane(&self, member: SubId, lane: &Ident) -> bool {
+        let Some(sub) = self.subs.get(member) else {
+            return false;
+        };
+        sub.lanes.waits(lane) || sub.awaited.contains_key(lane)
     }
 
     fn holds_lane(&self, member: SubId, lane: &Ident) -> bool {

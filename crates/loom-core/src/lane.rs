@@ -141,6 +141,12 @@ impl Lanes {
         self.index.find(hash(ident), is_it).copied()
     }
 
+    /// Whether something of this lane waits here.
+    pub(crate) fn waits(&self, ident: &Ident) -> bool {
+        let lane = self.find(ident).and_then(|at| self.slots.get(at as usize));
+        lane.is_some_and(|lane| !lane.items.is_empty())
+    }
+
     fn open(&mut self, ident: &Ident) -> u32 {
         let at = if let Some(at) = self.free.pop() {
             if let Some(lane) = self.slots.get_mut(at as usize) {

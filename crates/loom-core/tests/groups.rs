@@ -66,6 +66,26 @@ fn what_waits_for_a_member_that_leaves_goes_to_another_in_its_order() {
 
 // requirement: GROUP-LEAVES
 #[test]
+fn who_comes_back_in_the_middle_of_a_turn_does_not_overtake_what_another_was_given() {
+    let mut w = World::new();
+    let s = w.session();
+    let a = member(&mut w, s, "a", &["job"]);
+    let ids: Vec<u128> = (0..3).map(|_| done(emit(&mut w, s, "k")).id).collect();
+    let running = w.take(s, a).unwrap();
+    let b = member(&mut w, s, "b", &["job"]);
+    w.core.set_state(s, a, Health::Quarantined, w.at).unwrap();
+    w.core.set_state(s, a, Health::Up, w.at).unwrap();
+    let newest = done(emit(&mut w, s, "k")).id;
+    let again = w.end(s, a, &running);
+    assert!(
+        again.is_none(),
+        "the key has moved, and nothing new came back"
+    );
+    assert_eq!(w.run_ids(s, b), [ids[1], ids[2], newest]);
+}
+
+// requirement: GROUP-LEAVES
+#[test]
 fn what_finds_no_room_at_another_member_is_counted_as_lost() {
     let mut w = small(2);
     let (s, t) = (w.session(), w.session());
