@@ -46,6 +46,8 @@ BREAKER_PERCENT: Final = 50
 BREAKER_CALLS: Final = 20
 BREAKER_WINDOW_MS: Final = 10_000
 BREAKER_OPEN_MS: Final = 1_000
+BREAKER_PROBE_MS: Final = 10_000
+BREAKER_PROBE_MS_MAX: Final = 60_000
 BREAKER_LONGEST_SECONDS: Final = 60
 WINDOW_HALVING_MS: Final = 1_000
 ROUTES: Final = 1_024
@@ -288,6 +290,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         BREAKER_OPEN_MS,
         BREAKER_OPEN_MS,
         "how long a provider is ejected at first, doubled with each time",
+    ),
+    "breaker_probe_ms": Limit(
+        "ms",
+        BREAKER_PROBE_MS,
+        BREAKER_PROBE_MS_MAX,
+        "how long the call may take that decides whether a provider is well again, before another one decides",
     ),
     "breaker_longest_seconds": Limit(
         "s",

@@ -53,8 +53,13 @@ pub(crate) enum Admits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Closed,
-    Open { until: Nanos },
-    Probing,
+    Open {
+        until: Nanos,
+    },
+    /// The call that decides has time until then; after it another one does.
+    Probing {
+        until: Nanos,
+    },
 }
 
 /// What the end of a call changed.
@@ -102,7 +107,8 @@ impl Breaker {
             State::Closed => Admits::All,
             State::Open { until } if until <= now => Admits::Probe,
             State::Open { until } => Admits::None(until),
-            State::Probing => Admits::None(now),
+            State::Probing { until } if until <= now => Admits::Probe,
+            State::Probing { .. } => Admits::None(now),
         }
     }
 
@@ -111,18 +117,18 @@ impl Breaker {
     }
 
     pub(crate) fn is_probing(&self) -> bool {
-        self.state == State::Probing
+        matches!(self.state, State::Probing { .. })
     }
 
-    /// The call that decides is on its way.
-    pub(crate) fn probe(&mut self) {
-        debug_assert!(matches!(self.state, State::Open { .. }));
-        self.state = State::Probing;
+    /// The call that decides is on its way, until when it may take.
+    pub(crate) fn probe(&mut self, until: Nanos) {
+        debug_assert!(self.state != State::Closed);
+        self.state = State::Probing { until };
     }
 
     /// The call that should have decided has ended and says nothing: the next one does.
     pub(crate) fn give_up_probe(&mut self, now: Nanos) {
-        if self.state == State::Probing {
+        if self.is_probing() {
             self.state = State::Open { until: now };
         }
     }
@@ -135,12 +141,12 @@ impl Breaker {
         let Ended { well, probe, now } = call;
         match self.state {
             State::Open { .. } => return Turned::Not,
-            State::Probing if !probe => return Turned::Not,
-            State::Probing if well || !may_open => {
+            State::Probing { .. } if !probe => return Turned::Not,
+            State::Probing { .. } if well || !may_open => {
                 self.close(now);
                 return Turned::Closed;
             }
-            State::Probing => {
+            State::Probing { .. } => {
                 self.open(rules, now);
                 return Turned::Opened;
             }

@@ -111,10 +111,10 @@ impl Provider {
     }
 
     /// Whether this job, which was queued now, is the one that decides if the provider is well again.
-    pub(crate) fn begin_probe(&mut self, job: JobId, now: Nanos) -> bool {
+    pub(crate) fn begin_probe(&mut self, job: JobId, now: Nanos, until: Nanos) -> bool {
         let probe = self.state == Health::Up && self.breaker.admits(now) == Admits::Probe;
         if probe {
-            self.breaker.probe();
+            self.breaker.probe(until);
             self.probe = Some(job);
         }
         probe

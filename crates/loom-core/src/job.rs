@@ -365,7 +365,8 @@ impl Core {
             job.effect.max(found.effect)
         };
         found.queue.push_back(id);
-        if found.begin_probe(id, at.now) {
+        let until = at.now.plus_millis(self.limits.breaker_probe_ms);
+        if found.begin_probe(id, at.now, until) {
             self.show_provider(provider);
         }
         self.poke_provider(provider);

@@ -200,6 +200,8 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         breaker_percent: dice.count(30, 90),
         breaker_window_ms: dice.between(20, 1_000),
         breaker_open_ms: dice.between(1, 100),
+        // Which of two calls decides cannot be seen from outside: the core's own tests know.
+        breaker_probe_ms: 3_600_000,
         breaker_longest_seconds: 1,
         ..Limits::default()
     }

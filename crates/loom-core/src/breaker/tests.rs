@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
+const PATIENCE: u64 = 10 * SECOND;
 
 /// The breaker as one would write it down: every call of the window is kept.
 struct Model {
@@ -179,7 +180,7 @@ impl Pair {
     fn begin_probe(&mut self) -> bool {
         let probe = self.admits() == Admits::Probe;
         if probe {
-            self.breaker.probe();
+            self.breaker.probe(Nanos(self.now + PATIENCE));
             self.model.state = Open::Probing;
             let second = self.admits();
             assert_eq!(second, Admits::None(Nanos(self.now)), "one probe at a time");
@@ -237,4 +238,35 @@ fn a_breaker_does_what_its_model_does_and_every_transition_is_taken() {
         "spared",
     ];
     assert_eq!(taken.into_inner(), BTreeSet::from(all));
+}
+
+// requirement: CALL-BREAKER
+#[test]
+fn a_probe_that_hangs_is_followed_by_another_one_and_says_nothing_any_more() {
+    let mut breaker = Breaker::new();
+    let ended = |well, probe, now| Ended {
+        well,
+        probe,
+        now: Nanos(now),
+    };
+    for _ in 0..10 {
+        breaker.record(ended(false, false, 0), &rules(), true);
+    }
+    let (first, second) = (SECOND, SECOND + PATIENCE);
+    assert_eq!(breaker.admits(Nanos(first)), Admits::Probe);
+    breaker.probe(Nanos(first + PATIENCE));
+    assert_eq!(
+        breaker.admits(Nanos(second - 1)),
+        Admits::None(Nanos(second - 1))
+    );
+    assert_eq!(breaker.admits(Nanos(second)), Admits::Probe);
+    breaker.probe(Nanos(second + PATIENCE));
+    let late = ended(false, false, second + 1);
+    assert_eq!(
+        breaker.record(late, &rules(), true),
+        Turned::Not,
+        "the one that hung"
+    );
+    let well = ended(true, true, second + 2);
+    assert_eq!(breaker.record(well, &rules(), true), Turned::Closed);
 }
