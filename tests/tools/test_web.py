@@ -17,6 +17,8 @@ from loom.tools.documents import PACKAGE_DOCS, PYTHON_DOCS, Document, documents
 from loom.tools.library import KEPT_INDEXES, LocalLibrary
 from loom.tools.search import SearchResults
 
+pytestmark = pytest.mark.timeout(120)  # the first look reads all documents of the machine
+
 FEW = [
     Document(
         "pydoc:topic/with", "The with statement", PYTHON_DOCS, ["The with statement wraps a block."]

@@ -57,7 +57,8 @@ impl Health {
 impl Core {
     /// Says how an agent or a provider fares: the directory shows it, and what it is given follows from it.
     ///
-    /// Turns that are under way go on. A quarantined agent loses what is queued, counted as unsubscribed.
+    /// Turns that are under way go on. What is queued at a quarantined agent goes to another member of its group that has
+    /// room, else it is lost, counted as unsubscribed.
     ///
     /// # Errors
     /// `FENCED` for a handle of another session; `INVALID_PARAMS` for one that is neither an agent nor a provider.
