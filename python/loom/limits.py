@@ -295,7 +295,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "ms",
         BREAKER_PROBE_MS,
         BREAKER_PROBE_MS_MAX,
-        "how long the call may take that decides whether a provider is well again, before another one decides",
+        "how long a call that probes a provider may take before another one does",
     ),
     "breaker_longest_seconds": Limit(
         "s",

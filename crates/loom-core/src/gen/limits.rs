@@ -98,7 +98,7 @@ pub const BREAKER_WINDOW_MS: u64 = 10_000;
 /// In ms: how long a provider is ejected at first, doubled with each time.
 pub const BREAKER_OPEN_MS: u64 = 1_000;
 
-/// In ms: how long the call may take that decides whether a provider is well again, before another one decides.
+/// In ms: how long a call that probes a provider may take before another one does.
 pub const BREAKER_PROBE_MS: u64 = 10_000;
 /// How far [`BREAKER_PROBE_MS`] may be raised.
 pub const BREAKER_PROBE_MS_MAX: u64 = 60_000;
