@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import loom
 from loom.errors import ToolError
+from loom.runtime.worker import HEAD, RESULT
 
 app = loom.App("isolated")
 
@@ -78,8 +79,35 @@ def do_harm(how: str) -> None:
             raise ValueError("a secret: hunter2")
         case "meant":
             raise ToolError("the disk is full", field="disk", hint="delete something", retry=True)
+        case "long" | "long name":
+            raise_long(how)
         case _:
             return
+
+
+def raise_long(how: str) -> None:
+    if how == "long":
+        raise ToolError("\x00" * 5_000_000, hint="h" * 5_000_000, field="\U0001f600" * 9_000)
+    raise type("X" * 5_000_000, (Exception,), {})
+
+
+@app.capability("fork", effect="unsafe", isolation="process", timeout=30)
+def fork(number: int, how: str) -> int:
+    """Return the number, at half of the numbers with a child that comes out of here as well."""
+    if number % 2 == 0 and (os.fork() if how == "os" else ctypes.PyDLL(None).fork()) == 0:
+        time.sleep(0.02)
+        return -number
+    time.sleep(0.02)
+    return number
+
+
+@app.capability("forge", effect="unsafe", isolation="process", timeout=30)
+def forge(ahead: int) -> int:
+    """Write a result to the parent that has another number than the call, and return another."""
+    body = b"-1"
+    calls = 2  # the first frame loads the function
+    os.write(int(sys.argv[1]), HEAD.pack(RESULT, calls + ahead, len(body)) + body)
+    return 1
 
 
 @app.capability("flood", effect="pure", isolation="process", timeout=30)

@@ -1,11 +1,17 @@
-"""A module that refuses to be imported in a worker process while told so, for test_isolation.py."""
+"""A module that, while told so, cannot be imported in a worker process, or forks there."""
 
 import os
+import time
 
 import loom
 
 if os.environ.get("LOOM_TEST_PARENT") not in (None, str(os.getpid())):
-    raise RuntimeError("not here")
+    match os.environ.get("LOOM_TEST_IMPORT"):
+        case "forks":
+            if os.fork() == 0:
+                time.sleep(0.02)
+        case _:
+            raise RuntimeError("not here")
 
 app = loom.App("never")
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import random
 import signal
@@ -12,11 +13,14 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import loom
+from loom.errors import CODES
+from loom.limits import ERROR_DETAIL_BYTES
+from loom.runtime.host import error_detail, error_number
 from loom.testing import Harness
 from tests.sdk import isolated, never_ready
 from tests.sdk.isolated import Point
@@ -142,6 +146,78 @@ async def test_what_the_function_raises_is_told_and_its_process_serves_on(
     assert (found[2].hint, found[2].retry) == ("delete something", True)
     logged = [str(r.exc_info[1]) for r in caplog.records if r.exc_info]
     assert any("hunter2" in text and "in do_harm" in text for text in logged)
+
+
+@pytest.mark.requirement("ISOLATION-SURVIVES")
+@pytest.mark.parametrize("how", ["os", "libc"])
+async def test_a_function_that_forks_gives_each_caller_its_own_result(how: str) -> None:
+    async with Harness(isolated.app, clock="system") as h:
+        calls = [h.ctx.tool(isolated.fork.bind(number, how)) for number in range(30)]
+        assert await asyncio.gather(*calls) == list(range(30))
+        assert workers_of(h.stats())["died"] == 0
+        assert workers_of(h.stats())["killed"] == 0
+
+
+@pytest.mark.requirement("ISOLATION-SURVIVES")
+async def test_a_module_that_forks_at_its_import_gives_one_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOOM_TEST_PARENT", str(os.getpid()))
+    monkeypatch.setenv("LOOM_TEST_IMPORT", "forks")
+    async with Harness(never_ready.app, clock="system") as h:
+        assert [await h.ctx.tool(never_ready.never.bind()) for _ in range(3)] == [None] * 3
+        assert workers_of(h.stats())["started"] == 1
+        assert workers_of(h.stats())["killed"] == 0
+
+
+@pytest.mark.requirement("ISOLATION-SURVIVES")
+@pytest.mark.parametrize("ahead", [-1, 1])
+async def test_an_answer_to_another_call_ends_the_process_and_is_nobodys(ahead: int) -> None:
+    async with Harness(isolated.app, clock="system") as h:
+        with pytest.raises(loom.LoomError) as caught:
+            await h.ctx.tool(isolated.forge.bind(ahead))
+        assert await h.ctx.tool(isolated.forge.bind(0)) == -1  # that one would be believed
+        assert await h.ctx.tool(isolated.add.bind(1, 2)) == 3
+        assert workers_of(h.stats())["killed"] >= 1
+
+    assert caught.value.code == "INDETERMINATE"
+    assert "sent what answers no open call" in caught.value.message
+
+
+@pytest.mark.requirement("ISOLATION-SURVIVES", "BOUNDED")
+async def test_an_error_of_any_length_arrives_and_its_process_serves_on() -> None:
+    async with Harness(isolated.app) as h:
+        with pytest.raises(loom.LoomError) as caught:
+            await h.ctx.tool(isolated.harm_unsafe.bind("long"))
+        with pytest.raises(loom.LoomError) as named:
+            await h.ctx.tool(isolated.harm_unsafe.bind("long name"))
+        assert workers_of(h.stats())["started"] == 1
+
+    error = caught.value
+    assert error.code == "TOOL_ERROR"
+    assert error.message.startswith("\x00" * 100)
+    assert (error.hint or "").startswith("h" * 1_000)
+    assert (error.field or "").startswith("\U0001f600" * 100)
+    assert named.value.code == "CAPABILITY_ERROR"
+    assert "X" * 200 in named.value.message
+
+
+@pytest.mark.requirement("BOUNDED", "ERRORS-CLOSED")
+@pytest.mark.parametrize("text", ["h", "\x00", "\U0001f600", "\ud800", '"', "\\"])
+def test_what_is_told_of_an_error_is_bounded_whatever_stands_in_it(text: str) -> None:
+    long = text * 100_000
+    error = loom.LoomError(
+        long, code=long, field=long, limit=long, hint=long, who=long, retry=True, retry_after=9e12
+    )
+    detail = error_detail(error)
+    told = json.loads(detail)
+    assert len(detail) <= ERROR_DETAIL_BYTES
+    assert set(told) >= {"message", "field", "limit", "hint", "who", "retry", "retry_after_ms"}
+    assert len(detail) > ERROR_DETAIL_BYTES // 2  # and not cut to nothing
+    assert error_number(error) == CODES["INTERNAL"]
+
+    odd: Any = loom.LoomError("m", field=cast("Any", object()), retry_after=float("inf"))
+    assert set(json.loads(error_detail(odd))) == {"message", "field"}
 
 
 @pytest.mark.requirement("ISOLATION-SURVIVES", "BOUNDED")

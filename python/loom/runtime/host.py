@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random as _random
+import reprlib
 import uuid as _uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from loom.runtime.gauges import Gauges
 if TYPE_CHECKING:
     from loom.agent import AgentSpec
     from loom.link.local import Session
+
+
+_LONGEST_PAUSE = 2**53 / 1000  # seconds; as milliseconds the most that every JSON reader can count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,25 +141,44 @@ class Raised(Exception):
 
 
 def error_detail(error: LoomError, *, who: str | None = None) -> bytes:
-    """Return what of ``error`` may leave the process.
+    """Return what of ``error`` may leave the process, whatever user code has put into it.
 
-    No stack, and at most ``ERROR_DETAIL_BYTES``.
+    No stack, and at most ``ERROR_DETAIL_BYTES``: each text is cut to its share.
     """
-    told = {
-        "message": error.message[: ERROR_DETAIL_BYTES // 4],
-        "field": error.field,
-        "limit": error.limit,
-        "hint": error.hint,
-        "who": error.who or who,
-        "retry_after_ms": None if error.retry_after is None else round(error.retry_after * 1000),
-        "retry": None if error.retry == error.RETRY else error.retry,
-    }
+    told: dict[str, object] = {
+        "message": _cut(error.message, 6),
+        "field": _cut(error.field, 2),
+        "limit": _cut(error.limit, 1),
+        "hint": _cut(error.hint, 4),
+        "who": _cut(error.who or who, 2),
+        "retry_after_ms": _millis(error.retry_after),
+        "retry": None if error.retry == error.RETRY else bool(error.retry),
+    }  # the last sixteenth is for the names and the two that are no texts
     return encode({name: value for name, value in told.items() if value is not None})
 
 
+def _cut(text: object, sixteenths: int) -> str | None:
+    """Return as much of a text as fits into its share, as JSON."""
+    if text is None:
+        return None
+    share = ERROR_DETAIL_BYTES * sixteenths // 16
+    cut = (text if isinstance(text, str) else reprlib.repr(text))[:share]
+    cut = cut.encode("utf-8", "backslashreplace").decode()[:share]  # a half of a pair is no text
+    while len(encode(cut)) - 2 > share:  # two quotes
+        cut = cut[: len(cut) * 7 // 8]
+    return cut
+
+
+def _millis(seconds: float | None) -> int | None:
+    """Return a pause in milliseconds; None if it is none that a program could wait for."""
+    if seconds is None or not 0 <= seconds < _LONGEST_PAUSE:
+        return None
+    return round(seconds * 1000)
+
+
 def error_number(error: LoomError) -> int:
-    """Return the number of the error's code."""
-    return CODES[error.code]
+    """Return the number of the error's code; of one that user code made up, that of INTERNAL."""
+    return CODES.get(error.code, CODES["INTERNAL"])
 
 
 def is_stopped(error: BaseException) -> bool:

@@ -50,7 +50,7 @@ class Workers:
         """
         self.name = capability.name
         self.gauges = gauges
-        self.load: bytes = frames.pack(frames.LOAD, encode(_place_of(capability)))
+        self.place: bytes = encode(_place_of(capability))
         self._capability = capability
         self._loop = asyncio.get_running_loop()
         self.limit: int = max(1, min(os.cpu_count() or 1, WORKER_PROCESSES))
@@ -73,7 +73,7 @@ class Workers:
         try:
             worker = await self._one()
             try:
-                kind, body = await worker.ask(frames.pack_call(payload, effect_id))
+                kind, body = await worker.ask(frames.CALL, frames.body_of_call(payload, effect_id))
             except _Died as died:
                 if not self._closed:
                     _logger.warning("capability %s lost a worker process: it %s", self.name, died)
@@ -162,6 +162,8 @@ class Workers:
         if self._closed:
             worker.kill()
             return
+        if not worker.unpark():
+            return  # when it has ended, another is started for whoever waits
         while self._waiting:
             wanted = self._waiting.popleft()
             if not wanted.done():
@@ -225,8 +227,10 @@ class _Worker(asyncio.SubprocessProtocol):
         self._channel: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._number = 0  # of what it was asked last; only that it answers
         self._begun = False
         self._killed = False  # by us
+        self._is_broken = False  # it sent what nobody asked for
         self._is_ending = False
         self._exited = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -258,7 +262,7 @@ class _Worker(asyncio.SubprocessProtocol):
             raise
         try:
             async with asyncio.timeout(WORKER_START_SECONDS):
-                kind, body = await self.ask(self._workers.load)
+                kind, body = await self.ask(frames.LOAD, self._workers.place)
         except _Died as died:
             raise ProviderUnavailable(f"it {died}", hint="standard error may say why") from None
         except TimeoutError:
@@ -268,7 +272,7 @@ class _Worker(asyncio.SubprocessProtocol):
         if kind != frames.READY:
             raise _error(kind, body)
 
-    async def ask(self, frame: bytes) -> tuple[int, bytes]:
+    async def ask(self, kind: int, body: bytes) -> tuple[int, bytes]:
         """Send a frame and return the kind and the body of its answer.
 
         Raises:
@@ -277,8 +281,9 @@ class _Worker(asyncio.SubprocessProtocol):
         if self.ended.done() or self._channel is None:
             raise _Died("has ended", begun=False)
         self._begun = False
+        self._number = (self._number + 1) % 2**32
         self._answer = self._loop.create_future()
-        self._channel.write(frame)
+        self._channel.write(frames.pack(kind, self._number, body))
         try:
             return await self._answer
         finally:
@@ -341,9 +346,12 @@ class _Worker(asyncio.SubprocessProtocol):
         """The socket can be written."""
         self._channel = channel
 
-    def frame(self, kind: int, body: bytes) -> None:
-        """Take a frame of the process; one that nobody waits for is none of ours."""
-        if self._answer is None or self._answer.done():
+    def frame(self, kind: int, number: int, body: bytes) -> None:
+        """Take a frame of the process; one that answers no open call ends it."""
+        if self._is_broken:
+            return
+        if self._answer is None or self._answer.done() or number != self._number:
+            self._is_broken = True
             self.kill()
         elif kind == frames.BEGUN:
             self._begun = True
@@ -369,7 +377,8 @@ class _Worker(asyncio.SubprocessProtocol):
         if process is not None:
             process.close()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(_Died(_how(code), begun=self._begun))
+            how = "sent what answers no open call" if self._is_broken else _how(code)
+            self._answer.set_exception(_Died(how, begun=self._begun))
         self._workers.left(self, killed=self._killed)
 
 
@@ -391,7 +400,7 @@ class _Channel(asyncio.Protocol):
         read = self._read
         read += data
         while len(read) >= frames.HEAD.size:
-            kind, size = frames.HEAD.unpack_from(read)
+            kind, number, size = frames.HEAD.unpack_from(read)
             if size > _MOST:
                 read.clear()
                 if self._transport is not None:
@@ -402,7 +411,7 @@ class _Channel(asyncio.Protocol):
                 return
             body = bytes(read[frames.HEAD.size : end])
             del read[:end]
-            self._worker.frame(kind, body)
+            self._worker.frame(kind, number, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the worker."""

@@ -28,22 +28,23 @@ from loom.limits import PAYLOAD_BYTES, WORKER_TERM_MS
 from loom.runtime.host import error_detail, error_number
 from loom.validation import keywords_of
 
-HEAD: Final = struct.Struct("!BI")  # kind of the frame, bytes that follow
+HEAD: Final = struct.Struct("!BII")  # kind of the frame, number of the call, bytes that follow
 LOAD, CALL, READY, BEGUN, RESULT, ERROR, RAISED = range(7)
 MAIN: Final = "__main__"  # never loaded under this name: what it guards must not run
 STACK_CHARACTERS: Final = 8_000  # of a stack, which goes into the parent's log; the end of it
+_NAME_CHARACTERS = 256  # of the name of a type
 _PR_SET_PDEATHSIG = 1
 
 
-def pack(kind: int, body: bytes = b"") -> bytes:
-    """Return a frame."""
-    return HEAD.pack(kind, len(body)) + body
+def pack(kind: int, number: int, body: bytes = b"") -> bytes:
+    """Return a frame; what answers a frame has its number."""
+    return HEAD.pack(kind, number, len(body)) + body
 
 
-def pack_call(payload: bytes, effect_id: str | None) -> bytes:
-    """Return the frame of one call; an effect's id is short, its length is one byte."""
+def body_of_call(payload: bytes, effect_id: str | None) -> bytes:
+    """Return the body of a call's frame; an effect's id is short, its length is one byte."""
     effect = (effect_id or "").encode()
-    return pack(CALL, bytes([len(effect)]) + effect + payload)
+    return bytes([len(effect)]) + effect + payload
 
 
 def main(fd: int) -> None:
@@ -51,13 +52,20 @@ def main(fd: int) -> None:
     atexit.register(os.killpg, 0, signal.SIGKILL)  # what it started goes with it
     _end_with_parent(fd)
     channel = socket.socket(fileno=fd)
+    channel.set_inheritable(False)  # nor is it for programs that the function starts
+    os.register_at_fork(after_in_child=lambda: _leave(channel))
     served = _Served(channel)
     try:
         while True:
-            kind, body = _receive(channel)
-            channel.sendall(served.answer(kind, body))
+            served.answer(*_receive(channel))
     except (EOFError, OSError):
         return
+
+
+def _leave(channel: socket.socket) -> None:
+    """Be a forked child: its parent's calls and its parent's end are not its own."""
+    channel.close()
+    atexit.unregister(os.killpg)
 
 
 class _Served:
@@ -65,31 +73,43 @@ class _Served:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._process = os.getpid()
         self._capability: Capability[..., Any] | None = None
         self._runner: Any = None
 
-    def answer(self, kind: int, body: bytes) -> bytes:
-        """Do what a frame asks for; return the frame to answer with."""
+    def answer(self, kind: int, number: int, body: bytes) -> None:
+        """Do what a frame asks for, and answer it."""
+        self._send(*self._do(kind, number, body), number=number)
+
+    def _send(self, kind: int, body: bytes = b"", *, number: int) -> None:
+        """Answer, or end here: a forked child that has come out of the function has no calls."""
+        if os.getpid() != self._process:
+            os._exit(0)
+        self._channel.sendall(pack(kind, number, body))
+
+    def _do(self, kind: int, number: int, body: bytes) -> tuple[int, bytes]:
+        """Return the kind and the body of the answer."""
         try:
             if kind == LOAD:
                 self._capability = _load(**decode(body))
-                return pack(READY)
-            return pack(RESULT, self._call(body))
+                return READY, b""
+            return RESULT, self._call(number, body)
         except LoomError as error:
-            return pack(ERROR, encode([error_number(error), error_detail(error).decode()]))
+            return ERROR, encode([error_number(error), error_detail(error).decode()])
         except BaseException as error:  # noqa: BLE001  the root of user code in this process
             stack = "".join(traceback.format_exception(error))[-STACK_CHARACTERS:]
-            return pack(RAISED, encode([type(error).__name__, _printable(stack)]))
+            name = type(error).__name__[:_NAME_CHARACTERS]
+            return RAISED, encode([name, _printable(stack)])
         finally:
             _flush()
 
-    def _call(self, body: bytes) -> bytes:
+    def _call(self, number: int, body: bytes) -> bytes:
         capability = self._capability
         if capability is None:
             raise InvalidParams("the function was not loaded", field="frame")
         start = 1 + body[0]
         keywords = keywords_of(capability, body[start:], body[1:start].decode() or None)
-        self._channel.sendall(pack(BEGUN))
+        self._send(BEGUN, number=number)
         result = contextvars.copy_context().run(capability.function, **keywords)
         if capability.is_async:
             result = self._loop().run(result, context=contextvars.copy_context())
@@ -153,9 +173,9 @@ def _flush() -> None:
             continue  # the user closed it, or there is none
 
 
-def _receive(channel: socket.socket) -> tuple[int, bytes]:
-    kind, size = HEAD.unpack(_exactly(channel, HEAD.size))
-    return kind, _exactly(channel, size)
+def _receive(channel: socket.socket) -> tuple[int, int, bytes]:
+    kind, number, size = HEAD.unpack(_exactly(channel, HEAD.size))
+    return kind, number, _exactly(channel, size)
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
