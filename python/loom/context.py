@@ -13,11 +13,13 @@ from collections.abc import (
     Awaitable,
     Callable,
     Coroutine,
+    Generator,
     Mapping,
 )
 from contextlib import AsyncExitStack, asynccontextmanager
 from difflib import get_close_matches
 from random import Random  # noqa: TID251  a type: the generator is the app's, and seeded
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 
 from typing_extensions import TypedDict, TypeVar, Unpack
@@ -561,19 +563,23 @@ class Context(Record, Generic[S], gc=False, eq=False):
     async def gather(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
         """Run all to their end and return their results in order.
 
-        The first error cancels the rest and is raised.
+        The first error cancels the rest and is raised, a ``SystemExit`` as any other.
         """
         tasks: list[asyncio.Task[T]] = []
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self.task_group() as group:
                 tasks.extend(group.create_task(c) for c in coroutines)
         except BaseExceptionGroup as errors:
             _raise_first(errors)
         return [task.result() for task in tasks]
 
     def task_group(self) -> asyncio.TaskGroup:
-        """Return a task group: ``async with ctx.task_group() as group: group.create_task(…)``."""
-        return asyncio.TaskGroup()
+        """Return a task group: ``async with ctx.task_group() as group: group.create_task(…)``.
+
+        A ``SystemExit`` or ``KeyboardInterrupt`` of one of its tasks is raised where the block
+        ends; asyncio's own group would let it end the event loop.
+        """
+        return _TaskGroup()
 
     async def race(self, *coroutines: Coroutine[Any, Any, T]) -> T:
         """Return what the first to finish returns, or raise what it raises.
@@ -582,14 +588,17 @@ class Context(Record, Generic[S], gc=False, eq=False):
         """
         if not coroutines:
             raise InvalidParams("a race needs somebody to run", field="coroutines")
-        tasks = [asyncio.create_task(c) for c in coroutines]  # noqa: TID251  awaited below
+        tasks = [asyncio.create_task(_contained(c)) for c in coroutines]  # noqa: TID251  awaited below
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return next(task for task in tasks if task in done).result()
+        try:
+            return next(task for task in tasks if task in done).result()
+        except _Exit as exit_:
+            raise exit_.error from None
 
     def now(self) -> float:
         """Return seconds since the epoch, from the engine's clock."""
@@ -886,6 +895,79 @@ def _wrong_type(topic: Any, error: Exception) -> LoomError:
             f"the topic is of type {type(topic).__name__}, not text", field="topic"
         )
     return InvalidParams(f"an option has the wrong type: {error}", field="options")
+
+
+_EXITS = (SystemExit, KeyboardInterrupt)  # asyncio lets these out of a task and ends the loop
+
+
+class _Exit(BaseException):
+    """Carries one of ``_EXITS`` out of a task."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"raised {type(error).__name__}")
+        self.error = error
+
+
+class _Contained(Coroutine[Any, Any, T]):
+    """A coroutine whose ``_EXITS`` come out as ``_Exit``.
+
+    It is no ``async def`` around the other: cancelled before its first step, that one would leave
+    a coroutine that nobody has awaited.
+    """
+
+    def __init__(self, inner: Coroutine[Any, Any, T]) -> None:
+        self._inner = inner
+        self.__qualname__ = getattr(inner, "__qualname__", type(inner).__qualname__)
+
+    def send(self, value: Any, /) -> Any:
+        """Go on."""
+        try:
+            return self._inner.send(value)
+        except _EXITS as error:
+            raise _Exit(error) from None
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with an error."""
+        try:
+            return self._inner.throw(*error)
+        except _EXITS as raised:
+            raise _Exit(raised) from None
+
+    def close(self) -> None:
+        """End it."""
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the coroutine itself."""
+        return self._inner.__await__()
+
+
+def _contained(coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine for a task of its own. What is none is refused by asyncio."""
+    return _Contained(coroutine) if asyncio.iscoroutine(coroutine) else coroutine
+
+
+class _TaskGroup(asyncio.TaskGroup):
+    """A task group that raises a child's ``_EXITS`` in the task that waits for it."""
+
+    def create_task(self, coro: Any, **options: Any) -> "asyncio.Task[Any]":
+        """Start a child."""
+        return super().create_task(_contained(coro), **options)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the children."""
+        try:
+            await super().__aexit__(kind, error, trace)
+        except BaseExceptionGroup as errors:
+            for child in errors.exceptions:
+                if isinstance(child, _Exit):
+                    raise child.error from None
+            raise
 
 
 def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:

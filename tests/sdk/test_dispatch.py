@@ -422,3 +422,73 @@ async def test_the_directory_says_what_an_agent_has_to_do_and_has_done() -> None
     assert (busy.queued, busy.leased, busy.delivered) == (2, 1, 0)
     assert (done.queued, done.leased, done.delivered, done.failed) == (0, 0, 3, 1)
     assert (done.health, done.lagging, done.dropped) == ("up", False, 0)
+
+
+@pytest.mark.requirement("CRASH-RESTART")
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("way", ["gather", "race", "task_group"])
+async def test_a_task_of_a_handler_that_exits_crashes_its_agent_and_not_the_program(
+    way: str, kind: type[BaseException]
+) -> None:
+    app = loom.App("exits")
+    seen: list[str] = []
+
+    async def leaves(ctx: loom.Context) -> None:
+        await ctx.sleep(1)
+        raise kind
+
+    async def stays() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def together(ctx: loom.Context) -> None:
+        match way:
+            case "gather":
+                await ctx.gather(leaves(ctx), stays())
+            case "race":
+                await ctx.race(leaves(ctx), stays())
+            case _:
+                async with ctx.task_group() as group:
+                    group.create_task(leaves(ctx))
+                    group.create_task(stays())
+
+    @app.agent("worker", topics=["job"])
+    async def worker(ctx: loom.Context, event: loom.Event) -> None:
+        try:
+            await together(ctx)
+        except kind:
+            seen.append("raised")
+            raise
+
+    @app.agent("other", topics=["other"])
+    async def other(ctx: loom.Context, event: loom.Event) -> str:
+        return "at work"
+
+    async with Harness(app) as h:
+        await h.ctx.emit("job")
+        await h.advance(1)
+        assert h.stats()["runtime"]["agents"]["worker"]["crashes"] == 1
+        assert (await h.ctx.request("other")).data == "at work"
+
+    assert seen == ["cancelled", "raised"]
+
+
+async def test_children_that_are_cancelled_before_they_begin_leave_no_warning() -> None:
+    begun: list[str] = []
+
+    async def child() -> None:
+        begun.append("child")
+
+    async with Harness(loom.App("early")) as h:
+        async with h.ctx.task_group() as group:
+            task = group.create_task(child(), name="named")
+            task.cancel()
+        with pytest.raises(TypeError, match="coroutine"):
+            await h.ctx.race(3)  # type: ignore[arg-type]
+
+    assert (task.get_name(), task.cancelled()) == ("named", True)
+
+    assert begun == []
