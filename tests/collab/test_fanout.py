@@ -1,6 +1,9 @@
 """Asking many side by side."""
 
 import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -16,6 +19,10 @@ pytestmark = pytest.mark.requirement("COLLAB-FANOUT")
 class Report(BaseModel):
     place: str
     rain: bool
+
+
+async def guessed(place: str) -> Report:
+    return Report(place=place, rain=False)
 
 
 def stations() -> loom.App:
@@ -44,9 +51,7 @@ def stations() -> loom.App:
     async def silent(ctx: loom.Context, event: loom.Event) -> None:
         await ctx.sleep(3600)
 
-    @app.capability("weather.guess", effect="pure")
-    async def guess(place: str) -> Report:
-        return Report(place=place, rain=False)
+    app.capability("weather.guess", effect="pure")(guessed)
 
     @app.capability("weather.dance", effect="unsafe")
     async def dance(place: str) -> str:
@@ -283,3 +288,91 @@ async def test_first_k_of_fewer_targets_is_refused() -> None:
                 await group.first(k)
             assert caught.value.field == "k"
         await h.advance(10)
+
+
+async def bewildered(ctx: loom.Context, item: Any, following: Any) -> Any:
+    """Middleware that does to a call what its argument says."""
+    if not isinstance(item, loom.Call):
+        return await following(item)
+    match item.args["place"]:
+        case "cancels":
+            raise asyncio.CancelledError
+        case "hangs":
+            await asyncio.get_running_loop().create_future()
+        case "breaks":
+            return await following(replace(item, args=Unreadable()))
+        case "exits":
+            raise SystemExit
+        case _:
+            return await following(item)
+
+
+class Unreadable(Mapping[str, Any]):
+    """Arguments that cannot be read."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise OSError("the disk is gone")
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, name: str) -> Any:
+        raise OSError("the disk is gone")
+
+
+@pytest.mark.requirement("COLLAB-NO-LEAK")
+async def test_however_a_target_ends_the_group_is_told_and_waits_no_longer_than_its_time() -> None:
+    app = loom.App("stations", middleware=[bewildered])
+    app.capability("weather.guess", effect="pure")(guessed)
+    targets: list[Target] = [
+        ("weather.guess", {"place": place}) for place in ("cancels", "hangs", "breaks", "fine")
+    ]
+    async with Harness(app) as h:
+
+        async def ask() -> tuple[Partial[Item[Report]], str]:
+            async with fanout(h.ctx, targets, timeout=2, returns=Report) as group:
+                partial = await group.all()
+                with pytest.raises(DeadlineExceeded) as caught:
+                    await group.majority()
+                return partial, caught.value.message
+
+        asked = asyncio.create_task(ask())
+        await h.advance(1.9)
+        assert not asked.done()
+        await h.advance(0.5)
+        partial, message = await asked
+
+    assert places(partial) == ["fine"]
+    assert [(failure.index, failure.error.code) for failure in partial.failures] == [
+        (0, "CANCELLED"),
+        (2, "HANDLER_ERROR"),
+    ]
+    assert "OSError" in partial.failures[1].error.message
+    assert (partial.missing, partial.timed_out) == (1, True)
+    assert message == "at most 1 of 4 agree in time"
+
+
+async def test_a_target_that_exits_is_an_exit_of_who_asked() -> None:
+    app = loom.App("stations", middleware=[bewildered])
+    app.capability("weather.guess", effect="pure")(guessed)
+    exits: list[Target] = [("weather.guess", {"place": "exits"})]
+    async with Harness(app) as h:
+        with pytest.raises(SystemExit):
+            async with fanout(h.ctx, exits, timeout=2) as group:
+                await group.all()
+
+
+async def test_after_its_block_a_fanout_waits_for_nothing_and_gives_what_there_was() -> None:
+    async with Harness(stations()) as h:
+        async with fanout(h.ctx, ["weather.north", "weather.nowhere"], timeout=60) as group:
+            pass
+        async with asyncio.timeout(5):
+            partial = await group.all()
+            assert await group.first(1) == partial
+            for way in (group.any, group.majority):
+                with pytest.raises(Unavailable):
+                    await way()
+        await h.advance(10)
+
+    assert errors(partial) == [("weather.nowhere", "UNAVAILABLE")]
+    assert (partial.items, partial.missing, partial.timed_out) == ([], 1, False)

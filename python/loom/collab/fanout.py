@@ -1,6 +1,7 @@
 """Ask many side by side, and take what is enough."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeAlias, cast, overload
@@ -12,10 +13,21 @@ from loom.codec import encode
 from loom.collab.partial import Failure, Item, Partial, Poll, check_count, check_sequence, key_of
 from loom.collab.waiting import Deadline
 from loom.context import Context
-from loom.errors import DeadlineExceeded, InvalidParams, LoomError, Unavailable
+from loom.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HandlerError,
+    InvalidParams,
+    LoomError,
+    Unavailable,
+)
 from loom.limits import FANOUT_TARGETS
 
 T = TypeVar("T", default=Any)
+
+_GRACE = 0.25  # seconds after the deadline in which a target may still say how it ended
+
+_logger = logging.getLogger("loom.collab")
 
 Target: TypeAlias = str | Bound[Any] | tuple[str, Mapping[str, Any]]
 """A topic, which gets a request; ``fn.bind(…)``; or a capability's name and its arguments."""
@@ -25,7 +37,7 @@ class Fanout(Generic[T]):
     """Requests and calls under way. Each method waits for as much as it says.
 
     One after the other they see the same answers: ``await group.first(2)``, look, and then
-    ``await group.all()``.
+    ``await group.all()``. After the block they wait for nothing: what there was is all.
     """
 
     def __init__(self, total: int, deadline: Deadline) -> None:
@@ -35,6 +47,7 @@ class Fanout(Generic[T]):
         self._items: list[Item[T]] = []
         self._failures: list[Failure] = []
         self._timed_out = False
+        self._closed = False
         self._changed = asyncio.Event()
 
     async def any(self) -> T:
@@ -96,7 +109,9 @@ class Fanout(Generic[T]):
     # -- inside -----------------------------------------------------------------------------------
 
     def ended(self, ending: Item[T] | Failure) -> None:
-        """Take how one target ended."""
+        """Take how one target ended; after the end of the block it is too late."""
+        if self._closed:
+            return
         self._open -= 1
         if isinstance(ending, Item):
             self._items.append(ending)
@@ -107,8 +122,15 @@ class Fanout(Generic[T]):
             self._failures.append(ending)
         self._changed.set()
 
+    def close(self, *, timed_out: bool) -> None:
+        """Wait no more: time is up, or the block has been left."""
+        if not self._closed:
+            self._closed = True
+            self._timed_out |= timed_out and self._open > 0
+            self._changed.set()
+
     async def _while(self, goes_on: Callable[[], bool]) -> None:
-        while self._open and goes_on():
+        while self._open and not self._closed and goes_on():
             self._changed.clear()
             await self._changed.wait()
 
@@ -159,7 +181,8 @@ def fanout(
     ``async with fanout(ctx, ["a", "b"], data, timeout=5) as group``. Topics get ``data`` as a
     request; capabilities are called with the arguments that come with them. ``timeout`` in seconds
     is one deadline for all. ``returns`` is what answers must be (a bound capability has its own
-    type); others are failures. Leaving the block cancels what has not ended.
+    type); others are failures, and so is whatever else a target raises. Leaving the block cancels
+    what has not ended.
 
     Raises:
         InvalidParams: no targets, too many, one that is none, or data that cannot be sent.
@@ -183,21 +206,35 @@ async def _fanout(
     group = Fanout[Any](len(targets), deadline)
 
     async def ask(index: int, target: Target) -> None:
+        name = _name(target)
         try:
             answer = await _ask(ctx, target, data, timeout, returns)
         except LoomError as error:
-            group.ended(Failure(index=index, target=_name(target), error=error))
+            group.ended(Failure(index=index, target=name, error=error))
+        except asyncio.CancelledError:
+            group.ended(Failure(index=index, target=name, error=Cancelled(f"{name} was cancelled")))
+            raise
+        except Exception as error:  # a task's root: middleware may raise anything
+            _logger.exception("asking %s failed", name)
+            told = HandlerError(f"asking {name} raised {type(error).__name__}")
+            group.ended(Failure(index=index, target=name, error=told))
         else:
-            group.ended(Item(index=index, target=_name(target), data=answer))
+            group.ended(Item(index=index, target=name, data=answer))
+
+    async def expire() -> None:
+        await ctx.sleep(deadline.left + _GRACE)
+        group.close(timed_out=True)
 
     ends = _Ends()
     async with ctx.task_group() as tasks:
         started = [tasks.create_task(ask(i, target)) for i, target in enumerate(targets)]
+        started.append(tasks.create_task(expire()))
         with ends:
             try:
                 await ctx.sleep(0)  # all are asked when the block begins
                 yield group
             finally:
+                group.close(timed_out=False)
                 for task in started:
                     task.cancel()
     ends.raise_again()
