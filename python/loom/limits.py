@@ -469,7 +469,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "outcomes",
         BARRIERS,
         BARRIERS,
-        "outcomes that are kept for members who come late",
+        "outcomes kept for members who come late; barriers whose members have all gone",
     ),
     "barrier_kept_seconds": Limit(
         "s",

@@ -275,3 +275,93 @@ async def test_a_coordinator_that_crashes_ends_those_who_wait_and_starts_again()
         with pytest.raises(loom.LoomError):
             await waiting
         assert (await meet(h, "eve", n=1)).complete
+
+
+@pytest.mark.requirement("COLLAB-NO-LEAK")
+async def test_members_that_are_cancelled_make_room_for_others_at_once() -> None:
+    async with Harness(loom.App("meet")) as h:
+        for _ in range(2):
+            waiting = [
+                asyncio.create_task(barrier(h.ctx, f"b{i}", 2, timeout=3600, thread="t"))
+                for i in range(BARRIER_WAITING)
+            ]
+            await h.idle()
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await h.idle()
+        assert h.stats()["gauges"]["leased"] == 0
+        fresh = meet(h, "ada", n=2)
+        await h.idle()
+        assert (await meet(h, "bob", n=2)).complete
+        assert (await fresh).complete
+
+
+@pytest.mark.requirement("COLLAB-NO-LEAK")
+async def test_a_member_that_is_cancelled_has_come_until_its_time_is_up() -> None:
+    async with Harness(loom.App("meet")) as h:
+        gone = meet(h, "ada", n=2, timeout=10)
+        await h.idle()
+        gone.cancel()
+        await h.advance(9)
+        both = await meet(h, "bob", n=2)
+
+        alone = meet(h, "ada", n=2, timeout=10, thread="other")
+        await h.idle()
+        alone.cancel()
+        await h.advance(11)
+        late = await meet(h, "bob", n=2, thread="other")
+        await h.advance(BARRIER_KEPT_SECONDS - 0.5)
+        again = meet(h, "eve", n=2, timeout=1, thread="other")  # the old one is forgotten
+        await h.advance(1)
+
+        assert both.members == ("default/meet/ada", "default/meet/bob")
+        assert (late.members, late.complete) == (("default/meet/ada",), False)
+        assert (await again).members == ("default/meet/eve",)
+
+
+async def test_the_time_of_a_member_that_is_cancelled_counts_no_more_while_others_wait() -> None:
+    async with Harness(loom.App("meet")) as h:
+        hasty, patient = meet(h, "ada", timeout=2), meet(h, "bob", timeout=60)
+        await h.advance(1)
+        hasty.cancel()
+        await h.advance(30)
+        assert not patient.done()
+        await h.advance(30)
+        assert (await patient).members == ("default/meet/ada", "default/meet/bob")
+
+
+@pytest.mark.requirement("COLLAB-NO-LEAK")
+async def test_a_member_that_is_cancelled_on_its_way_waits_at_no_barrier() -> None:
+    async with Harness(loom.App("meet")) as h:
+        await meet(h, "first", n=1, thread="other")
+        gone = barrier(h.ctx, "start", 2, timeout=3600, thread="trip", member="ada")
+        gone.send(None)  # it has asked, and the coordinator has not run
+        with pytest.raises(asyncio.CancelledError):
+            gone.throw(asyncio.CancelledError())
+        await h.idle()
+        assert h.stats()["gauges"]["leased"] == 0
+        assert (await meet(h, "bob", n=2)).members == ("default/meet/ada", "default/meet/bob")
+
+
+async def test_of_barriers_where_nobody_waits_the_oldest_end_before_there_are_too_many() -> None:
+    async with Harness(loom.App("meet")) as h:
+        for number in range(BARRIERS + 1):
+            gone = meet(h, "ada", n=2, timeout=3600, thread=f"t{number}")
+            await h.idle()
+            gone.cancel()
+            await h.idle()
+        first = await meet(h, "bob", n=2, thread="t0")
+        second = await meet(h, "bob", n=2, thread="t1")
+
+    assert (first.complete, second.complete) == (False, True)
+
+
+@pytest.mark.requirement("STOP-GRACEFUL")
+async def test_a_member_that_is_cancelled_holds_up_no_stop() -> None:
+    app = loom.App("meet")
+    async with asyncio.timeout(5):
+        async with app.running() as ctx, ctx.watch("thread.t.barrier.>") as arrivals:
+            gone = asyncio.create_task(barrier(ctx, "start", 2, timeout=3600, thread="t"))
+            await anext(arrivals)
+            gone.cancel()

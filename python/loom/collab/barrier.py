@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from loom.collab.coming import coming
 from loom.collab.coordinator import COORDINATOR
 from loom.collab.messages import Arrival, Outcome, milliseconds
 from loom.collab.waiting import Deadline
@@ -40,7 +41,8 @@ async def barrier(
 
     It ends for all at once: when the last one comes, or when the first who waits has waited its
     ``timeout`` (seconds). Who comes later, up to ``barrier_kept_seconds``, gets the same outcome at
-    once. Each agent counts once in a barrier, however often it comes, or once for each ``member``
+    once. A member that is cancelled has come, and its ``timeout`` counts no more while others wait.
+    Each agent counts once in a barrier, however often it comes, or once for each ``member``
     name that it gives. ``thread`` is by default the turn's.
 
     Raises:
@@ -69,13 +71,14 @@ async def barrier(
     deadline = Deadline(ctx, timeout)
     await ctx.ensure_agent(COORDINATOR)
     arrival = Arrival(v=1, n=n, member=member, timeout_ms=milliseconds(deadline.left))
-    answer = await ctx.request(
-        f"thread.{where}.barrier.{name}",
-        arrival,
-        returns=Outcome,
-        timeout=deadline.left + _GRACE,
-        key=str(ctx.uuid()),  # members wait side by side, each in a lane of its own
-        thread=where,
-    )
+    with coming(ctx) as key:
+        answer = await ctx.request(
+            f"thread.{where}.barrier.{name}",
+            arrival,
+            returns=Outcome,
+            timeout=deadline.left + _GRACE,
+            key=key,  # members wait side by side, each in a lane of its own
+            thread=where,
+        )
     ended = answer.data
     return Meeting(n=ended.n, members=tuple(ended.members), complete=ended.complete)

@@ -199,7 +199,7 @@ pub const BARRIER_MEMBERS: usize = 256;
 /// In members: members that wait at the barriers of one app; each holds a turn of the coordinator.
 pub const BARRIER_WAITING: usize = 1_000;
 
-/// In outcomes: outcomes that are kept for members who come late.
+/// In outcomes: outcomes kept for members who come late; barriers whose members have all gone.
 pub const BARRIERS: usize = 1_024;
 
 /// In s: how long an outcome is kept for members who come late.
