@@ -1,7 +1,9 @@
 """Agents that crash: told of, started again after a pause, put into quarantine, and released."""
 
 import asyncio
+import gc
 import logging
+import os
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -519,3 +521,196 @@ async def test_a_request_to_an_agent_in_quarantine_says_how_to_release_it() -> N
             await h.ctx.request("job", "x")
     assert told.value.code == "UNAVAILABLE"
     assert "app.release" in str(told.value.hint)
+
+
+async def stay(gate: asyncio.Event) -> None:
+    """Go on until the gate opens, whoever cancels it."""
+    while not gate.is_set():
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+@pytest.mark.requirement("CALL-INDETERMINATE", "CANCEL-SHOWN")
+async def test_an_unsafe_call_that_goes_on_after_its_agents_crash_is_indeterminate() -> None:
+    app = loom.App("stubborn")
+    gate, started = asyncio.Event(), asyncio.Event()
+    paid: list[int] = []
+
+    @app.agent("worker", topics=["job"])
+    class Worker(loom.Agent):
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None: ...
+
+        @loom.capability("pay", effect="unsafe", timeout=600)
+        async def pay(self) -> None:
+            started.set()
+            await stay(gate)
+            paid.append(1)
+
+    async with Harness(app) as h, opened(gate):
+        called = asyncio.create_task(h.ctx.tool("pay"))
+        await started.wait()
+        h.crash("worker")
+        await h.ctx.emit("job")
+        await h.advance(3)
+        with pytest.raises(Indeterminate, match="was cut off"):
+            await called
+        assert paid == []
+        gate.set()
+        await h.idle()
+        assert paid == [1]
+
+
+@pytest.mark.requirement("CRASH-RESTART")
+async def test_a_turn_of_the_old_object_that_ends_late_crashes_no_new_one() -> None:
+    app = loom.App("stubborn")
+    gate = asyncio.Event()
+    ended: list[str] = []
+
+    @app.agent("stubborn", topics=["job"], concurrency=8)
+    async def stubborn(ctx: loom.Context, event: loom.Event[str]) -> None:
+        await stay(gate)
+        ended.append(event.data)
+        if event.data == "exit":
+            raise SystemExit
+        raise ValueError
+
+    async with Harness(app) as h, opened(gate):
+        for n in range(6):
+            await h.ctx.emit("job", "error" if n else "exit", key=str(n))
+        await h.idle()
+        h.crash("stubborn")
+        await h.ctx.emit("job", "crash", key="b")
+        await h.advance(3)
+        told = {"health": "up", "crashes": 1, "restarts": 1}
+        assert agent_of(h, "stubborn") == told
+        gate.set()
+        await h.advance(1)
+        assert len(ended) == 6
+        assert agent_of(h, "stubborn") == told
+
+
+@pytest.mark.requirement("STOP-GRACEFUL", "CANCEL-SHOWN")
+async def test_an_on_stop_that_swallows_its_cancellation_holds_up_no_restart_and_no_stop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loom.runtime.supervision.STOP_SECONDS", 0.05)
+    app = loom.App("stubborn")
+    gate, again = asyncio.Event(), asyncio.Event()
+    life: list[str] = []
+
+    @app.agent("stubborn", topics=["job"])
+    class Stubborn(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            life.append("start")
+            if len(life) > 1:
+                again.set()
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+            raise SystemExit
+
+        async def on_stop(self, ctx: loom.Context) -> None:
+            life.append("stop")
+            await stay(gate)
+
+    async with opened(gate), asyncio.timeout(10), app.running() as ctx:
+        await ctx.emit("job")
+        await again.wait()
+        assert app.stats()["runtime"]["tasks"] == {"abandoned": 1}
+        monkeypatch.setattr("loom.runtime.running.STOP_SECONDS", 0.05)
+    assert life == ["start", "stop", "start", "stop"]
+    assert caplog.text.count("on_stop of agent stubborn goes on though cancelled") == 2
+
+
+@pytest.mark.requirement("STOP-GRACEFUL", "CANCEL-SHOWN")
+async def test_a_second_on_start_that_swallows_its_cancellation_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loom.runtime.running.STOP_SECONDS", 0.05)
+    app = loom.App("stubborn")
+    gate, again = asyncio.Event(), asyncio.Event()
+    starts = 0
+
+    @app.agent("stubborn", topics=["job"])
+    class Stubborn(loom.Agent):
+        async def on_start(self, ctx: loom.Context) -> None:
+            nonlocal starts
+            starts += 1
+            if starts > 1:
+                again.set()
+                await stay(gate)
+
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+            raise SystemExit
+
+    before = asyncio.all_tasks()
+    async with opened(gate), asyncio.timeout(10), app.running() as ctx:
+        await ctx.emit("job")
+        await again.wait()
+    assert "the restart of agent stubborn goes on though cancelled" in caplog.text
+    left = asyncio.all_tasks() - before
+    assert len(left) == 1
+    assert await asyncio.gather(*left) == [None]  # it starts nothing on a link that is closed
+
+
+class _Restarts:
+    """An app whose agent crashes, keeps its Context, and hangs where it is told in a restart."""
+
+    def __init__(self, where: str) -> None:
+        self.app = loom.App("leaks")
+        self.there = asyncio.Event()
+        self.starts = 0
+        outer = self
+
+        async def hang(here: str) -> None:
+            if here == where:
+                outer.there.set()
+                await asyncio.get_running_loop().create_future()
+
+        @self.app.agent("worker", topics=["job"])
+        class Worker(loom.Agent):
+            async def on_start(self, ctx: loom.Context) -> None:
+                self.ctx = ctx
+                outer.starts += 1
+                if outer.starts == 2:
+                    await hang("on_start")
+
+            async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+                raise SystemExit
+
+            async def on_stop(self, ctx: loom.Context) -> None:
+                await hang("on_stop")
+
+    async def run(self) -> None:
+        async with self.app.running() as ctx:
+            await ctx.emit("job")
+            await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.requirement("BOUNDED")
+@pytest.mark.parametrize("where", ["on_start", "on_stop"])
+async def test_apps_stopped_in_the_middle_of_a_restart_keep_no_descriptor(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="loom.agent")  # caught records keep their stacks
+    monkeypatch.undo()  # what checks the books of every test's engines keeps their links
+
+    async def round_trip() -> None:
+        made = _Restarts(where)
+        running = asyncio.create_task(made.run())
+        await made.there.wait()
+        for _ in range(2):  # the second one skips the waiting
+            running.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([running])
+
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    await round_trip()
+    before = descriptors()
+    for _ in range(100):
+        await round_trip()
+    assert descriptors() - before < 10  # the last few may still be ending

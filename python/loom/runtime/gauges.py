@@ -3,6 +3,7 @@
 Everything here is read and written on the app's own event loop.
 """
 
+import asyncio
 from dataclasses import dataclass
 
 
@@ -25,8 +26,12 @@ class Gauges:
         """How much user code runs where the loop does not see it: in threads and processes."""
         return self.threads_busy + self.workers_busy
 
-    def end_abandoned_task(self) -> None:
-        """Count a task that has ended after all."""
+    def abandon_task(self, task: "asyncio.Task[None]") -> None:
+        """Count a task that goes on though cancelled, until it ends after all."""
+        self.tasks_abandoned += 1
+        task.add_done_callback(self._end_abandoned_task)
+
+    def _end_abandoned_task(self, _: "asyncio.Task[None]") -> None:
         self.tasks_abandoned -= 1
 
     def shown(self) -> dict[str, dict[str, int]]:

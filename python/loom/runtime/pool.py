@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 from loom.codec import CANNOT_DECODE, from_json
 from loom.context import Context
 from loom.envelope import Envelope, Event
-from loom.errors import Cancelled, Internal, LoomError
+from loom.errors import Internal, LoomError
 from loom.limits import TURN_BATCH
 from loom.link import Link
 from loom.record import Record
@@ -69,6 +69,10 @@ class Work(Protocol):
 
     def settle(self, item: Envelope, result: Any) -> None:
         """Do what a result that is not None asks for. What it raises fails the lease."""
+        ...
+
+    def cut_off(self) -> LoomError:
+        """Return what a lease has come to whose code was cancelled and goes on."""
         ...
 
     def failed(self, item: Envelope, error: BaseException) -> None:
@@ -148,13 +152,11 @@ class Pool:
 
     def _give_up(self, worker: "asyncio.Task[None]") -> None:
         self._abandoned.add(worker)
-        gauges = self._work.host.services.gauges
-        gauges.tasks_abandoned += 1
-        worker.add_done_callback(lambda _: gauges.end_abandoned_task())
+        self._work.host.services.gauges.abandon_task(worker)
         frame = getattr(worker.get_coro(), "cr_frame", None)
         item = None if frame is None else frame.f_locals.get("item")  # a book would cost each event
         if item is not None:
-            self._failed(item, Cancelled(f"{self.name} was cut off", who=self._work.host.name))
+            self._failed(item, self._work.cut_off())
 
     # -- waking -----------------------------------------------------------------------------------
 
@@ -189,6 +191,7 @@ class Pool:
 
     def _ended(self, worker: "asyncio.Task[None]") -> None:
         self._workers.discard(worker)
+        self._abandoned.discard(worker)
         self._quiet.set()
         if worker in self._unstarted:  # cancelled before its first step
             self._about_to_take -= 1

@@ -58,6 +58,14 @@ class Running:
         own = [serving for serving, _ in self.functions]
         return [*own, *(serving for agent in self.agents for serving in agent.servings)]
 
+    def forget(self) -> None:
+        """Let go of user code: an object that keeps its Context would keep the stopped app.
+
+        The garbage collector does not follow Contexts, so the cycle is broken here.
+        """
+        self.agents.clear()
+        self.functions.clear()
+
     @property
     def context(self) -> Context[Any]:
         """The app's own context."""
@@ -270,8 +278,9 @@ async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]]
             await asyncio.gather(*(agent.stop_supervision() for agent in run.agents))
             await asyncio.gather(*(agent.stop_turns() for agent in run.agents))
             if run.started:
+                deadline = asyncio.get_running_loop().time() + STOP_SECONDS
                 for agent in run.agents:
-                    await agent.stop_agent()
+                    await agent.stop_agent(deadline - asyncio.get_running_loop().time())
             await asyncio.gather(*(pool.stop() for pool in run.pools))
             await asyncio.gather(*(serving.stop() for serving in run.servings))
             if before_close is not None:
@@ -284,6 +293,7 @@ async def _stop(run: Running, before_close: Callable[[Running], Awaitable[None]]
             for serving in run.servings:
                 serving.close()
             run.link.close()
+            run.forget()
 
 
 def _factory(path: str) -> Callable[..., Any]:

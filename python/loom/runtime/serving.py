@@ -115,6 +115,10 @@ class Serving:
     def settle(self, item: Envelope, result: Any) -> None:
         """Never called: ``_serve`` has no result."""
 
+    def cut_off(self) -> LoomError:
+        """Return what an invocation has come to whose function was cancelled and goes on."""
+        return lost(self._capability, "was cut off", begun=True)
+
     def failed(self, item: Envelope, error: BaseException) -> None:
         """Tell the caller that it failed.
 
@@ -124,7 +128,7 @@ class Serving:
         if isinstance(error, LoomError):
             told: LoomError = error
         elif self.is_retired and is_stopped(error):
-            told = lost(self._capability, "was cut off", begun=True)
+            told = self.cut_off()
         elif isinstance(error, asyncio.CancelledError):
             told = Cancelled(f"{name} was cancelled", who=name)
         else:

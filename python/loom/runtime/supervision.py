@@ -48,6 +48,7 @@ class Supervised:
         "_app",
         "_clock",
         "_crashed_at",
+        "_ending",
         "_errors",
         "_freed",
         "_handles",
@@ -59,6 +60,7 @@ class Supervised:
         "_settled",
         "_stubborn",
         "_task",
+        "_turns",
         "crashes",
         "health",
         "host",
@@ -94,7 +96,7 @@ class Supervised:
             state_type=spec.state_type,
         )
         self.servings: list[Serving] = [serving for serving, _ in offered]
-        self.pools: list[Pool] = [*(pool for _, pool in offered), self._turns()]
+        self.pools: list[Pool] = [*(pool for _, pool in offered), self._turns_pool()]
         self._handles = [pool.handle for pool in self.pools]
         self._stubborn: list[Pool] = []  # of earlier objects, with tasks that do not end
         # when the last errors were, and how many turns had gone well by then
@@ -106,11 +108,12 @@ class Supervised:
         self._is_ending = False  # turns under way have their moment to end
         self._is_cutting_off = False  # those that did not are being cancelled
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None  # runs on_stop
         self._settled: asyncio.Event | None = None
         self._freed: asyncio.Event | None = None
 
-    def _turns(self) -> Pool:
-        turns = Turns(self.host, self.spec, self._agent, self.failed)
+    def _turns_pool(self) -> Pool:
+        self._turns = turns = Turns(self.host, self.spec, self._agent, self.failed)
         name = f"loom agent {self.spec.name}"
         link, limit = self.host.link, self.spec.concurrency
         return Pool(link, self.host.sender, turns, limit=limit, name=name)
@@ -150,25 +153,47 @@ class Supervised:
         """Restart it no more."""
         self.abandon()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=_LAST_MOMENT)
+            await self._wait_or_give_up(self._task, "the restart")
 
     async def stop_turns(self) -> None:
         """Cancel what its handlers still do."""
         pools = (pool for pool in self.pools if pool.handle == self.host.sender)
         await asyncio.gather(*(pool.stop() for pool in (*pools, *self._stubborn)))
 
-    async def stop_agent(self) -> None:
-        """Run ``on_stop`` if the object was started."""
+    async def stop_agent(self, seconds: float) -> None:
+        """Run ``on_stop`` if the object was started, at most ``seconds`` long.
+
+        It runs in a task of its own, so that one that swallows its cancellation can be left behind.
+        """
         started, self._is_started = self._is_started, False
         if not started or not hasattr(self._agent, "on_stop"):
             return
+        name = f"loom on_stop of {self.spec.name}"
+        self._ending = asyncio.get_running_loop().create_task(self._end_object(), name=name)
         try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await self._agent.on_stop(Context(self.host))
+            await asyncio.wait([self._ending], timeout=max(seconds, 0))
+            if not self._ending.done():
+                _logger.error("on_stop of agent %s took too long: cancelled", self.spec.name)
+                self._ending.cancel()
+                await self._wait_or_give_up(self._ending, "on_stop")
+        finally:
+            self._ending.cancel()  # where this itself is cancelled
+            self._ending = None
+
+    async def _end_object(self) -> None:
+        try:
+            await self._agent.on_stop(Context(self.host))
         except BaseException as error:  # the root of user code: the others still have to stop
             if is_stopped(error):
                 raise
             _logger.exception("on_stop of agent %s failed", self.spec.name)
+
+    async def _wait_or_give_up(self, task: asyncio.Task[None], what: str) -> None:
+        """Wait a moment for a task that has been cancelled; one that goes on is counted."""
+        await asyncio.wait([task], timeout=_LAST_MOMENT)
+        if not task.done():
+            _logger.warning("%s of agent %s goes on though cancelled", what, self.spec.name)
+            self.host.services.gauges.abandon_task(task)
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -185,7 +210,7 @@ class Supervised:
         if self._is_cutting_off:
             return False  # in a second of real time it goes on
         if not self._is_ending:
-            return waits(self._task)
+            return waits(self._task) and (self._ending is None or waits(self._ending))
         quiet = [pool.is_quiet for pool in self.pools]
         return not all(quiet) and all(
             is_quiet or pool.blocked_workers()
@@ -221,6 +246,13 @@ class Supervised:
         self._task = asyncio.get_running_loop().create_task(
             recovery, name=f"loom supervision of {self.spec.name}"
         )
+        self._task.add_done_callback(self._recovered)
+
+    def _recovered(self, task: asyncio.Task[None]) -> None:
+        # a task keeps the error that ended it, its stack, and the Contexts there, which the garbage
+        # collector does not follow: kept from here, it would keep the app, and its descriptor
+        if self._task is task:
+            self._task = None
 
     async def _recover(self, pause: float | None) -> None:
         """Bring the agent back: end the old object, pause, start a new one, until that works."""
@@ -238,6 +270,8 @@ class Supervised:
                     raise
                 pause = self._judge(error, "on_start")
                 continue
+            if self._is_stopping:
+                return  # on_start swallowed its cancellation: the app has stopped without it
             self.restarts += 1
             self._errors = None
             self._set_health("up")
@@ -297,6 +331,7 @@ class Supervised:
         await self._let_end()
         for serving in self.servings:
             serving.is_retired = True
+        self._turns.is_retired = True
         self._is_cutting_off = True
         try:
             await asyncio.gather(*(pool.stop() for pool in self.pools))
@@ -306,7 +341,7 @@ class Supervised:
             serving.close()
         self._stubborn = [pool for pool in (*self._stubborn, *self.pools) if pool.busy]
         self.pools, self.servings = [], []
-        await self.stop_agent()
+        await self.stop_agent(STOP_SECONDS)
         self.host.fence()
 
     async def _let_end(self) -> None:
@@ -332,7 +367,10 @@ class Supervised:
         methods = capabilities_of(self._agent, self.spec.methods)
         self.servings = [Serving(self._app, capability) for capability in methods]
         offered = zip(self.servings, self._handles, strict=False)
-        self.pools = [*(pool_of(serving, handle) for serving, handle in offered), self._turns()]
+        self.pools = [
+            *(pool_of(serving, handle) for serving, handle in offered),
+            self._turns_pool(),
+        ]
 
     # -- quarantine -------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class Turns:
     ) -> None:
         self.host = host
         self._watch = watch
+        self.is_retired: bool = False  # its object is being replaced: what it raises says nothing
         self._spec = spec
         self._made = [_target(agent, route, host.middleware) for route in spec.routes]
         self._targets: dict[str, Target] = {}
@@ -79,23 +80,31 @@ class Turns:
         except link.refusal as error:
             raise link.translate(error, payload="return") from None
 
+    def cut_off(self) -> LoomError:
+        """Return what a turn has come to that was cancelled."""
+        return Cancelled(f"agent {self.host.name!r} was cut off", who=self._who)
+
     def failed(self, item: Envelope, error: BaseException) -> None:
         """Tell the engine that the turn failed.
 
         Text and stack of an error that is not a LoomError stay in this process's log.
         """
         name = self.host.name
-        who = f"{self.host.services.namespace}/{name}"
+        who = self._who
         if isinstance(error, LoomError):
             told: LoomError = error
         elif is_stopped(error):
-            told = Cancelled(f"agent {name!r} was cut off", who=who)
+            told = self.cut_off()
         else:
             told = HandlerError(f"agent {name!r} raised {type(error).__name__}", who=who)
         log_failure(_logger, f"agent {name} on {item.topic}", told, error, heard=item.wants_reply)
         tell_failure(self.host, item.lease, told, who)
-        if told is not error and not isinstance(told, Cancelled):
+        if told is not error and not isinstance(told, Cancelled) and not self.is_retired:
             self._watch(error)
+
+    @property
+    def _who(self) -> str:
+        return f"{self.host.services.namespace}/{self.host.name}"
 
 
 def _target(agent: Any, route: Route, middleware: tuple[Middleware, ...]) -> Target:
