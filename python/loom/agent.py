@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 from typing_extensions import TypeVar
 
 from loom.capabilities import Capability, MethodCapability, resolved, summary
+from loom.checks import check_text, check_texts, check_whole
 from loom.envelope import Event, QoS
 from loom.errors import InvalidParams, NotSupported
-from loom.limits import AGENT_CONCURRENCY, AGENT_CONCURRENCY_MAX, AGENT_FILTERS
+from loom.limits import AGENT_CONCURRENCY_MAX, AGENT_FILTERS
 from loom.middleware import Middleware
 from loom.topics import check_filter, check_name, matches
 
@@ -122,21 +123,16 @@ def spec_of(
         NotSupported: the agent asks for what is not built yet.
     """
     check_name(name)
-    if isinstance(topics, str):
-        raise InvalidParams("topics is one text", field="topics", hint=f'write topics=["{topics}"]')
+    topics = check_texts(topics, "topics")
+    if group is not None:
+        check_text(group, "group")
     if durable or exclusive:
         raise NotSupported(
             f"agent {name!r}: {'durable' if durable else 'exclusive'} agents are not built yet",
             field="durable" if durable else "exclusive",
             hint="leave it out; such agents need the log and the Bridge",
         )
-    if not 1 <= concurrency <= AGENT_CONCURRENCY_MAX:
-        raise InvalidParams(
-            f"agent {name!r}: concurrency is {concurrency}",
-            field="concurrency",
-            limit="agent_concurrency",
-            hint=f"use 1 to {AGENT_CONCURRENCY_MAX}; the default is {AGENT_CONCURRENCY}",
-        )
+    check_whole(concurrency, "concurrency", AGENT_CONCURRENCY_MAX, limit="agent_concurrency")
     if qos not in (None, "realtime"):
         raise InvalidParams(
             f"agent {name!r}: qos is {qos!r}",

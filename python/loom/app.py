@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from loom.agent import Agent, AgentSpec, Handler, spec_of
 from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
+from loom.checks import check_text, check_texts
 from loom.directory import Effect
 from loom.envelope import Event
 from loom.errors import Conflict, InvalidParams, NotSupported
@@ -120,7 +121,7 @@ class App:
             timeout=timeout,
             version=version,
             cost=cost,
-            tags=tuple(tags),
+            tags=check_texts(tags, "tags"),
             needs_approval=needs_approval,
             isolation=isolation,
         )
@@ -265,7 +266,7 @@ class App:
             Conflict: it is not in quarantine.
             NotSupported: the app is not running.
         """
-        self._run_now().agent(agent).release()
+        self._run_now().agent(check_text(agent, "agent")).release()
 
     def _run_now(self) -> "Running":
         if self._running is None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property, update_wrapper
 from typing import Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
 
+from loom.checks import check_number, check_seconds, check_text, check_texts
 from loom.directory import EFFECTS, Effect
 from loom.errors import InvalidParams, NotSupported
-from loom.limits import TIMEOUT_MS_MAX
 from loom.topics import check_capability_name
 
 if typing.TYPE_CHECKING:
@@ -66,12 +66,9 @@ class Terms:
                 field="effect",
                 hint=f"use one of {', '.join(EFFECTS)}",
             )
-        if not 0 < self.timeout * 1000 <= TIMEOUT_MS_MAX:
-            raise InvalidParams(
-                f"a timeout of {self.timeout} s is out of range",
-                field="timeout",
-                limit="timeout_ms_max",
-            )
+        check_seconds(self.timeout, "timeout")
+        check_text(self.version, "version")
+        check_number(self.cost, "cost")
         if self.needs_approval:
             raise NotSupported(
                 "approvals are not built yet", field="needs_approval", hint="leave it out"
@@ -422,7 +419,7 @@ def capability(
             timeout=timeout,
             version=version,
             cost=cost,
-            tags=tuple(tags),
+            tags=check_texts(tags, "tags"),
             needs_approval=needs_approval,
             isolation=isolation,
         )

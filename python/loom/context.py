@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, cast, overload
 from typing_extensions import TypedDict, TypeVar, Unpack
 
 from loom.capabilities import Bound
+from loom.checks import check_number, check_seconds, check_text, check_whole
 from loom.codec import CANNOT_ENCODE, WRITERS, decode, encode
 from loom.directory import AgentInfo, CapabilityInfo
 from loom.envelope import (
@@ -46,20 +47,21 @@ from loom.errors import (
     NotSupported,
     error_from_code,
 )
-from loom.limits import STREAM_CHUNKS, TIMEOUT_MS_MAX, TTL_MS_MAX
+from loom.limits import STREAM_CHUNKS, TTL_MS_MAX
 from loom.middleware import Call, around
 from loom.protocols import Memory, Model
 from loom.record import Record
 from loom.runtime.host import Host
 from loom.runtime.stream import Subscription
 from loom.topics import matches
-from loom.validation import adapter_of, checked, validated
+from loom.validation import adapter_of, check_returns, checked, validated
 
 S = TypeVar("S", default=Any)
 T = TypeVar("T")
 R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
+_ALL = 2**31 - 1  # more than can ever answer
 HOST = "loom_host"  # attributes of a log record that say for whom it was made
 TURN = "loom_turn"  # the attribute of a log record that says in which turn it was made
 
@@ -132,13 +134,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         ack, ttl = options.get("ack"), options.get("ttl")
         if ack is not None and ack != "accepted":
             _refuse_ack(ack)
-        qos = options.get("qos")
-        if not isinstance(qos, str | None) or qos not in QOS_CODES:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidParams(
-                f"{qos!r} is not a delivery class",
-                field="qos",
-                hint='use "realtime", "batched" or "background"',
-            )
+        qos = _qos_code(options.get("qos"))
         more = _options(
             data,
             key=options.get("key"),
@@ -148,9 +144,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         )
         payload = encode(data, "data", host.link.has_null)
         try:
-            return host.session.offer(
-                host.sender, self._envelope, topic, payload, QOS_CODES[qos], more
-            )
+            return host.session.offer(host.sender, self._envelope, topic, payload, qos, more)
         except host.link.refusal as error:
             raise host.link.translate(error) from None
         except TypeError as error:
@@ -219,6 +213,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
             DeadlineExceeded: no reply in time. Also a ``TimeoutError``.
             Deadlock: the only one who could answer waits for this very turn.
         """
+        if returns is not None:
+            check_returns(returns)
         call = self._request(topic, data, timeout, 1, wait=wait, key=key, thread=thread)
         return _read(await self._host.link.one_answer(call, timeout), returns)
 
@@ -260,10 +256,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
         Raises:
             InvalidParams: ``first_k`` is not positive, or the data does not fit.
         """
-        if first_k is not None and first_k < 1:
-            raise InvalidParams(
-                f"first_k is {first_k}", field="first_k", hint="use 1 or more, or None"
-            )
+        check_returns(returns)
+        if first_k is not None:
+            first_k = min(check_whole(first_k, "first_k", None), _ALL)
         try:
             call = self._request(topic, data, timeout, first_k or 0)
         except LoomError as error:
@@ -361,6 +356,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
             CapabilityError: it raised, or its result is not what it declares.
         """
         host = self._host
+        if returns is not None:
+            check_returns(returns)
         name, given, limit, version = self._call_of(call, args, timeout, version)
         if not host.middleware:
             number = self._call(name, given, limit, version, key, 0)
@@ -457,6 +454,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
         Raises:
             InvalidParams: one of ``patterns`` is not a filter, or there is none.
         """
+        for pattern in patterns:
+            check_text(pattern, "patterns")
+        _qos_code(qos)
         subscription = Subscription(self._host.link, patterns, qos=qos)
         try:
             yield subscription
@@ -490,7 +490,13 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
         Only those called ``name`` (or ``namespace/name``), that hear ``topic``, or that offer
         ``capability``.
+
+        Raises:
+            InvalidParams: one of them is not text.
         """
+        for field, value in (("name", name), ("topic", topic), ("capability", capability)):
+            if value is not None:
+                check_text(value, field)
         found = [AgentInfo(**entry) for entry in self._directory("agent")]
         if name is not None:
             found = [a for a in found if name in (a.name, f"{self.namespace}/{a.name}")]
@@ -511,7 +517,12 @@ class Context(Record, Generic[S], gc=False, eq=False):
         await self._host.services.start(spec)
 
     async def capabilities(self, pattern: str = ">") -> list[CapabilityInfo]:
-        """Return the capabilities that are there now, of those whose name matches a filter."""
+        """Return the capabilities that are there now, of those whose name matches a filter.
+
+        Raises:
+            InvalidParams: ``pattern`` is not text.
+        """
+        check_text(pattern, "pattern")
         entries = (CapabilityInfo(**entry) for entry in self._directory("capability"))
         return [info for info in entries if matches(pattern, info.name)]
 
@@ -555,9 +566,12 @@ class Context(Record, Generic[S], gc=False, eq=False):
         return await fn(*args, **kwargs)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait ``seconds`` of the engine's clock, which a Harness can move by hand."""
-        if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidParams(f"{seconds!r} is not a number of seconds", field="seconds")
+        """Wait ``seconds`` of the engine's clock, which a Harness can move by hand.
+
+        Raises:
+            InvalidParams: it is not a finite number.
+        """
+        check_number(seconds, "seconds")
         await self._host.services.engine.clock.sleep(seconds)
 
     async def gather(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
@@ -685,7 +699,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 self._envelope,
                 topic,
                 encode(data, "data", link.has_null),
-                _seconds(timeout),
+                check_seconds(timeout, "timeout"),
                 first_k,
                 wait,
                 options,
@@ -713,7 +727,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 )
             terms = call.capability.terms
             limit = terms.timeout if timeout is None else timeout
-            return terms.name, call.arguments, _seconds(limit), terms.version
+            return terms.name, call.arguments, check_seconds(limit, "timeout"), terms.version
         if version is not None and not isinstance(version, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidParams(
                 f"the version is {version!r}, not text", field="version", hint='write version="1"'
@@ -731,7 +745,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         limit = timeout
         if limit is None:
             limit = self._host.services.timeouts.get((call, version), _DEFAULT_TIMEOUT)
-        return call, args or {}, _seconds(limit), version
+        return call, args or {}, check_seconds(limit, "timeout"), version
 
     def _call(
         self,
@@ -851,6 +865,12 @@ def _options(
                 hint="give seconds, from 0.001 on",
             )
         ttl_ms = round(ttl * 1000)
+    if headers is not None and not isinstance(headers, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidParams(
+            f"headers is of type {type(headers).__name__}, not a mapping",
+            field="headers",
+            hint='give headers={"name": "value"}',
+        )
     content_type = BYTES_TYPE if type(data) is bytes else None
     pairs = None if headers is None else [_header(name, value) for name, value in headers.items()]
     return (key, thread, ttl_ms, content_type, pairs, None, None, None)
@@ -864,19 +884,14 @@ def _header(name: Any, value: Any) -> tuple[str, str]:
     )
 
 
-def _seconds(timeout: float) -> float:
-    if not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidParams(
-            f"a timeout of {timeout!r} is not a number", field="timeout", hint="give seconds"
-        )
-    if not 0 < timeout * 1000 <= TIMEOUT_MS_MAX:
-        raise InvalidParams(
-            f"a timeout of {timeout} s is out of range",
-            field="timeout",
-            limit="timeout_ms_max",
-            hint="give seconds, greater than 0",
-        )
-    return timeout
+def _qos_code(qos: object) -> int:
+    if isinstance(qos, str | None) and qos in QOS_CODES:
+        return QOS_CODES[cast("QoS | None", qos)]
+    raise InvalidParams(
+        f"{qos!r} is not a delivery class",
+        field="qos",
+        hint='use "realtime", "batched" or "background"',
+    )
 
 
 def _refuse_ack(ack: str) -> NoReturn:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from loom.checks import check_list, check_seconds, check_text
 from loom.envelope import Event
 from loom.errors import HandlerError, InvalidParams, LoomError
 
@@ -36,6 +37,21 @@ class Call:
     key: str | None = None
     streamed: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what could not be called, in the middleware that made it."""
+        check_text(self.name, "name")
+        if not isinstance(self.args, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidParams(
+                f"the arguments are {self.args!r}, not a mapping",
+                field="args",
+                hint="give args={name: value}",
+            )
+        check_seconds(self.timeout, "timeout")
+        if self.version is not None:
+            check_text(self.version, "version")
+        if self.key is not None:
+            check_text(self.key, "key")
+
 
 Item: TypeAlias = Event[Any] | Call
 Next: TypeAlias = Callable[[Item], Awaitable[Any]]
@@ -53,7 +69,7 @@ def check_middleware(middleware: Sequence[Middleware]) -> tuple[Middleware, ...]
         raise InvalidParams(
             "middleware is one function", field="middleware", hint="write middleware=[…]"
         )
-    for number, one in enumerate(middleware):
+    for number, one in enumerate(check_list(middleware, "middleware")):
         call = getattr(one, "__call__", None)  # noqa: B004  an object may have an async __call__
         if not inspect.iscoroutinefunction(one) and not inspect.iscoroutinefunction(call):
             raise InvalidParams(

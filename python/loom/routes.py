@@ -32,7 +32,7 @@ class Routes:
             InvalidParams: a name is none, or a weight is not a number from 0 to 1000.
             Exhausted: the table is full.
         """
-        check_capability_name(capability)
+        check_capability_name(capability, field="capability")
         checked = _checked(weights)
         if capability not in self._table and len(self._table) >= ROUTES:
             raise Exhausted(f"there are {ROUTES} routes", field="capability", limit="routes")
@@ -41,13 +41,23 @@ class Routes:
         self._table[capability] = checked
 
     def get(self, capability: str) -> Weights | None:
-        """Return the weights that hold, None where there are none."""
+        """Return the weights that hold, None where there are none.
+
+        Raises:
+            InvalidParams: ``capability`` is not a name.
+        """
+        check_capability_name(capability, field="capability")
         table = self._table if self._engine is None else self._engine.read()
         weights = table.get(capability)
         return None if weights is None else dict(weights)
 
     def clear(self, capability: str) -> None:
-        """Let calls of ``capability`` go to the provider with the least to do again."""
+        """Let calls of ``capability`` go to the provider with the least to do again.
+
+        Raises:
+            InvalidParams: ``capability`` is not a name.
+        """
+        check_capability_name(capability, field="capability")
         if self._engine is not None:
             self._engine.write(capability, None)
         self._table.pop(capability, None)

@@ -9,6 +9,7 @@ grammar, so that a wrong filter fails where it is written and not when the app s
 import re
 from typing import Final
 
+from loom.checks import check_text
 from loom.errors import InvalidParams
 from loom.limits import NAME_BYTES, TOPIC_BYTES, TOPIC_TOKENS
 
@@ -25,7 +26,8 @@ def check_filter(text: str, *, field: str = "filter") -> str:
     Raises:
         InvalidParams: names the token or the limit that is wrong.
     """
-    if len(text.encode()) > TOPIC_BYTES:
+    check_text(text, field)
+    if len(text.encode(errors="surrogatepass")) > TOPIC_BYTES:
         raise InvalidParams(
             f"the filter is longer than {TOPIC_BYTES} bytes", field=field, limit="topic_bytes"
         )
@@ -82,7 +84,8 @@ def matches(pattern: str, topic: str) -> bool:
 
 
 def _check(text: str, pattern: re.Pattern[str], field: str, shape: str) -> str:
-    if len(text.encode()) > NAME_BYTES:
+    check_text(text, field)
+    if len(text.encode(errors="surrogatepass")) > NAME_BYTES:
         raise InvalidParams(
             f"the name is longer than {NAME_BYTES} bytes", field=field, limit="name_bytes"
         )

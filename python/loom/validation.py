@@ -21,6 +21,30 @@ def adapter_of(type_: Any) -> "TypeAdapter[Any]":
     return TypeAdapter(type_)
 
 
+def check_returns(returns: Any) -> None:
+    """Refuse what an answer cannot be checked against, before anything is asked.
+
+    Raises:
+        InvalidParams: ``returns`` is not a type, or one without a schema.
+    """
+    if returns is None:
+        return
+    from pydantic.errors import PydanticUserError
+
+    why: object = "it is text" if isinstance(returns, str) else None
+    if why is None:
+        try:
+            adapter_of(returns)
+        except (TypeError, PydanticUserError) as error:
+            why = str(error).splitlines()[0]
+    if why is not None:
+        raise InvalidParams(
+            f"returns is not a type to check against: {why}",
+            field="returns",
+            hint="give a builtin type, a dataclass or a Pydantic model",
+        )
+
+
 def validated(type_: Any, envelope: Envelope, field: str) -> Any:
     """Return the envelope's data as ``type_``.
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.limits import QUEUE_ITEMS
 from loom.testing import Harness, ScriptedModel
 
 
@@ -157,3 +158,44 @@ async def test_events_of_a_harness_can_be_filtered_and_calls_counted() -> None:
         await h.idle()
         assert [event.data for event in h.events("done")] == [0, 2, 4]
         assert h.calls("double") == 3
+
+
+@pytest.mark.requirement("CONSERVATION")
+async def test_a_harness_that_lost_events_says_so_and_blames_no_agent() -> None:
+    app = loom.App("burst")
+
+    @app.agent("solo", topics=["t"])
+    async def solo(ctx: loom.Context, event: loom.Event) -> None: ...
+
+    async def burst() -> None:
+        async with Harness(app) as h:
+            for n in range(QUEUE_ITEMS * 2):
+                await h.ctx.emit("t", n, qos="realtime")
+            await h.idle()
+            with pytest.raises(AssertionError, match="the harness lost"):
+                h.events("t")
+
+    with pytest.raises(AssertionError, match=r"the harness lost \d+ realtime events"):
+        await burst()
+
+
+@pytest.mark.requirement("CONSERVATION")
+async def test_the_harness_knows_that_a_request_waited_for_an_agent_in_quarantine() -> None:
+    app = loom.App("late")
+
+    @app.agent("late", topics=["t"])
+    async def late(ctx: loom.Context, event: loom.Event[str]) -> str:
+        if event.data == "crash":
+            raise SystemExit
+        return event.data
+
+    async with Harness(app) as h:
+        while (await h.ctx.agents("late"))[0].health != "quarantined":
+            await h.ctx.emit("t", "crash")
+            await h.advance(40)
+        asked = asyncio.ensure_future(h.ctx.request("t", "still here", wait=True, timeout=50))
+        await h.idle()
+        app.release("late")
+        await h.advance(1)
+        assert (await asked).data == "still here"
+        h.check()

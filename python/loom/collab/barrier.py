@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from loom.checks import check_text, check_whole
 from loom.collab.coming import coming
 from loom.collab.coordinator import COORDINATOR
 from loom.collab.messages import Arrival, Outcome, milliseconds
-from loom.collab.waiting import Deadline
+from loom.collab.waiting import Deadline, check_context
 from loom.context import Context
 from loom.errors import InvalidParams
 from loom.limits import BARRIER_MEMBERS
@@ -51,14 +52,9 @@ async def barrier(
         Exhausted: too many barriers, or too many who wait.
         DeadlineExceeded: the turn that waits has no more time; the others go on.
     """
+    check_context(ctx)
     check_name(name)
-    if not 1 <= n <= BARRIER_MEMBERS:
-        raise InvalidParams(
-            f"a barrier of {n}",
-            field="n",
-            limit="barrier_members",
-            hint=f"use 1 to {BARRIER_MEMBERS}",
-        )
+    check_whole(n, "n", BARRIER_MEMBERS, limit="barrier_members")
     if member is not None:
         check_name(member, field="member")
     where = ctx.thread_id if thread is None else thread
@@ -68,6 +64,7 @@ async def barrier(
             field="thread",
             hint='give thread="…", the same for all who meet',
         )
+    check_text(where, "thread")
     deadline = Deadline(ctx, timeout)
     await ctx.ensure_agent(COORDINATOR)
     arrival = Arrival(v=1, n=n, member=member, timeout_ms=milliseconds(deadline.left))

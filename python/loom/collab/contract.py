@@ -3,15 +3,15 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Generic, TypeAlias, overload
 
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
+from loom.checks import check_function, check_number, check_seconds
 from loom.collab.messages import Awarded, BidMade, Cfp, Declined, Done, Message, milliseconds
 from loom.collab.partial import Failure
-from loom.collab.waiting import Deadline, check_seconds, ends_within
+from loom.collab.waiting import Deadline, ends_within
 from loom.context import Context
 from loom.envelope import Event
 from loom.errors import (
@@ -24,7 +24,7 @@ from loom.errors import (
     error_from_code,
 )
 from loom.limits import CONTRACT_BIDS
-from loom.validation import adapter_of, expected_of, invalid, validated
+from loom.validation import adapter_of, check_returns, expected_of, invalid, validated
 
 T = TypeVar("T", default=Any)
 M = TypeVar("M", bound=Message)
@@ -145,6 +145,9 @@ async def contract_net(
         )
     if work_timeout is not None:
         check_seconds(work_timeout, "work_timeout")
+    if score is not None:
+        check_function(score, "score", "score=lambda bid: …")
+    check_returns(returns)
     groups = {
         f"{ctx.namespace}/{info.name}": info.group
         for info in await ctx.agents(topic=topic)
@@ -427,8 +430,8 @@ def _checked(returns: type[Any], result: Any, bid: Bid) -> Any:
 
 def _score(bid: Bid, score: Score | None) -> float:
     value = bid.score if score is None else score(bid)
-    if not isfinite(value):
-        raise InvalidParams(
-            f"the score of {bid.sender} is {value}", field="score", hint="return a finite number"
-        )
-    return value
+    try:
+        return check_number(value, "score")
+    except InvalidParams as error:
+        error.who = bid.sender
+        raise

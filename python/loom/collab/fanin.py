@@ -6,14 +6,15 @@ from typing import Any, Generic, overload
 
 from typing_extensions import TypeVar
 
+from loom.checks import check_function, check_text
 from loom.collab.partial import Failure, Partial, Poll, check_count, check_sequence, key_of
-from loom.collab.waiting import Deadline
+from loom.collab.waiting import Deadline, check_context
 from loom.context import Context
 from loom.envelope import Event
 from loom.errors import Cancelled, DeadlineExceeded, Exhausted, InvalidParams, Unavailable
 from loom.limits import AGENT_FILTERS, FANIN_EVENTS
 from loom.topics import check_filter, matches
-from loom.validation import validated
+from loom.validation import check_returns, validated
 
 T = TypeVar("T", default=Any)
 
@@ -112,7 +113,12 @@ class Fanin(Generic[T]):
         return ballots[poll.winner].data
 
     async def until(self, enough: Callable[[Sequence[Event[T]]], bool]) -> Partial[Event[T]]:
-        """Return when ``enough`` says so of the events that have come, or time is up."""
+        """Return when ``enough`` says so of the events that have come, or time is up.
+
+        Raises:
+            InvalidParams: ``enough`` is not a function.
+        """
+        check_function(enough, "enough", "until(lambda events: …)")
         in_time = await self._until(lambda: enough(self._events))
         return self._partial(0, in_time=in_time)
 
@@ -197,9 +203,13 @@ def fanin(
     Raises:
         InvalidParams: no filters, too many, or one that is none.
     """
+    check_context(ctx)
+    check_returns(returns)
     check_sequence(topics, "topics", AGENT_FILTERS, "agent_filters")
     for topic in topics:
         check_filter(topic, field="topics")
+    if thread is not None:
+        check_text(thread, "thread")
     only = ctx.thread_id if thread is None else thread
     return _fanin(ctx, topics, timeout, None if only == ALL_THREADS else only, returns)
 

@@ -11,7 +11,7 @@ from typing_extensions import TypeVar
 from loom.capabilities import Bound
 from loom.codec import encode
 from loom.collab.partial import Failure, Item, Partial, Poll, check_count, check_sequence, key_of
-from loom.collab.waiting import Deadline
+from loom.collab.waiting import Deadline, check_context
 from loom.context import Context
 from loom.errors import (
     Cancelled,
@@ -22,6 +22,7 @@ from loom.errors import (
     Unavailable,
 )
 from loom.limits import FANOUT_TARGETS
+from loom.validation import check_returns
 
 T = TypeVar("T", default=Any)
 
@@ -187,6 +188,8 @@ def fanout(
     Raises:
         InvalidParams: no targets, too many, one that is none, or data that cannot be sent.
     """
+    check_context(ctx)
+    check_returns(returns)
     check_sequence(targets, "targets", FANOUT_TARGETS, "fanout_targets")
     for target in targets:
         _check(target)

@@ -8,6 +8,7 @@ from typing import Any, Generic
 import msgspec
 from typing_extensions import TypeVar
 
+from loom.checks import check_function, check_list, check_whole
 from loom.codec import decode, encode
 from loom.errors import InvalidParams, LoomError
 
@@ -58,8 +59,7 @@ class Poll:
     """Counts votes of at most ``of`` voters until more than half of them agree."""
 
     def __init__(self, of: int) -> None:
-        if of < 1:
-            raise InvalidParams(f"a majority of {of}", field="of", hint="give how many may vote")
+        check_whole(of, "of", None)
         self._of = of
         self._votes: Counter[Hashable] = Counter()
         self._first: dict[Hashable, int] = {}
@@ -99,7 +99,10 @@ def same_value(value: object) -> Hashable:
 
 def key_of(key: Callable[[Any], Hashable] | None) -> Callable[[Any], Hashable]:
     """Return what tells whether two values agree."""
-    return same_value if key is None else key
+    if key is None:
+        return same_value
+    check_function(key, "key", "key=lambda data: …")
+    return key
 
 
 def check_count(k: int, most: int) -> None:
@@ -108,8 +111,7 @@ def check_count(k: int, most: int) -> None:
     Raises:
         InvalidParams: ``k`` is not 1 to ``most``.
     """
-    if not 1 <= k <= most:
-        raise InvalidParams(f"first({k}) of {most}", field="k", hint=f"use 1 to {most}")
+    check_whole(k, "k", most)
 
 
 def check_sequence(values: Sequence[Any], field: str, most: int, limit: str) -> None:
@@ -118,8 +120,7 @@ def check_sequence(values: Sequence[Any], field: str, most: int, limit: str) -> 
     Raises:
         InvalidParams: names the field and the limit.
     """
-    if isinstance(values, str | bytes):
-        raise InvalidParams(f"{field} is one text", field=field, hint=f'write {field}=["…"]')
+    check_list(values, field)
     if not values:
         raise InvalidParams(f"there are no {field}", field=field, hint="give one or more")
     if len(values) > most:

@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from loom.checks import check_seconds
 from loom.context import Context
 from loom.errors import InvalidParams
-from loom.limits import TIMEOUT_MS_MAX
 
 _HERE = 0.002  # seconds before the deadline in which it counts as reached: the engine counts in ms
 
@@ -14,6 +14,7 @@ class Deadline:
     """When a primitive ends: ``timeout`` seconds from now, or with the turn it is part of."""
 
     def __init__(self, ctx: Context[Any], timeout: float) -> None:
+        check_context(ctx)
         check_seconds(timeout, "timeout")
         self._ctx = ctx
         self.at: float = ctx.monotonic() + timeout
@@ -35,22 +36,17 @@ class Deadline:
         return await ends_within(self._ctx, self.left, work)
 
 
-def check_seconds(timeout: float, field: str) -> None:
-    """Refuse what is no time to wait.
+def check_context(ctx: object) -> None:
+    """Refuse to work without a context.
 
     Raises:
-        InvalidParams: it is no number of seconds in the limits.
+        InvalidParams: ``ctx`` is something else.
     """
-    if not isinstance(timeout, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]  untyped callers
+    if not isinstance(ctx, Context):
         raise InvalidParams(
-            f"a {field} of {timeout!r} is not a number", field=field, hint="give seconds"
-        )
-    if not 0 < timeout * 1000 <= TIMEOUT_MS_MAX:
-        raise InvalidParams(
-            f"a {field} of {timeout} s is out of range",
-            field=field,
-            limit="timeout_ms_max",
-            hint="give seconds, greater than 0",
+            f"ctx is a {type(ctx).__name__}, not a Context",
+            field="ctx",
+            hint="give the ctx of a handler, or of app.running()",
         )
 
 

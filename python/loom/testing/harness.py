@@ -10,10 +10,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, cast
 
 from loom.app import App
+from loom.checks import check_number, check_text
 from loom.config import Config
 from loom.context import Context
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
+from loom.limits import QUEUE_ITEMS
 from loom.link import Link, VirtualClock
 from loom.middleware import Item, Next
 from loom.protocols import Model
@@ -60,6 +62,7 @@ class Harness:
         self._advances = 0
         self._stack = AsyncExitStack()
         self._events: list[Event[Any]] = []
+        self._got: dict[str, set[str]] = {}
         self._crashes: dict[str, list[str]] = {}
         self._run: Running | None = None
         self._tap: Subscription | None = None
@@ -133,21 +136,24 @@ class Harness:
 
         Raises:
             NotFound: the app has no such agent.
-            InvalidParams: ``at`` is not a filter.
+            InvalidParams: ``agent`` is not text, or ``at`` is not a filter.
         """
-        found = self._running.agent(agent)
+        found = self._running.agent(check_text(agent, "agent"))
         if at == "start":
             found.start_fault = Crash(f"{agent} was crashed at its start")
             return
-        self._crashes.setdefault(agent, []).append(check_filter(at or ">", field="at"))
+        self._crashes.setdefault(agent, []).append(
+            check_filter(">" if at is None else at, field="at")
+        )
 
     async def advance(self, seconds: float) -> None:
         """Move the virtual clock by ``seconds``, in steps from one deadline or sleeper to the next.
 
         Raises:
+            InvalidParams: ``seconds`` is negative, or not a finite number.
             NotSupported: the clock is the system's.
         """
-        if seconds < 0:
+        if check_number(seconds, "seconds") < 0:
             raise InvalidParams(f"time does not go back by {-seconds} s", field="seconds")
         clock = self._running.engine.clock
         if not isinstance(clock, VirtualClock):
@@ -179,8 +185,14 @@ class Harness:
     # -- looking ----------------------------------------------------------------------------------
 
     def events(self, pattern: str = ">") -> list[Event[Any]]:
-        """Return the events published so far that match ``pattern``, in order."""
-        check_filter(pattern)
+        """Return the events published so far that match ``pattern``, in order.
+
+        Raises:
+            InvalidParams: ``pattern`` is not a filter.
+            AssertionError: the harness has lost events, as ``check`` says.
+        """
+        check_filter(pattern, field="pattern")
+        self._check_recorded()
         return [event for event in self._events if matches(pattern, event.topic)]
 
     def calls(self, name: str) -> int:
@@ -200,8 +212,10 @@ class Harness:
         its group.
 
         Raises:
-            AssertionError: names the subscription whose books do not balance, or what has leaked.
+            AssertionError: names the subscription whose books do not balance, or what has leaked;
+                or the harness itself has lost events, and so cannot tell.
         """
+        self._check_recorded()
         audit = self._running.engine.audit()
         for entry in audit["subscriptions"]:
             assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
@@ -213,7 +227,7 @@ class Harness:
             if groups[spec.group] > 1:
                 continue
             filters = [*spec.filters, f"spawn.{spec.name}"]
-            topics = self._topics_heard(spec.name)
+            topics = self._topics_for(spec.name)
             expected = sum(n for t, n in topics.items() if any(matches(f, t) for f in filters))
             assert matched[spec.name] == expected, (
                 f"agent {spec.name!r} matched {matched[spec.name]} events of {expected} published"
@@ -227,14 +241,27 @@ class Harness:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _topics_heard(self, agent: str) -> Counter[str]:
-        """Count the topics of the events that were published while ``agent`` was there to hear."""
+    def _check_recorded(self) -> None:
+        """Check that the harness has every event: its queue keeps the newest realtime ones only."""
+        own = self.stats()["subscriptions"][0]  # it listens before anything else does
+        lost = sum(own["dropped"].values())
+        assert not lost, (
+            f"the harness lost {lost} realtime events: more than queue_items ({QUEUE_ITEMS}) came "
+            "in one burst; let it read in between, with `await h.idle()`"
+        )
+
+    def _topics_for(self, agent: str) -> Counter[str]:
+        """Count the topics of the events that were published while ``agent`` was there to hear.
+
+        And of those that waited until it was: it has got them.
+        """
         found: Counter[str] = Counter()
+        got = self._got.get(agent, set[str]())
         hears = False
         for event in self._events:
             if event.topic in _TOLD and event.data["name"] == agent:
                 hears = event.data["health"] != "quarantined"
-            if hears:
+            if hears or event.id in got:
                 found[event.topic] += 1
         return found
 
@@ -254,8 +281,11 @@ class Harness:
         )
 
     async def _crash_if_told(self, ctx: Context[Any], item: Item, next_: Next) -> Any:
-        planned = self._crashes.get(ctx.agent or "", []) if isinstance(item, Event) else []
-        found = next((at for at in planned if matches(at, cast("Event[Any]", item).topic)), None)
+        if not isinstance(item, Event):
+            return await next_(item)
+        self._got.setdefault(ctx.agent, set()).add(item.id)
+        planned = self._crashes.get(ctx.agent, [])
+        found = next((at for at in planned if matches(at, item.topic)), None)
         if found is not None:
             planned.remove(found)
             raise Crash(f"{ctx.agent} was crashed")
