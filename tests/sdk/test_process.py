@@ -290,3 +290,16 @@ def test_running_an_app_often_leaves_no_descriptor_behind() -> None:
         """
     )
     assert out == "0\n"
+
+
+@pytest.mark.requirement("EXIT-CLEAN")
+async def test_an_app_that_has_stopped_keeps_no_descriptor_whoever_still_holds_it() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    kept: list[loom.Context[Any]] = []
+    before = descriptors()
+    for _ in range(20):
+        async with loom.App("brief").running() as ctx:
+            kept.append(ctx)
+    assert descriptors() == before

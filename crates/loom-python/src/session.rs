@@ -69,6 +69,7 @@ impl Session {
         })?;
         self.shared.lock()?.wakes.remove(&self.id);
         self.wake.set_pending(false);
+        self.wake.close();
         Ok(())
     }
 }

@@ -7,8 +7,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 static FORKS: AtomicU32 = AtomicU32::new(0);
 static WATCHED: Once = Once::new();
@@ -44,9 +44,10 @@ pub(crate) fn this_thread() -> u64 {
 
 /// Makes a loop look into its session's inbox.
 pub(crate) struct Wake {
-    reader: File,
-    /// None: the reader is an eventfd, which is written too.
-    writer: Option<File>,
+    /// The number of the reader, for the loop that watches it.
+    fd: RawFd,
+    /// The reader, and the writer where that is not the same; None once the session is closed.
+    files: Mutex<Option<(File, Option<File>)>>,
     /// The inbox has something.
     pending: AtomicBool,
     /// Something was written since the last read.
@@ -57,10 +58,10 @@ pub(crate) struct Wake {
 
 impl Wake {
     pub(crate) fn new() -> std::io::Result<Self> {
-        let (reader, writer) = open()?;
+        let files = open()?;
         Ok(Self {
-            reader,
-            writer,
+            fd: files.0.as_raw_fd(),
+            files: Mutex::new(Some(files)),
             pending: AtomicBool::new(false),
             written: AtomicBool::new(false),
             owner: AtomicU64::new(this_thread()),
@@ -68,7 +69,7 @@ impl Wake {
     }
 
     pub(crate) fn fd(&self) -> RawFd {
-        self.reader.as_raw_fd()
+        self.fd
     }
 
     pub(crate) fn is_pending(&self) -> bool {
@@ -87,9 +88,11 @@ impl Wake {
     /// Makes the descriptor readable. The flag is set after the write: a reader in between reads once too often, never
     /// once too seldom.
     pub(crate) fn write(&self) {
-        let mut file = self.writer.as_ref().unwrap_or(&self.reader);
-        // A full pipe is readable already.
-        let _ = file.write(&1u64.to_ne_bytes());
+        if let Some((reader, writer)) = &*self.files() {
+            let mut file = writer.as_ref().unwrap_or(reader);
+            // A full pipe is readable already.
+            let _ = file.write(&1u64.to_ne_bytes());
+        }
         self.written.store(true, Ordering::Release);
     }
 
@@ -98,10 +101,21 @@ impl Wake {
         self.owner.store(this_thread(), Ordering::Relaxed);
         if self.written.swap(false, Ordering::AcqRel) {
             let mut buffer = [0u8; 512];
-            let mut file = &self.reader;
-            // Nothing to read is what was wanted.
-            let _ = file.read(&mut buffer);
+            if let Some((reader, _)) = &*self.files() {
+                let mut file = reader;
+                // Nothing to read is what was wanted.
+                let _ = file.read(&mut buffer);
+            }
         }
+    }
+
+    /// Gives the descriptors back, whoever still holds the session: nobody is woken any more.
+    pub(crate) fn close(&self) {
+        self.files().take();
+    }
+
+    fn files(&self) -> MutexGuard<'_, Option<(File, Option<File>)>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
