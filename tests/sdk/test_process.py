@@ -1,11 +1,13 @@
 """Processes: exit with work in flight, signals, forks, two loops in turn, uvloop, threads."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
