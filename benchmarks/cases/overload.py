@@ -211,14 +211,6 @@ CASE = Case(
             at_most=5_000,
         ),
         Target(
-            name="overload-realtime",
-            promise="order of shedding: share of realtime events that is handled, of batched",
-            metric="kept",
-            of=_side(_REALTIME),
-            against=_side(_BATCHED),
-            at_least=1,
-        ),
-        Target(
             name="overload-batched",
             promise="order of shedding: share of batched events that is handled, of background",
             metric="kept",
