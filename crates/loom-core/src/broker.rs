@@ -232,15 +232,7 @@ impl Core {
         check_name("version", spec.version, &self.limits)?;
         check_name("provider", spec.provider, &self.limits)?;
         self.check_info(spec.info)?;
-        let most = self.limits.agent_concurrency_max;
-        if spec.concurrency == 0 || spec.concurrency as usize > most {
-            let message = format!(
-                "concurrency is {}, not one of 1 to {most}",
-                spec.concurrency
-            );
-            return Err(Error::invalid("concurrency", message).limit("agent_concurrency"));
-        }
-        Ok(())
+        self.check_concurrency(spec.concurrency)
     }
 
     fn open_release(&mut self, space: SpaceId, name: &Arc<str>, version: &str) -> Arc<Version> {

@@ -117,14 +117,7 @@ impl Core {
         };
         check_name("group", group, &self.limits)?;
         self.check_info(spec.info)?;
-        let most = self.limits.agent_concurrency_max;
-        if spec.concurrency == 0 || spec.concurrency as usize > most {
-            let message = format!(
-                "concurrency is {}, not one of 1 to {most}",
-                spec.concurrency
-            );
-            return Err(Error::invalid("concurrency", message).limit("agent_concurrency"));
-        }
+        self.check_concurrency(spec.concurrency)?;
         let mut filters = self.read_filters(spec.filters)?;
         filters.push(Filter::parse(
             &format!("spawn.{}", spec.name),
@@ -175,6 +168,15 @@ impl Core {
         }
         let message = format!("an agent named {name:?} is registered in this session already");
         Err(Error::new(Code::Conflict, message).field("name"))
+    }
+
+    pub(crate) fn check_concurrency(&self, concurrency: u32) -> Result<()> {
+        let most = self.limits.agent_concurrency_max;
+        if concurrency > 0 && concurrency as usize <= most {
+            return Ok(());
+        }
+        let message = format!("concurrency is {concurrency}, not one of 1 to {most}");
+        Err(Error::invalid("concurrency", message).limit("agent_concurrency"))
     }
 
     pub(crate) fn check_info(&self, info: &[u8]) -> Result<()> {
