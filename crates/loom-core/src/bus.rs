@@ -166,9 +166,8 @@ impl Core {
         })
     }
 
-    pub(crate) fn stamp(&self, session: SessionId, lease: LeaseId) -> Result<Stamp> {
-        let lease = self.lease(session, lease)?;
-        let env = &lease.env;
+    /// The hop of what follows from an event; a chain of events ends at the limit.
+    pub(crate) fn next_hop(&self, env: &Envelope) -> Result<u16> {
         let hop = env.hop.saturating_add(1);
         if usize::from(hop) > self.limits.hops {
             let message = format!("this would be hop {hop} of at most {}", self.limits.hops);
@@ -176,6 +175,13 @@ impl Core {
                 "agents that answer each other need an end; a new thread starts from a root event",
             ));
         }
+        Ok(hop)
+    }
+
+    fn stamp(&self, session: SessionId, lease: LeaseId) -> Result<Stamp> {
+        let lease = self.lease(session, lease)?;
+        let env = &lease.env;
+        let hop = self.next_hop(env)?;
         let sub = match lease.holding {
             Holding::Turn { sub, .. } => Some(sub),
             Holding::Work { .. } => None,

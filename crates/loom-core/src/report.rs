@@ -185,10 +185,8 @@ impl Core {
             None => None,
         };
         // A line about a line about a line … ends like any other chain of events.
-        if let Some(lease) = line.turn
-            && cause.as_ref().is_some_and(|cause| cause.is_of_engine())
-        {
-            self.stamp(session, lease)?;
+        if let Some(cause) = cause.as_ref().filter(|cause| cause.is_of_engine()) {
+            self.next_hop(cause)?;
         }
         if !LEVELS.contains(&line.level) {
             let all = LEVELS.join(", ");

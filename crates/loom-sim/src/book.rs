@@ -8,6 +8,7 @@ use loom_core::{
 
 use crate::event::{Event, State, Target, check_stamps, read_tag, space_name};
 use crate::sub::{RingItem, Sub};
+use crate::sums::most_queued;
 use crate::trace::{Check, Violation, broken, ensure};
 
 /// Who sent what class of events where, as far as order is promised.
@@ -580,8 +581,7 @@ impl Book {
         ensure(row.balanced, "CONSERVATION", told)?;
         ensure(row.delivered == sub.ended, "CONSERVATION", told)?;
         ensure(row.walked_leased == sub.open.len(), "CONSERVATION", told)?;
-        let most = limits.queue_items + limits.queue_items / 8;
-        ensure(row.queued <= most, "BOUNDED", told)?;
+        ensure(row.queued <= most_queued(limits), "BOUNDED", told)?;
         let unsure = self.unsure_of(index);
         ensure(row.matched >= sub.sole, "CONSERVATION", || {
             format!("{row:?} counts less than the {} it must have got", sub.sole)

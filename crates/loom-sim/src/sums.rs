@@ -78,6 +78,11 @@ impl World {
     }
 }
 
+/// What a queue may hold: an eighth more than its limit, for realtime alone.
+pub(crate) fn most_queued(limits: &Limits) -> usize {
+    limits.queue_items + limits.queue_items / 8
+}
+
 /// What is counted of one subscription, beside the law.
 pub(crate) fn check_row(sub: &Sub, row: &SubscriptionStats, limits: &Limits) -> Check {
     let told = || format!("{row:?} against ended {}, failed {}", sub.ended, sub.failed);
@@ -98,8 +103,7 @@ pub(crate) fn check_row(sub: &Sub, row: &SubscriptionStats, limits: &Limits) -> 
     let taken = sub.ended + sub.open.len() as u64;
     let same = row.delivered == sub.ended && row.failed == sub.failed && row.latency.count == taken;
     ensure(same, "STATS-QOS", told)?;
-    let most = limits.queue_items + limits.queue_items / 8;
-    let bounded = (row.queued..=most).contains(&row.high_water);
+    let bounded = (row.queued..=most_queued(limits)).contains(&row.high_water);
     ensure(bounded, "BOUNDED", told)?;
     let half = row.queued <= limits.queue_items / 2 && row.queued_bytes <= limits.queue_bytes / 2;
     ensure(!row.lagging || !half || !sub.eased, "QOS-LAGGING", told)?;

@@ -292,18 +292,18 @@ class Supervised:
         told = f"agent {name!r} crashed: {what} raised {type(error).__name__}"
         if isinstance(error, LoomError):
             told += f", {error.message}"
+        hint = "see the log of its process"
+        way_out = ""
         if count >= CRASHES:
             pause, then = None, f"it is in quarantine after {count} crashes"
-            hint = f"see the log of its process; app.release({name!r}) starts it again"
+            way_out = f"; app.release({name!r}) starts it again"
         else:
             longest = min(RESTART_CAP_SECONDS, RESTART_BASE_MS / 1000 * 2 ** (self._row - 1))
             pause = self.host.services.random.uniform(0, longest)
             then = f"crash {count} of {CRASHES}, it starts again in {pause:.2f} s"
-            hint = "see the log of its process"
-        way_out = "" if pause is not None else f"; app.release({name!r}) starts it again"
         _logger.error("%s; %s%s", told, then, way_out, exc_info=error)
         self._set_health("quarantined" if pause is None else "restarting")
-        self._report(HandlerError(f"{told}; {then}", hint=hint, who=self._who))
+        self._report(HandlerError(f"{told}; {then}", hint=hint + way_out, who=self._who))
         return pause
 
     @property
