@@ -444,13 +444,15 @@ impl Core {
             && options.traceparent.is_none()
             && options.headers.is_empty()
             && options.labels.is_empty()
-            && options.causes.is_empty();
+            && options.causes.is_empty()
+            && options.dedup.is_none();
         if plain {
             return Ok(None);
         }
         self.check_headers(&options)?;
         self.check_short("content_type", options.content_type.as_deref())?;
         self.check_short("traceparent", options.traceparent.as_deref())?;
+        self.check_short("id", options.dedup.as_deref())?;
         if options.labels.len() > self.limits.labels {
             let message = format!(
                 "{} labels of at most {}",
@@ -473,6 +475,7 @@ impl Core {
             labels: options.labels.into_iter().map(Into::into).collect(),
             traceparent: options.traceparent.map(Into::into),
             causes,
+            dedup: options.dedup.map(Into::into),
         })))
     }
 

@@ -134,6 +134,8 @@ pub struct Extra {
     pub traceparent: Option<Box<str>>,
     /// The events this one follows from, where there is more than one.
     pub causes: Vec<u128>,
+    /// The publisher's own id: a second event with it is the same one.
+    pub dedup: Option<Box<str>>,
 }
 
 /// The record.

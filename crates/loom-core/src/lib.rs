@@ -40,6 +40,7 @@ mod limits;
 mod notice;
 mod park;
 mod planted;
+pub mod record;
 mod report;
 mod request;
 mod run;
@@ -78,6 +79,7 @@ pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
+pub use crate::record::{Level, Outgoing, Record};
 pub use crate::selection::Weights;
 pub use crate::stats::{
     CapabilityStats, ClassStats, EventCounts, Gauges, ProviderStats, Stats, SubscriptionStats,
