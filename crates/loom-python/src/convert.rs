@@ -132,6 +132,7 @@ pub(crate) fn options(given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Box<O
         labels: labels.unwrap_or_default(),
         traceparent,
         causes: causes.unwrap_or_default(),
+        dedup: None,
     })))
 }
 
