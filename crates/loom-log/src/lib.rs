@@ -1,0 +1,21 @@
+//! The log of Loom: what is acknowledged is in it, and nothing else is.
+//!
+//! The machine decides: it takes batches of records, hands out what is to be done to files, is told when each thing is
+//! done, and answers. Recovery reads what an earlier life left. Both do no I/O, so a simulator drives them as well as
+//! a disk does. It is not a database: it appends, and reads in order.
+#![warn(missing_docs)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        reason = "a test says what it expects by failing"
+    )
+)]
+
+pub mod format;
+mod storage;
+
+pub use crate::storage::{Directory, Failure, File, Op, OpId};
