@@ -1,10 +1,11 @@
 //! The immutable record that travels. Sender, namespace, run and causes are stamped by the engine.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::arena::{CallId, TopicId};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::ident::Ident;
 use crate::time::Nanos;
 
@@ -97,9 +98,54 @@ pub struct Position {
     pub n: u64,
 }
 
+/// Its text is ordered as it is: each number is hexadecimal, after a letter that says how many digits it has, so that
+/// texts of one log compare like the positions that they stand for.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}-{:x}-{:x}", self.partition, self.epoch, self.n)
+        let parts = [u64::from(self.partition), u64::from(self.epoch), self.n];
+        for (at, part) in parts.into_iter().enumerate() {
+            let digits = format!("{part:x}");
+            let count = u8::try_from(digits.len()).unwrap_or(u8::MAX);
+            let dash = if at == 0 { "" } else { "-" };
+            write!(f, "{dash}{}{digits}", char::from(b'a' + count - 1))?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Position {
+    type Err = Error;
+
+    /// Reads what [`fmt::Display`] has written.
+    ///
+    /// # Errors
+    /// `INVALID_CURSOR` for any other text.
+    fn from_str(text: &str) -> Result<Self> {
+        let broken = || {
+            Error::new(Code::InvalidCursor, format!("{text:?} is no position"))
+                .field("position")
+                .hint("give one that event.position or receipt.position has shown")
+        };
+        let mut parts = text.split('-').map(|part| {
+            let number = u64::from_str_radix(part.get(1..)?, 16).ok()?;
+            Some(number)
+        });
+        let mut next = || parts.next().flatten();
+        let read = (next(), next(), next());
+        let (Some(partition), Some(epoch), Some(n)) = read else {
+            return Err(broken());
+        };
+        let found = Self {
+            partition: u32::try_from(partition).map_err(|_| broken())?,
+            epoch: u32::try_from(epoch).map_err(|_| broken())?,
+            n,
+        };
+        // One text for each: digits of another count or case, and what stands behind, are refused.
+        if found.to_string() == text {
+            Ok(found)
+        } else {
+            Err(broken())
+        }
     }
 }
 
@@ -215,5 +261,77 @@ impl Envelope {
     pub fn is_json(&self) -> bool {
         let kind = self.content_type();
         kind == "application/json" || kind.ends_with("+json")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Position;
+    use crate::error::Code;
+
+    fn position(epoch: u32, n: u64) -> Position {
+        Position {
+            partition: 1,
+            epoch,
+            n,
+        }
+    }
+
+    // requirement: SDKLOG-POSITION
+    #[test]
+    fn texts_of_positions_are_ordered_as_the_positions_are_and_read_back() {
+        let edges = [
+            0,
+            1,
+            9,
+            15,
+            16,
+            255,
+            256,
+            4_095,
+            1 << 32,
+            u64::MAX - 1,
+            u64::MAX,
+        ];
+        let epochs = [1, 15, 16, u32::MAX];
+        let all: Vec<Position> = epochs
+            .into_iter()
+            .flat_map(|epoch| edges.map(|n| position(epoch, n)))
+            .collect();
+        for one in &all {
+            assert_eq!(one.to_string().parse::<Position>().ok(), Some(*one));
+            for other in &all {
+                assert_eq!(one.cmp(other), one.to_string().cmp(&other.to_string()));
+            }
+        }
+    }
+
+    // requirement: SDKLOG-POSITION
+    #[test]
+    fn what_is_no_position_is_refused() {
+        let wrong = [
+            "",
+            "-",
+            "a1",
+            "a1-a1",
+            "a1-a1-",
+            "a1-a1-a1-a1",
+            "a1-a1-b1",
+            "a1-a1-aF",
+            "a1-a1-a+1",
+            "é1-a1-a1",
+            "a1-a1-ué",
+            "a1-i100000000-a1",
+            "now",
+            " a1-a1-a1",
+        ];
+        for text in wrong {
+            let error = text.parse::<Position>().err();
+            assert_eq!(
+                error.map(|error| error.code),
+                Some(Code::InvalidCursor),
+                "{text:?}"
+            );
+        }
     }
 }
