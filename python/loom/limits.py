@@ -97,6 +97,13 @@ WORKER_PROCESSES: Final = 8
 WORKER_START_SECONDS: Final = 30
 WORKER_IDLE_SECONDS: Final = 60
 WORKER_TERM_MS: Final = 500
+LOG_SEGMENT_BYTES: Final = 16_777_216
+LOG_BLOB_SEGMENT_BYTES: Final = 67_108_864
+LOG_PENDING_BYTES: Final = 67_108_864
+LOG_BODY_BYTES: Final = 67_108_864
+LOG_MEMORY_BYTES: Final = 67_108_864
+LOG_SYNC_MS: Final = 50
+LOG_BACKUP_FILES: Final = 100_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -554,5 +561,47 @@ LIMITS: Final[Mapping[str, Limit]] = {
         WORKER_TERM_MS,
         WORKER_TERM_MS,
         "between SIGTERM and SIGKILL for a worker process that is given up",
+    ),
+    "log_segment_bytes": Limit(
+        "bytes",
+        LOG_SEGMENT_BYTES,
+        LOG_SEGMENT_BYTES,
+        "one segment of a log is prepared in zeros, deleted and checked as one",
+    ),
+    "log_blob_segment_bytes": Limit(
+        "bytes",
+        LOG_BLOB_SEGMENT_BYTES,
+        LOG_BLOB_SEGMENT_BYTES,
+        "one segment of large bodies is deleted as one, and the last is read at the start",
+    ),
+    "log_pending_bytes": Limit(
+        "bytes",
+        LOG_PENDING_BYTES,
+        LOG_PENDING_BYTES,
+        "records that wait for a slow disk hold a bounded amount of memory",
+    ),
+    "log_body_bytes": Limit(
+        "bytes",
+        LOG_BODY_BYTES,
+        LOG_BODY_BYTES,
+        "the largest body of one record: it is put together in memory to be read",
+    ),
+    "log_memory_bytes": Limit(
+        "bytes",
+        LOG_MEMORY_BYTES,
+        LOG_MEMORY_BYTES,
+        "what a log without a directory keeps; the oldest events go",
+    ),
+    "log_sync_ms": Limit(
+        "ms",
+        LOG_SYNC_MS,
+        LOG_SYNC_MS,
+        "how long what nobody waits for may stay unsynced",
+    ),
+    "log_backup_files": Limit(
+        "files",
+        LOG_BACKUP_FILES,
+        LOG_BACKUP_FILES,
+        "a backup that names more files is not one of ours",
     ),
 }

@@ -15,7 +15,20 @@
     )
 )]
 
+mod api;
+pub mod blobs;
+mod error;
+pub mod files;
 pub mod format;
+mod lock;
+mod memory;
+pub mod snapshots;
 mod storage;
 
+pub use crate::api::{
+    Answer, Batch, Boot, Deleted, LogStats, Opened, Options, ReadLimit, Recovered, Retention, Sink,
+};
+pub use crate::error::{LogError, Result};
+pub use crate::lock::{FORMAT, Holder, Lock, holder};
+pub use crate::memory::Memory;
 pub use crate::storage::{Directory, Failure, File, Op, OpId};

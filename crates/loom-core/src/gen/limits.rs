@@ -243,3 +243,24 @@ pub const WORKER_IDLE_SECONDS: u64 = 60;
 
 /// In ms: between SIGTERM and SIGKILL for a worker process that is given up.
 pub const WORKER_TERM_MS: u64 = 500;
+
+/// In bytes: one segment of a log is prepared in zeros, deleted and checked as one.
+pub const LOG_SEGMENT_BYTES: usize = 16_777_216;
+
+/// In bytes: one segment of large bodies is deleted as one, and the last is read at the start.
+pub const LOG_BLOB_SEGMENT_BYTES: usize = 67_108_864;
+
+/// In bytes: records that wait for a slow disk hold a bounded amount of memory.
+pub const LOG_PENDING_BYTES: usize = 67_108_864;
+
+/// In bytes: the largest body of one record: it is put together in memory to be read.
+pub const LOG_BODY_BYTES: usize = 67_108_864;
+
+/// In bytes: what a log without a directory keeps; the oldest events go.
+pub const LOG_MEMORY_BYTES: usize = 67_108_864;
+
+/// In ms: how long what nobody waits for may stay unsynced.
+pub const LOG_SYNC_MS: u64 = 50;
+
+/// In files: a backup that names more files is not one of ours.
+pub const LOG_BACKUP_FILES: usize = 100_000;

@@ -1,0 +1,177 @@
+//! The data directory: whether it is one, which format it has, and who may write to it.
+//!
+//! A directory that is no log is never touched. One engine at a time holds `LOCK`; the kernel lets go of it when the
+//! process ends, however it ends. Readers need none.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{LogError, Result};
+use crate::files::{sync_dir, write_whole};
+
+/// The newest format that this engine reads and writes.
+pub const FORMAT: u32 = 1;
+
+const FORMAT_FILE: &str = "format";
+const LOCK_FILE: &str = "LOCK";
+const MAGIC: &str = "loom log";
+
+/// Holds the data directory until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Who holds a data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The process, if it said so.
+    pub pid: Option<u32>,
+    /// The start of the machine that the process belongs to.
+    pub boot: String,
+}
+
+impl Lock {
+    /// Makes the directory if there is none, and takes it.
+    ///
+    /// # Errors
+    /// [`LogError::NotALog`] for a file or a foreign directory, [`LogError::Newer`], [`LogError::Held`], and what the
+    /// operating system refuses.
+    pub fn take(dir: &Path) -> Result<Self> {
+        let fresh = is_fresh(dir)?;
+        if fresh {
+            fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
+        } else {
+            check_format(dir)?;
+        }
+        let path = dir.join(LOCK_FILE);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|e| LogError::io(&path, "opening", &e))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let pid = read_holder(&mut file).and_then(|holder| holder.pid);
+            let path = dir.to_path_buf();
+            return Err(LogError::Held { path, pid });
+        }
+        let who = format!("{} {}\n", boot_id(), std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(who.as_bytes()))
+            .map_err(|e| LogError::io(&path, "writing", &e))?;
+        if fresh {
+            write_whole(dir, FORMAT_FILE, format!("{MAGIC} {FORMAT}\n").as_bytes())?;
+            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                sync_dir(parent)?;
+            }
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+/// Who holds the directory now; `None`: nobody.
+///
+/// # Errors
+/// [`LogError::NotALog`], [`LogError::Newer`], and what the operating system refuses.
+pub fn holder(dir: &Path) -> Result<Option<Holder>> {
+    check_format(dir)?;
+    let path = dir.join(LOCK_FILE);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(LogError::io(&path, "opening", &error)),
+    };
+    // A shared lock fails while an engine holds it, and is given back at once when none does.
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+        return Ok(None);
+    }
+    Ok(Some(read_holder(&mut file).unwrap_or(Holder {
+        pid: None,
+        boot: String::new(),
+    })))
+}
+
+/// Checks that the directory is that of a log, and of a format that this engine knows.
+///
+/// # Errors
+/// [`LogError::NotALog`], [`LogError::Newer`], and what the operating system refuses.
+pub(crate) fn check_format(dir: &Path) -> Result<()> {
+    let foreign = |why| {
+        let path = dir.to_path_buf();
+        Err(LogError::NotALog { path, why })
+    };
+    let path = dir.join(FORMAT_FILE);
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|file| file.take(64).read_to_string(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound && dir.exists() => {
+            return foreign("the file \"format\" is missing");
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => return foreign("there is nothing"),
+        Err(e) if e.kind() == ErrorKind::NotADirectory => return foreign("it is a file"),
+        Err(e) if e.kind() == ErrorKind::InvalidData => {
+            return foreign("its file \"format\" is of something else");
+        }
+        Err(e) => return Err(LogError::io(&path, "reading", &e)),
+    }
+    let Some(version) = text.strip_prefix(MAGIC).and_then(|v| v.trim().parse().ok()) else {
+        return foreign("its file \"format\" is of something else");
+    };
+    if version > FORMAT {
+        return Err(LogError::Newer {
+            path: dir.to_path_buf(),
+            found: version,
+            known: FORMAT,
+        });
+    }
+    Ok(())
+}
+
+/// Whether a log may be made here: nothing is there, or what a start that was cut short has left.
+fn is_fresh(dir: &Path) -> Result<bool> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(LogError::NotALog {
+                path: dir.to_path_buf(),
+                why: "it is a file",
+            });
+        }
+        Err(error) => return Err(LogError::io(dir, "reading", &error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| LogError::io(dir, "reading", &e))?;
+        let name = entry.file_name();
+        let own = [LOCK_FILE, "format.new"].iter().any(|own| name == *own);
+        if !own {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn read_holder(file: &mut File) -> Option<Holder> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(128).read_to_string(&mut text).ok()?;
+    let (boot, pid) = text.trim().split_once(' ')?;
+    let same = boot == boot_id();
+    Some(Holder {
+        pid: same.then(|| pid.parse().ok()).flatten(),
+        boot: boot.to_owned(),
+    })
+}
+
+/// Names the start of the machine: a process number means something only within it.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "-".to_owned(), |id| id.trim().to_owned())
+}
