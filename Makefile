@@ -12,7 +12,7 @@ BENCH := .venv-bench
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 ENGINE_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
-	$(shell find crates/loom-core crates/loom-python -name '*.rs' -o -name Cargo.toml 2>/dev/null)
+	$(shell find crates -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
 Q ?=
 SCALE ?= 1
