@@ -32,7 +32,7 @@ test: setup ## Check and test everything; prints the time of each stage
 	@$(PY) tools/stages.py test
 
 test-deps: ## Install what the tests need from the system's packages
-	@echo "the tests need nothing from the system's packages"
+	@$(PYTHON) tools/deps.py test
 
 bench: $(STAMPS)/bench ## Measure, print the table and write it to docs/benchmarks.md
 	@$(BENCH)/bin/python -m benchmarks
@@ -84,11 +84,12 @@ $(STAMPS)/python: requirements/dev.txt | tools
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@mkdir -p $(STAMPS) && touch $@
 
-$(STAMPS)/bench-python: requirements/runtime.txt requirements/bench.txt $(STAMPS)/python
+$(STAMPS)/bench-python: requirements/runtime.txt requirements/bench.txt tools/deps.py $(STAMPS)/python
 	@echo "installing what the benchmarks compare with into $(BENCH)/"
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@$(PYTHON) tools/deps.py bench
 	@touch $@
 
 $(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python

@@ -94,6 +94,18 @@ async def measure_requests(
     }
 
 
+async def measure_acks(
+    count: int, in_flight: int, publish: Callable[[], Awaitable[object]]
+) -> Sample:
+    """Return acks a second and their latencies, with so many publishers that each await theirs."""
+
+    async def publish_one() -> object:
+        await publish()
+        return EVENT["sequence"]
+
+    return await measure_requests(count, in_flight, publish_one)
+
+
 async def _ask_all(each: int, concurrency: int, ask: Callable[[], Awaitable[object]]) -> list[int]:
     taken: list[int] = []
 
