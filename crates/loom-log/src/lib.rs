@@ -1,7 +1,7 @@
 //! The log of Loom: what is acknowledged is in it, and nothing else is.
 //!
-//! The machine decides: it takes batches of records, hands out what is to be done to files, is told when each thing is
-//! done, and answers. Recovery reads what an earlier life left. Both do no I/O, so a simulator drives them as well as
+//! [`Machine`] decides: it takes batches of records, hands out what is to be done to files, is told when each thing is
+//! done, and answers. [`Recovery`] reads what an earlier life left. Both do no I/O, so a simulator drives them as well as
 //! a disk does. It is not a database: it appends, and reads in order.
 #![warn(missing_docs)]
 #![cfg_attr(
@@ -21,7 +21,10 @@ mod error;
 pub mod files;
 pub mod format;
 mod lock;
+mod machine;
 mod memory;
+mod planted;
+mod recovery;
 pub mod snapshots;
 mod storage;
 
@@ -30,5 +33,9 @@ pub use crate::api::{
 };
 pub use crate::error::{LogError, Result};
 pub use crate::lock::{FORMAT, Holder, Lock, holder};
+pub use crate::machine::{Active, Ahead, Answered, Append, Bounds, Machine, Refusal};
 pub use crate::memory::Memory;
+#[cfg(feature = "planted")]
+pub use crate::planted::Planted;
+pub use crate::recovery::{Corrupt, End, Found, Known, Recovery, Source, Unreadable, Why};
 pub use crate::storage::{Directory, Failure, File, Op, OpId};

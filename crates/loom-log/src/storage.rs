@@ -103,7 +103,7 @@ pub enum Op {
         /// Which.
         file: File,
     },
-    /// Gives a file another name in its directory; none has that.
+    /// Gives a file another name in its directory; what had that name is gone.
     Rename {
         /// What it is called.
         from: File,
