@@ -1,5 +1,6 @@
 //! A simulator of the engine: many sessions that publish, ask, call, work, fail and leave, under a virtual clock and a
-//! log that delays and refuses, all from one seed. A second book holds the engine to its promises.
+//! log that delays and refuses, all from one seed. A second book holds the engine to its promises. A world of its own is
+//! that of the log itself: its machine on a disk that loses what it may.
 //!
 //! It is not a benchmark and not a shell: no time is read, no thread is started.
 #![warn(missing_docs)]
@@ -16,6 +17,7 @@ mod fuse;
 mod habits;
 mod health;
 mod inbox;
+mod log;
 mod losses;
 mod misuse;
 mod pace;
@@ -36,6 +38,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use loom_core::Core;
 
 pub use crate::campaign::{Campaign, Catch, hunt};
+pub use crate::log::{
+    Damages, LogCampaign, LogRun, LogSetup, RARE_IN_A_LOG, damage_drawn, exhaust_log,
+    flip_every_bit, simulate_log, truncate_everywhere,
+};
 pub use crate::seen::{RARE, Seen};
 pub use crate::trace::Violation;
 

@@ -1,11 +1,17 @@
 //! `loom-sim --seeds N [--from S]` runs many seeds; `loom-sim --seed S [--trace]` runs one again.
+//! `loom-sim log --points N [--seed S]` crashes the log so many times, and judges what recovery finds.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use loom_sim::{Campaign, Run, Setup, simulate};
+use loom_sim::{Campaign, LogCampaign, LogRun, LogSetup, Run, Setup, exhaust_log, simulate};
 
-const USAGE: &str = "usage: loom-sim --seeds N [--from S] | --seed S [--trace]";
+const USAGE: &str =
+    "usage: loom-sim --seeds N [--from S] | --seed S [--trace] | log --points N [--seed S]";
+/// Of the crashes of the log one in so many belongs to a history that is tried out in every way.
+const EXHAUSTED: u64 = 5;
+/// No more ways than these are tried out at one moment of such a history.
+const WAYS: usize = 1 << 10;
 /// A campaign of fewer seeds may miss rare states by chance.
 const WHOLE: u64 = 2_000;
 
@@ -33,14 +39,103 @@ fn read(mut words: impl Iterator<Item = String>) -> Option<Asked> {
 }
 
 fn main() -> io::Result<ExitCode> {
-    let Some(asked) = read(std::env::args().skip(1)) else {
-        writeln!(io::stderr(), "{USAGE}")?;
-        return Ok(ExitCode::from(2));
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if_eq("log").is_some() {
+        return match read_log(words) {
+            Some((points, seed)) => crash_logs(points, seed),
+            None => show_usage(),
+        };
+    }
+    let Some(asked) = read(words) else {
+        return show_usage();
     };
     match asked.seed {
         Some(seed) => replay(seed, asked.traced),
         None => search(&asked),
     }
+}
+
+fn show_usage() -> io::Result<ExitCode> {
+    writeln!(io::stderr(), "{USAGE}")?;
+    Ok(ExitCode::from(2))
+}
+
+fn read_log(mut words: impl Iterator<Item = String>) -> Option<(u64, u64)> {
+    let (mut points, mut seed) = (None, 0);
+    while let Some(word) = words.next() {
+        let number = words.next()?.parse::<u64>().ok()?;
+        match word.as_str() {
+            "--points" => points = Some(number),
+            "--seed" => seed = number,
+            _ => return None,
+        }
+    }
+    Some((points?, seed))
+}
+
+fn crash_logs(points: u64, seed: u64) -> io::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let (mut small, mut tried) = (0, seed);
+    while small < points / EXHAUSTED {
+        let run = exhaust_log(tried, WAYS, LogSetup::default());
+        small += run.points;
+        tried += 1;
+        if run.violation.is_some() {
+            return show_lost("exhausted", &run);
+        }
+    }
+    writeln!(
+        out,
+        "{small} crashes: every way of {} small histories",
+        tried - seed
+    )?;
+    let mut shown = 0;
+    let campaign = LogCampaign::run(
+        seed,
+        points - small.min(points),
+        LogSetup::default(),
+        |so_far| {
+            if so_far.points / 100_000 > shown {
+                shown = so_far.points / 100_000;
+                let _ = writeln!(
+                    out,
+                    "{} crashes of {} histories",
+                    so_far.points, so_far.runs
+                );
+            }
+        },
+    );
+    if let Some(run) = &campaign.failed {
+        return show_lost("drawn", run);
+    }
+    for (what, count) in &campaign.seen {
+        writeln!(out, "  {what}: {count}")?;
+    }
+    writeln!(
+        out,
+        "{} simulated crashes of the log from seed {seed} on: nothing acknowledged was lost",
+        small + campaign.points
+    )?;
+    if campaign.runs >= WHOLE && !campaign.missing().is_empty() {
+        writeln!(io::stderr(), "never reached: {:?}", campaign.missing())?;
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_lost(how: &str, run: &LogRun) -> io::Result<ExitCode> {
+    if let Some(violation) = &run.violation {
+        let seed = run.seed;
+        writeln!(
+            io::stderr(),
+            "seed {seed} of the log ({how}) broke {violation}"
+        )?;
+        writeln!(
+            io::stderr(),
+            "again: cargo run -p loom-sim --release -- log --points 1 --seed {seed}"
+        )?;
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 fn replay(seed: u64, traced: bool) -> io::Result<ExitCode> {
