@@ -103,6 +103,10 @@ LOG_PENDING_BYTES: Final = 67_108_864
 LOG_BODY_BYTES: Final = 67_108_864
 LOG_MEMORY_BYTES: Final = 67_108_864
 LOG_SYNC_MS: Final = 50
+LOG_BATCH_BYTES: Final = 4_194_304
+LOG_COMMIT_BYTES: Final = 2_097_152
+LOG_UNSYNCED_BYTES: Final = 12_582_912
+LOG_RESERVE_BYTES: Final = 32_768
 LOG_BACKUP_FILES: Final = 100_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
@@ -597,6 +601,30 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_SYNC_MS,
         LOG_SYNC_MS,
         "how long what nobody waits for may stay unsynced",
+    ),
+    "log_batch_bytes": Limit(
+        "bytes",
+        LOG_BATCH_BYTES,
+        LOG_BATCH_BYTES,
+        "records that are written together must fit into a segment",
+    ),
+    "log_commit_bytes": Limit(
+        "bytes",
+        LOG_COMMIT_BYTES,
+        LOG_COMMIT_BYTES,
+        "one write of many batches; more would let those behind it wait",
+    ),
+    "log_unsynced_bytes": Limit(
+        "bytes",
+        LOG_UNSYNCED_BYTES,
+        LOG_UNSYNCED_BYTES,
+        "what may be written and not synced: a recovery writes so much anew",
+    ),
+    "log_reserve_bytes": Limit(
+        "bytes",
+        LOG_RESERVE_BYTES,
+        LOG_RESERVE_BYTES,
+        "room in each segment for the records that open and close a log on a full disk",
     ),
     "log_backup_files": Limit(
         "files",

@@ -1,10 +1,18 @@
 //! The words that the log and its users share.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use loom_core::record::Record;
 use loom_core::spec::limits as spec;
 use loom_core::{Error, Position, Ticket};
+
+use crate::files::{Files, Storage};
+
+/// Says what the wall shows, in milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Makes what touches the files below a directory.
+pub type MakeStorage = Arc<dyn Fn(&Path) -> Arc<dyn Storage> + Send + Sync>;
 
 /// How a log is kept.
 #[derive(Clone)]
@@ -24,7 +32,9 @@ pub struct Options {
     /// What may be deleted.
     pub retention: Retention,
     /// The wall: milliseconds since 1970. The log's own clock never goes back.
-    pub clock: Arc<dyn Fn() -> u64 + Send + Sync>,
+    pub clock: Clock,
+    /// What touches the files of a namespace, given its directory.
+    pub storage: MakeStorage,
 }
 
 impl Default for Options {
@@ -38,6 +48,7 @@ impl Default for Options {
             memory_bytes: spec::LOG_MEMORY_BYTES as u64,
             retention: Retention::default(),
             clock: Arc::new(wall_ms),
+            storage: Arc::new(|dir| Arc::new(Files::new(dir))),
         }
     }
 }

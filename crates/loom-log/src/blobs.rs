@@ -4,7 +4,7 @@
 //! written to again by a later life of the log, so a torn end of it stays where it is and hurts nobody: what it held was
 //! not durable. A finished segment has an index beside it, so that a start need not read all pieces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -14,13 +14,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fastcdc::v2020::FastCDC;
 
 use crate::error::{LogError, Result};
-use crate::files::{read_some, sync_dir, write_whole};
+use crate::files::{Storage, read_some, sync_dir, write_whole};
+use crate::machine::Ahead;
+use crate::storage::{File as Name, Op};
 
 /// A piece under its blake3 hash.
-pub type Hash = [u8; 32];
+pub(crate) type Hash = [u8; 32];
 
 /// Bodies up to this are part of their record.
-pub const INLINE_BYTES: usize = 16 * 1024;
+pub(crate) const INLINE_BYTES: usize = 16 * 1024;
 
 const MAGIC: &[u8; 8] = b"loomblob";
 const INDEX_MAGIC: &[u8; 8] = b"loombidx";
@@ -34,6 +36,8 @@ const LONGEST: usize = 16 * 1024;
 /// A reference in a record: hash and length.
 const REF: usize = 36;
 const INDEX_ENTRY: usize = 40;
+/// Hashes that one half of [`Touched`] remembers: 8 MiB.
+const TOUCHED: usize = 1 << 18;
 /// Segments kept open for reading.
 const OPEN_FILES: usize = 16;
 
@@ -59,7 +63,7 @@ struct Active {
 
 /// The blobs of one namespace.
 #[derive(Debug)]
-pub struct Blobs {
+pub(crate) struct Blobs {
     dir: PathBuf,
     segment_bytes: u32,
     index: hash::Index<Place>,
@@ -67,30 +71,37 @@ pub struct Blobs {
     segments: BTreeMap<u32, u64>,
     active: Option<Active>,
     files: Mutex<BTreeMap<u32, Arc<File>>>,
-    /// While a collection looks for what is still named: what was named since it began.
-    touched: Option<Vec<Hash>>,
+    /// What was named since the collection before the last: its record may not be written yet.
+    touched: Touched,
     buffer: Vec<u8>,
     /// What stands in the buffer, and where it was known to be before.
     gathered: Vec<(Hash, Option<Place>)>,
 }
 
-/// What a file of blobs needs before a record that names its pieces may count as synced.
-#[derive(Debug, Clone)]
-pub struct Unsynced {
-    file: Arc<File>,
-    path: PathBuf,
-    number: u32,
-    end: u32,
+/// Hashes that were named lately; what is in neither half was named before the collection before the last.
+#[derive(Debug, Default)]
+struct Touched {
+    now: HashSet<Hash>,
+    before: HashSet<Hash>,
+    /// There were more than are remembered: nothing can be said about them.
+    over: bool,
 }
 
-impl Unsynced {
-    /// Waits for the disk.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub fn sync(&self) -> Result<()> {
-        let synced = self.file.sync_data();
-        synced.map_err(|e| LogError::io(&self.path, "syncing", &e))
+impl Touched {
+    fn note(&mut self, hash: Hash) {
+        if self.now.len() < TOUCHED {
+            self.now.insert(hash);
+        } else {
+            self.over = true;
+        }
+    }
+
+    /// All of them; from here on the older half is forgotten.
+    fn turn(&mut self) -> Option<HashSet<Hash>> {
+        let mut all = std::mem::replace(&mut self.before, std::mem::take(&mut self.now));
+        all.extend(self.before.iter().copied());
+        let over = std::mem::take(&mut self.over);
+        (!over).then_some(all)
     }
 }
 
@@ -125,7 +136,7 @@ impl Blobs {
     ///
     /// # Errors
     /// What the operating system says, and damage to what is there.
-    pub fn open(dir: &Path, segment_bytes: u64) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, segment_bytes: u64) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
         let mut blobs = Self::empty(dir, segment_bytes);
         blobs.load(true)?;
@@ -136,7 +147,7 @@ impl Blobs {
     ///
     /// # Errors
     /// As [`Blobs::open`].
-    pub fn look(dir: &Path) -> Result<Self> {
+    pub(crate) fn look(dir: &Path) -> Result<Self> {
         let mut blobs = Self::empty(dir, u64::from(u32::MAX));
         blobs.load(false)?;
         Ok(blobs)
@@ -150,7 +161,7 @@ impl Blobs {
             segments: BTreeMap::new(),
             active: None,
             files: Mutex::default(),
-            touched: None,
+            touched: Touched::default(),
             buffer: Vec::new(),
             gathered: Vec::new(),
         }
@@ -160,7 +171,7 @@ impl Blobs {
     ///
     /// # Errors
     /// As [`Blobs::open`].
-    pub fn refresh(&mut self) -> Result<()> {
+    pub(crate) fn refresh(&mut self) -> Result<()> {
         self.load(false)
     }
 
@@ -212,7 +223,12 @@ impl Blobs {
     ///
     /// # Errors
     /// What the operating system says; then no record may name the pieces, and what was written is overwritten.
-    pub fn store(&mut self, body: &[u8], refs: &mut Vec<u8>) -> Result<()> {
+    pub(crate) fn store(
+        &mut self,
+        storage: &dyn Storage,
+        body: &[u8],
+        refs: &mut Vec<u8>,
+    ) -> Result<()> {
         let mut from = 0;
         for piece in FastCDC::new(body, SHORTEST, MEAN, LONGEST) {
             let Some(bytes) = body.get(from..from + piece.length) else {
@@ -220,26 +236,24 @@ impl Blobs {
             };
             from += piece.length;
             let hash = *blake3::hash(bytes).as_bytes();
-            if let Some(touched) = &mut self.touched {
-                touched.push(hash);
-            }
+            self.touched.note(hash);
             if !self.index.get(&hash).is_some_and(|place| place.sound) {
-                self.add(hash, bytes)?;
+                self.add(storage, hash, bytes)?;
             }
             refs.extend_from_slice(&hash);
             refs.extend_from_slice(&u32_of(bytes.len()).to_le_bytes());
         }
-        self.flush()
+        self.flush(storage)
     }
 
-    fn add(&mut self, hash: Hash, bytes: &[u8]) -> Result<()> {
+    fn add(&mut self, storage: &dyn Storage, hash: Hash, bytes: &[u8]) -> Result<()> {
         let len = u32_of(bytes.len());
         let room = self.active.as_ref().is_some_and(|active| {
             let taken = active.end + u32_of(self.buffer.len());
             taken.saturating_add(FRAME + len) <= self.segment_bytes
         });
         if !room {
-            self.rotate()?;
+            self.rotate(storage)?;
         }
         let Some(active) = &mut self.active else {
             return Err(LogError::Closed);
@@ -260,16 +274,19 @@ impl Blobs {
     }
 
     /// Writes what is gathered. If that fails, the pieces are forgotten.
-    fn flush(&mut self) -> Result<()> {
+    fn flush(&mut self, storage: &dyn Storage) -> Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
         }
         let Some(active) = &mut self.active else {
             return Err(LogError::Closed);
         };
-        let written = active.file.write_all_at(&self.buffer, active.end.into());
         let len = u32_of(self.buffer.len());
-        self.buffer.clear();
+        let written = storage.perform(&Op::Write {
+            file: Name::Blobs(active.number),
+            at: active.end.into(),
+            bytes: std::mem::take(&mut self.buffer),
+        });
         let gathered = std::mem::take(&mut self.gathered);
         match written {
             Ok(()) => {
@@ -286,35 +303,30 @@ impl Blobs {
                         None => self.index.remove(&hash),
                     };
                 }
-                let path = segment_path(&self.dir, active.number);
-                Err(LogError::io(&path, "writing", &error))
+                Err(error)
             }
         }
     }
 
-    /// What must be synced before records that name the pieces written so far count as synced.
-    pub fn unsynced(&self) -> Option<Unsynced> {
+    /// The file that must be synced before records that name the pieces written so far count as synced, and its end.
+    pub(crate) fn unsynced(&self) -> Option<(Name, u32)> {
         let active = self.active.as_ref()?;
-        (active.synced < active.end).then(|| Unsynced {
-            file: Arc::clone(&active.file),
-            path: segment_path(&self.dir, active.number),
-            number: active.number,
-            end: active.end,
-        })
+        let file = Name::Blobs(active.number);
+        (active.synced < active.end).then_some((file, active.end))
     }
 
-    /// It is synced.
-    pub fn synced(&mut self, done: &Unsynced) {
+    /// A file is synced up to this place.
+    pub(crate) fn synced(&mut self, file: Name, end: u32) {
         if let Some(active) = &mut self.active
-            && active.number == done.number
+            && Name::Blobs(active.number) == file
         {
-            active.synced = active.synced.max(done.end);
+            active.synced = active.synced.max(end);
         }
     }
 
     /// Ends the active segment, with its index, and begins the next.
-    fn rotate(&mut self) -> Result<()> {
-        self.finish()?;
+    fn rotate(&mut self, storage: &dyn Storage) -> Result<()> {
+        self.finish(storage)?;
         let number = self.segments.keys().next_back().map_or(0, |last| last + 1);
         let path = segment_path(&self.dir, number);
         let file = OpenOptions::new()
@@ -351,12 +363,9 @@ impl Blobs {
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn finish(&mut self) -> Result<()> {
-        self.flush()?;
-        if let Some(unsynced) = self.unsynced() {
-            unsynced.sync()?;
-            self.synced(&unsynced);
-        }
+    pub(crate) fn finish(&mut self, storage: &dyn Storage) -> Result<()> {
+        self.flush(storage)?;
+        self.sync(storage)?;
         let Some(active) = &self.active else {
             return Ok(());
         };
@@ -369,16 +378,19 @@ impl Blobs {
         Ok(())
     }
 
-    /// Whether all pieces that these references name are there.
-    pub fn has(&self, refs: &[u8]) -> bool {
-        pieces(refs).is_some_and(|mut all| all.all(|(hash, _)| self.index.contains_key(&hash)))
+    fn sync(&mut self, storage: &dyn Storage) -> Result<()> {
+        if let Some((file, end)) = self.unsynced() {
+            storage.perform(&Op::Sync { file })?;
+            self.synced(file, end);
+        }
+        Ok(())
     }
 
     /// Where to read a body from.
     ///
     /// # Errors
     /// [`LogError::Corrupt`] when a piece is missing.
-    pub fn find(&self, refs: &[u8]) -> Result<Body> {
+    pub(crate) fn find(&self, refs: &[u8]) -> Result<Body> {
         let missing = |why: &str| LogError::Corrupt {
             path: self.dir.clone(),
             at: 0,
@@ -422,48 +434,58 @@ impl Blobs {
         Ok(file)
     }
 
+    /// The pieces as they are stored, each with its file and place; none if one is missing or damaged.
+    pub(crate) fn stored(&self, refs: &[u8]) -> Option<Vec<Ahead>> {
+        let mut all = Vec::new();
+        for (hash, len) in pieces(refs)? {
+            let place = self.index.get(&hash).filter(|place| place.len == len)?;
+            let file = self.file(place.segment).ok()?;
+            let mut bytes = Vec::new();
+            let path = segment_path(&self.dir, place.segment);
+            let whole = (FRAME + len) as usize;
+            read_some(&file, &path, place.at.into(), whole, &mut bytes).ok()?;
+            let (found, found_len, _) = frame(&bytes, 0)?;
+            if (found, found_len) != (hash, len) {
+                return None;
+            }
+            all.push(Ahead {
+                file: Name::Blobs(place.segment),
+                at: place.at.into(),
+                bytes,
+            });
+        }
+        Some(all)
+    }
+
     /// Pieces and bytes of the segments.
-    pub fn stats(&self) -> (u64, u64) {
+    pub(crate) fn stats(&self) -> (u64, u64) {
         (self.index.len() as u64, self.segments.values().sum())
     }
 
-    /// The segments with their bytes, and where the active one was synced to.
-    pub fn segments(&self) -> Vec<(PathBuf, u64)> {
-        let live = |(number, bytes): (&u32, &u64)| {
-            let active = self.active.as_ref().filter(|a| a.number == *number);
-            let synced = active.map_or(*bytes, |active| active.synced.into());
-            (segment_path(&self.dir, *number), synced)
-        };
-        self.segments.iter().map(live).collect()
-    }
-
-    /// From here on remembers what is named, for [`Blobs::collect`].
-    pub fn begin_collect(&mut self) {
-        self.touched = Some(Vec::new());
-    }
-
-    /// Deletes the finished segments of which no piece is named, and moves the last ones out of those that are mostly
-    /// dead. Returns how many bytes went.
+    /// Deletes the finished segments of which no piece is named, and moves the last pieces out of those that are mostly
+    /// dead. `named` are the pieces that the records of the log name. Returns which files went, with their bytes.
     ///
     /// # Errors
     /// What the operating system says; nothing that is named is lost.
-    pub fn collect(&mut self, mut named: std::collections::HashSet<Hash>) -> Result<u64> {
-        named.extend(self.touched.take().unwrap_or_default());
+    pub(crate) fn collect(
+        &mut self,
+        storage: &dyn Storage,
+        named: &HashSet<Hash>,
+    ) -> Result<Vec<(String, u64)>> {
+        let Some(touched) = self.touched.turn() else {
+            return Ok(Vec::new());
+        };
         let mut live: BTreeMap<u32, Vec<(Hash, Place)>> = BTreeMap::new();
         #[expect(clippy::iter_over_hash_type, reason = "sorted by place below")]
         for (hash, place) in &self.index {
-            if named.contains(hash) {
+            if named.contains(hash) || touched.contains(hash) {
                 live.entry(place.segment).or_default().push((*hash, *place));
             }
         }
         let active = self.active.as_ref().map(|active| active.number);
-        let finished: Vec<(u32, u64)> = self
-            .segments
-            .iter()
-            .filter(|(number, _)| Some(**number) != active)
-            .map(|(number, bytes)| (*number, *bytes))
-            .collect();
-        let mut freed = 0;
+        let finished = self.segments.iter().filter(|(n, _)| Some(**n) != active);
+        let finished: Vec<(u32, u64)> = finished.map(|(n, bytes)| (*n, *bytes)).collect();
+        let mut gone = Vec::new();
         for (number, bytes) in finished {
             let mut kept = live.remove(&number).unwrap_or_default();
             let weight: u64 = kept.iter().map(|(_, p)| u64::from(p.len + FRAME)).sum();
@@ -471,27 +493,26 @@ impl Blobs {
                 continue;
             }
             kept.sort_unstable_by_key(|(_, place)| place.at);
-            self.relocate(&kept)?;
+            self.relocate(storage, &kept)?;
             self.drop_segment(number)?;
-            freed += bytes.saturating_sub(weight);
+            gone.push((Name::Blobs(number).name(), bytes));
         }
-        Ok(freed)
+        Ok(gone)
     }
 
     /// Copies pieces to the active segment and syncs them there.
-    fn relocate(&mut self, kept: &[(Hash, Place)]) -> Result<()> {
+    fn relocate(&mut self, storage: &dyn Storage, kept: &[(Hash, Place)]) -> Result<()> {
         for (hash, place) in kept {
             let mut refs = hash.to_vec();
             refs.extend_from_slice(&place.len.to_le_bytes());
             let bytes = self.find(&refs)?.read()?;
-            self.add(*hash, &bytes)?;
+            self.add(storage, *hash, &bytes)?;
         }
-        self.flush()?;
-        if let Some(unsynced) = self.unsynced().filter(|_| !kept.is_empty()) {
-            unsynced.sync()?;
-            self.synced(&unsynced);
+        if kept.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        self.flush(storage)?;
+        self.sync(storage)
     }
 
     fn drop_segment(&mut self, number: u32) -> Result<()> {
@@ -509,26 +530,11 @@ impl Blobs {
             _ => sync_dir(&self.dir),
         }
     }
-
-    /// Reads every piece and checks it.
-    ///
-    /// # Errors
-    /// The first that is not what its name says.
-    pub fn verify(&self) -> Result<u64> {
-        let mut places: Vec<(Hash, Place)> = self.index.iter().map(|(h, p)| (*h, *p)).collect();
-        places.sort_unstable_by_key(|(_, place)| (place.segment, place.at));
-        for (hash, place) in &places {
-            let mut refs = hash.to_vec();
-            refs.extend_from_slice(&place.len.to_le_bytes());
-            self.find(&refs)?.read()?;
-        }
-        Ok(places.len() as u64)
-    }
 }
 
 /// A body whose pieces are found; reading it needs no lock.
 #[derive(Debug)]
-pub struct Body {
+pub(crate) struct Body {
     parts: Vec<(Hash, u32, u32, Arc<File>, PathBuf)>,
 }
 
@@ -537,7 +543,7 @@ impl Body {
     ///
     /// # Errors
     /// [`LogError::Corrupt`] with the file and the place of a piece that is not what its name says.
-    pub fn read(&self) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
         let total: usize = self.parts.iter().map(|part| part.2 as usize).sum();
         let mut whole = Vec::with_capacity(total);
         for (hash, at, len, file, path) in &self.parts {
@@ -559,7 +565,7 @@ impl Body {
 }
 
 /// The pieces that references name; `None` when they are none.
-pub fn pieces(refs: &[u8]) -> Option<impl Iterator<Item = (Hash, u32)>> {
+pub(crate) fn pieces(refs: &[u8]) -> Option<impl Iterator<Item = (Hash, u32)>> {
     let (all, rest) = refs.as_chunks::<REF>();
     rest.is_empty().then(|| {
         all.iter().filter_map(|entry| {
@@ -567,11 +573,6 @@ pub fn pieces(refs: &[u8]) -> Option<impl Iterator<Item = (Hash, u32)>> {
             Some((*hash, u32::from_le_bytes(*len.first_chunk()?)))
         })
     })
-}
-
-/// How long the body is that references name.
-pub fn body_len(refs: &[u8]) -> u64 {
-    pieces(refs).map_or(0, |all| all.map(|(_, len)| u64::from(len)).sum())
 }
 
 struct Found {

@@ -87,6 +87,8 @@ pub enum LogError {
         bytes: u64,
         /// How many it may have.
         most: u64,
+        /// The limit that says so.
+        limit: &'static str,
     },
     /// A write or a sync failed: nothing more is written until it is opened again.
     ReadOnly {
@@ -205,7 +207,7 @@ impl LogError {
     fn limit(&self) -> Option<&'static str> {
         match self {
             Self::Full { .. } => Some("log_pending_bytes"),
-            Self::TooLarge { .. } => Some("log_body_bytes"),
+            Self::TooLarge { limit, .. } => Some(limit),
             _ => None,
         }
     }
@@ -247,8 +249,8 @@ impl fmt::Display for LogError {
                 ..
             } => write!(f, "{what} {} failed: {message}", path.display()),
             Self::Full { pending } => write!(f, "{pending} bytes already wait for the disk"),
-            Self::TooLarge { bytes, most } => {
-                write!(f, "a record of {bytes} bytes is over the limit of {most}")
+            Self::TooLarge { bytes, most, .. } => {
+                write!(f, "{bytes} bytes at once are over the limit of {most}")
             }
             Self::ReadOnly { path, why } => {
                 write!(f, "{} takes no more records: {why}", path.display())

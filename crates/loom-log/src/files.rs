@@ -1,17 +1,159 @@
-//! Files of a real directory: whole reads and writes, and the one way in which a file is replaced.
+//! Files of a real directory: what the machine asks for, done; whole reads and writes; and the one way in which a file is
+//! replaced.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{LogError, Result};
+use crate::storage::{File as Name, Op};
+
+/// Does what the machine of one partition asks for. Several threads do so at once.
+pub trait Storage: Send + Sync {
+    /// Does one thing, all of it.
+    ///
+    /// # Errors
+    /// What the operating system says; then it is not known how much of it was done.
+    fn perform(&self, op: &Op) -> Result<()>;
+}
+
+/// The files of one namespace in a real directory.
+#[derive(Debug)]
+pub struct Files {
+    dir: PathBuf,
+    open: Mutex<BTreeMap<Name, Arc<File>>>,
+}
+
+/// Written at once where zeros are needed.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+/// Files kept open for writing.
+const OPEN_FILES: usize = 8;
+
+impl Files {
+    /// Those below this directory.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_path_buf(),
+            open: Mutex::default(),
+        }
+    }
+
+    fn path(&self, file: Name) -> PathBuf {
+        self.dir.join(file.directory().name()).join(file.name())
+    }
+
+    fn opened(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Arc<File>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&self, file: Name) -> Result<Arc<File>> {
+        if let Some(open) = self.opened().get(&file) {
+            return Ok(Arc::clone(open));
+        }
+        let path = self.path(file);
+        let opened = OpenOptions::new().read(true).write(true).open(&path);
+        let opened = Arc::new(opened.map_err(|e| LogError::io(&path, "opening", &e))?);
+        Ok(self.keep(file, opened))
+    }
+
+    fn keep(&self, file: Name, opened: Arc<File>) -> Arc<File> {
+        let mut all = self.opened();
+        if all.len() >= OPEN_FILES {
+            // The oldest segment: nothing is written there any more.
+            all.pop_first();
+        }
+        all.insert(file, Arc::clone(&opened));
+        opened
+    }
+
+    fn create(&self, file: Name, bytes: u64) -> Result<()> {
+        let path = self.path(file);
+        self.opened().remove(&file);
+        let made = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .map_err(|e| LogError::io(&path, "making", &e))?;
+        let filled = zero(&made, &path, 0, bytes).and_then(|()| {
+            let synced = made.sync_all();
+            synced.map_err(|e| LogError::io(&path, "syncing", &e))
+        });
+        if filled.is_err() {
+            // Half a file is of no use, and its space may be what is missing.
+            let _ = fs::remove_file(&path);
+            return filled;
+        }
+        self.keep(file, Arc::new(made));
+        Ok(())
+    }
+
+    fn rename(&self, from: Name, to: Name) -> Result<()> {
+        let (old, new) = (self.path(from), self.path(to));
+        fs::rename(&old, &new).map_err(|e| LogError::io(&new, "renaming", &e))?;
+        let moved = self.opened().remove(&from);
+        if let Some(moved) = moved {
+            self.keep(to, moved);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, file: Name) -> Result<()> {
+        self.opened().remove(&file);
+        let path = self.path(file);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(LogError::io(&path, "removing", &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Storage for Files {
+    fn perform(&self, op: &Op) -> Result<()> {
+        match op {
+            Op::Create { file, bytes } => self.create(*file, *bytes),
+            Op::Write { bytes, .. } if bytes.is_empty() => Ok(()),
+            Op::Write { file, at, bytes } => {
+                let written = self.handle(*file)?.write_all_at(bytes, *at);
+                written.map_err(|e| LogError::io(&self.path(*file), "writing", &e))
+            }
+            Op::Zero { file, from, to } => {
+                zero(&*self.handle(*file)?, &self.path(*file), *from, *to)
+            }
+            Op::Sync { file } => {
+                let synced = self.handle(*file)?.sync_data();
+                synced.map_err(|e| LogError::io(&self.path(*file), "syncing", &e))
+            }
+            Op::Rename { from, to } => self.rename(*from, *to),
+            Op::Remove { file } => self.remove(*file),
+            Op::SyncDirectory { directory } => sync_dir(&self.dir.join(directory.name())),
+        }
+    }
+}
+
+fn zero(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
+    let mut at = from;
+    while at < to {
+        let left = usize::try_from(to - at).unwrap_or(usize::MAX);
+        let zeros = ZEROS.get(..left).unwrap_or(&ZEROS);
+        let written = file.write_all_at(zeros, at);
+        written.map_err(|e| LogError::io(path, "writing", &e))?;
+        at += zeros.len() as u64;
+    }
+    Ok(())
+}
 
 /// Waits until what was made, renamed or removed in a directory is durable.
 ///
 /// # Errors
 /// What the operating system says.
-pub fn sync_dir(dir: &Path) -> Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| LogError::io(dir, "syncing", &e))
@@ -21,7 +163,7 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let new = dir.join(format!("{name}.new"));
     let written = OpenOptions::new()
         .write(true)
@@ -42,7 +184,13 @@ pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn read_some(file: &File, path: &Path, at: u64, len: usize, out: &mut Vec<u8>) -> Result<()> {
+pub(crate) fn read_some(
+    file: &File,
+    path: &Path,
+    at: u64,
+    len: usize,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let from = out.len();
     out.resize(from + len, 0);
     let mut done = 0;

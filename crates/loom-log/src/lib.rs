@@ -16,26 +16,41 @@
 )]
 
 mod api;
-pub mod blobs;
+mod backup;
+mod blobs;
 mod error;
-pub mod files;
+mod files;
 pub mod format;
 mod lock;
+mod log;
 mod machine;
+mod mark;
 mod memory;
+mod opening;
+mod partition;
 mod planted;
+mod reader;
 mod recovery;
-pub mod snapshots;
+mod retention;
+mod snapshots;
 mod storage;
+mod walk;
+mod writer;
 
 pub use crate::api::{
-    Answer, Batch, Boot, Deleted, LogStats, Opened, Options, ReadLimit, Recovered, Retention, Sink,
+    Answer, Batch, Boot, Clock, Deleted, LogStats, MakeStorage, Opened, Options, ReadLimit,
+    Recovered, Retention, Sink,
 };
+pub use crate::backup::{Report, restore, verify as verify_backup, write as backup};
 pub use crate::error::{LogError, Result};
-pub use crate::lock::{FORMAT, Holder, Lock, holder};
+pub use crate::files::{Files, Storage};
+pub use crate::lock::{FORMAT, Holder, holder};
+pub use crate::log::Log;
 pub use crate::machine::{Active, Ahead, Answered, Append, Bounds, Machine, Refusal};
 pub use crate::memory::Memory;
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
+pub use crate::reader::{Reader, Records, Verified};
 pub use crate::recovery::{Corrupt, End, Found, Known, Recovery, Source, Unreadable, Why};
+pub use crate::snapshots::Snapshot;
 pub use crate::storage::{Directory, Failure, File, Op, OpId};

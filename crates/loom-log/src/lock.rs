@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -18,10 +19,12 @@ pub const FORMAT: u32 = 1;
 const FORMAT_FILE: &str = "format";
 const LOCK_FILE: &str = "LOCK";
 const MAGIC: &str = "loom log";
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Holds the data directory until it is dropped.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     _file: File,
 }
 
@@ -40,7 +43,7 @@ impl Lock {
     /// # Errors
     /// [`LogError::NotALog`] for a file or a foreign directory, [`LogError::Newer`], [`LogError::Held`], and what the
     /// operating system refuses.
-    pub fn take(dir: &Path) -> Result<Self> {
+    pub(crate) fn take(dir: &Path) -> Result<Self> {
         let fresh = is_fresh(dir)?;
         if fresh {
             fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
@@ -55,7 +58,7 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(|e| LogError::io(&path, "opening", &e))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !try_lock(&file) {
             let pid = read_holder(&mut file).and_then(|holder| holder.pid);
             let path = dir.to_path_buf();
             return Err(LogError::Held { path, pid });
@@ -66,13 +69,18 @@ impl Lock {
             .and_then(|()| file.write_all(who.as_bytes()))
             .map_err(|e| LogError::io(&path, "writing", &e))?;
         if fresh {
-            write_whole(dir, FORMAT_FILE, format!("{MAGIC} {FORMAT}\n").as_bytes())?;
+            write_format(dir)?;
             if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
                 sync_dir(parent)?;
             }
         }
         Ok(Self { _file: file })
     }
+}
+
+/// Says in the directory of which format it is.
+pub(crate) fn write_format(dir: &Path) -> Result<()> {
+    write_whole(dir, FORMAT_FILE, format!("{MAGIC} {FORMAT}\n").as_bytes())
 }
 
 /// Who holds the directory now; `None`: nobody.
@@ -132,6 +140,17 @@ pub(crate) fn check_format(dir: &Path) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// A reader that looks who holds the directory has it for a moment, so one refusal is not enough.
+fn try_lock(file: &File) -> bool {
+    for _ in 0..TRIES {
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    false
 }
 
 /// Whether a log may be made here: nothing is there, or what a start that was cut short has left.

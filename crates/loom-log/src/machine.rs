@@ -313,6 +313,12 @@ impl Machine {
         self.synced
     }
 
+    /// The position behind the last record that all may see: no record before it waits for the disk.
+    pub fn visible(&self) -> u64 {
+        let waits = self.unsynced.front();
+        waits.map_or(self.written, |(_, position, _)| *position)
+    }
+
     /// The segment that is written; none before the first one is there.
     pub const fn active(&self) -> Option<Active> {
         self.active

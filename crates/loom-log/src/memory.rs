@@ -52,8 +52,8 @@ impl Memory {
         if partition == new {
             all.kept.push(Kept {
                 records: VecDeque::new(),
-                next: 1,
-                first: 1,
+                next: 0,
+                first: 0,
             });
         }
         let kept = all.kept.get(partition as usize - 1);

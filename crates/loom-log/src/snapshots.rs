@@ -14,7 +14,7 @@ const VERSION: u32 = 1;
 /// Magic, version, partition, epoch, position, length, crc32c of all these and of the bytes.
 const HEADER: usize = 8 + 4 + 4 + 4 + 8 + 8 + 4;
 /// How many are kept: one may turn out to be damaged.
-pub const KEPT: usize = 2;
+pub(crate) const KEPT: usize = 2;
 
 /// A snapshot that was read and is sound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub struct Snapshot {
 ///
 /// # Errors
 /// What the operating system says; then those before it are untouched.
-pub fn write(dir: &Path, at: Position, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(dir: &Path, at: Position, bytes: &[u8]) -> Result<()> {
     fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
     let name = format!("{:016x}.snap", at.n);
     write_whole(dir, &name, &encode(at, bytes))?;
@@ -45,7 +45,7 @@ pub fn write(dir: &Path, at: Position, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// What the operating system says; a damaged one is passed over.
-pub fn newest(dir: &Path) -> Result<(Option<Snapshot>, Vec<LogError>)> {
+pub(crate) fn newest(dir: &Path) -> Result<(Option<Snapshot>, Vec<LogError>)> {
     let mut bad = Vec::new();
     for (_, path) in list(dir)?.into_iter().rev() {
         match read(&path) {
@@ -61,7 +61,7 @@ pub fn newest(dir: &Path) -> Result<(Option<Snapshot>, Vec<LogError>)> {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn sound(dir: &Path) -> Result<Vec<Position>> {
+pub(crate) fn sound(dir: &Path) -> Result<Vec<Position>> {
     let mut found = Vec::new();
     for (_, path) in list(dir)? {
         match read(&path) {
@@ -77,7 +77,7 @@ pub fn sound(dir: &Path) -> Result<Vec<Position>> {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -100,7 +100,7 @@ pub fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 ///
 /// # Errors
 /// [`LogError::Corrupt`], [`LogError::Newer`], and what the operating system says.
-pub fn read(path: &Path) -> Result<Snapshot> {
+pub(crate) fn read(path: &Path) -> Result<Snapshot> {
     let bytes = fs::read(path).map_err(|e| LogError::io(path, "reading", &e))?;
     decode(path, &bytes)
 }

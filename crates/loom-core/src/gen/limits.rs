@@ -262,5 +262,17 @@ pub const LOG_MEMORY_BYTES: usize = 67_108_864;
 /// In ms: how long what nobody waits for may stay unsynced.
 pub const LOG_SYNC_MS: u64 = 50;
 
+/// In bytes: records that are written together must fit into a segment.
+pub const LOG_BATCH_BYTES: usize = 4_194_304;
+
+/// In bytes: one write of many batches; more would let those behind it wait.
+pub const LOG_COMMIT_BYTES: usize = 2_097_152;
+
+/// In bytes: what may be written and not synced: a recovery writes so much anew.
+pub const LOG_UNSYNCED_BYTES: usize = 12_582_912;
+
+/// In bytes: room in each segment for the records that open and close a log on a full disk.
+pub const LOG_RESERVE_BYTES: usize = 32_768;
+
 /// In files: a backup that names more files is not one of ours.
 pub const LOG_BACKUP_FILES: usize = 100_000;
