@@ -15,6 +15,7 @@ use crate::api::{
 use crate::backup::{self, Report};
 use crate::error::{LogError, Result};
 use crate::lock::Lock;
+use crate::machine::Refusal;
 use crate::memory::Memory;
 use crate::opening::{self, Place};
 use crate::partition::own;
@@ -283,22 +284,20 @@ impl Disk {
     /// Waits until a partition is synced: before a position, or all that was appended.
     fn flush(&self, number: u32, before: Option<u64>) -> Result<()> {
         let partition = self.shared.partition(number)?;
+        let appended = self.shared.appended();
+        let mut wanted = before;
         let mut driver = partition.driver();
         loop {
             if let Some(failure) = driver.machine.fenced().cloned() {
-                let refusal = crate::machine::Refusal::Fenced(failure);
-                return Err(partition.refused(&driver, &refusal));
+                return Err(partition.refused(&driver, &Refusal::Fenced(failure)));
             }
-            let synced = driver.machine.synced();
-            let done = before.map_or_else(
-                || {
-                    self.shared.is_drained()
-                        && driver.machine.is_idle()
-                        && synced >= driver.machine.written()
-                },
-                |before| synced >= before,
-            );
-            if done {
+            if wanted.is_none() && self.shared.has_given(appended) {
+                wanted = Some(driver.machine.coming());
+            }
+            let is_done = |before| driver.machine.synced() >= before || driver.machine.is_closed();
+            let has_all =
+                driver.machine.is_idle() && driver.machine.synced() >= driver.machine.written();
+            if wanted.is_some_and(|before| is_done(before) || has_all) {
                 return Ok(());
             }
             drop(driver);

@@ -39,8 +39,8 @@ pub(crate) struct Shared {
 struct Queue {
     batches: Vec<Outgoing>,
     bytes: u64,
-    /// The thread has some that its machines do not have yet.
-    busy: bool,
+    /// How many were ever taken in, how many of them the machines have, and how many the thread has in hand.
+    counts: (u64, u64, u64),
     /// Nothing more is taken.
     closed: bool,
     /// The thread ends when it has written what is there.
@@ -157,6 +157,7 @@ impl Shared {
             return Err(LogError::Full { pending });
         }
         queue.bytes += bytes;
+        queue.counts.0 += out.len() as u64;
         let wake = queue.batches.is_empty();
         if wake {
             queue.batches = out;
@@ -241,10 +242,20 @@ impl Shared {
         self.chores.stop();
     }
 
+    /// How many batches were ever taken in.
+    pub(crate) fn appended(&self) -> u64 {
+        lock(&self.queue).counts.0
+    }
+
+    /// Whether so many have been given to the machines.
+    pub(crate) fn has_given(&self, batches: u64) -> bool {
+        lock(&self.queue).counts.1 >= batches
+    }
+
     /// Whether everything appended so far has been given to the machines.
     pub(crate) fn is_drained(&self) -> bool {
         let queue = lock(&self.queue);
-        queue.batches.is_empty() && !queue.busy
+        queue.counts.0 == queue.counts.1
     }
 
     /// The thread that encodes and writes.
@@ -267,7 +278,7 @@ impl Shared {
     fn take(&self, dirty: bool) -> Option<(Vec<Outgoing>, u64)> {
         let most = Duration::from_millis(self.options.sync_ms);
         let mut queue = lock(&self.queue);
-        queue.busy = false;
+        queue.counts.1 += std::mem::take(&mut queue.counts.2);
         while queue.batches.is_empty() {
             if queue.stop {
                 return None;
@@ -286,7 +297,7 @@ impl Shared {
         }
         let bytes = std::mem::take(&mut queue.bytes);
         self.taken.fetch_add(bytes, Ordering::Relaxed);
-        queue.busy = true;
+        queue.counts.2 = queue.batches.len() as u64;
         Some((std::mem::take(&mut queue.batches), bytes))
     }
 

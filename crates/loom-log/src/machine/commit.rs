@@ -348,6 +348,19 @@ impl Machine {
         }
     }
 
+    /// The position behind all that was taken, if nothing of it is refused.
+    pub fn coming(&self) -> u64 {
+        let written = self
+            .commit
+            .as_ref()
+            .map_or(self.written, |commit| commit.next);
+        let pending = self
+            .pending
+            .iter()
+            .map(|append| u64::from(append.batch.count()));
+        written + pending.sum::<u64>()
+    }
+
     /// Whether the machine is in the middle of nothing.
     pub(super) fn is_quiet(&self) -> bool {
         self.phase == Phase::Open && self.commit.is_none() && self.syncing.is_none()

@@ -1,0 +1,515 @@
+//! What a log does when the disk, the directory or another engine is not as it should be.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cognitive_complexity,
+    reason = "a test says what it expects by failing"
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::{Bench, boot, noise, open, small, step, texts, tree, try_open};
+use loom_core::{Code, Error, Level};
+use loom_log::{Boot, File, Files, LogError, MakeStorage, Op, Options, Storage};
+use tempfile::tempdir;
+
+/// Files that fail when they are told to.
+struct Failing {
+    files: Files,
+    faults: Arc<Faults>,
+}
+
+#[derive(Default)]
+struct Faults {
+    /// Which operations fail with which error, and how many more of them.
+    plan: Mutex<Option<Plan>>,
+    done: AtomicUsize,
+}
+
+type Plan = (fn(&Op) -> bool, LogError, usize);
+
+impl Storage for Failing {
+    fn perform(&self, op: &Op) -> Result<(), LogError> {
+        let mut plan = self.faults.plan.lock().unwrap();
+        if let Some((which, error, left)) = &mut *plan
+            && *left > 0
+            && which(op)
+        {
+            *left -= 1;
+            let error = error.clone();
+            self.faults.done.fetch_add(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        drop(plan);
+        self.files.perform(op)
+    }
+}
+
+impl Faults {
+    fn storage(self: &Arc<Self>) -> MakeStorage {
+        let faults = Arc::clone(self);
+        Arc::new(move |dir: &Path| {
+            let files = Files::new(dir);
+            let faults = Arc::clone(&faults);
+            Arc::new(Failing { files, faults }) as Arc<dyn Storage>
+        })
+    }
+
+    fn fail(&self, which: fn(&Op) -> bool, error: LogError, times: usize) {
+        *self.plan.lock().unwrap() = Some((which, error, times));
+    }
+}
+
+fn broken() -> LogError {
+    LogError::Io {
+        path: PathBuf::from("disk"),
+        what: "syncing",
+        errno: 5,
+        message: "Input/output error".to_owned(),
+    }
+}
+
+fn full() -> LogError {
+    LogError::NoSpace {
+        path: PathBuf::from("disk"),
+    }
+}
+
+fn with_faults(dir: &Path) -> (Bench, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    let storage = faults.storage();
+    let bench = try_open(dir, Options { storage, ..small() }, &boot()).unwrap();
+    (bench, faults)
+}
+
+// requirement: LOG-IO-ERROR
+#[test]
+fn after_a_sync_that_failed_once_nothing_is_acknowledged_until_the_log_is_opened_again() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    bench.put_text("acknowledged");
+    faults.fail(|op| matches!(op, Op::Sync { .. }), broken(), 1);
+    let error = bench.put(Level::Disk, step(b"in doubt")).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains("Input/output error"), "{error}");
+    assert!(error.hint.unwrap().contains("start the engine again"));
+    for level in [Level::Accepted, Level::Os, Level::Disk] {
+        let refused = bench.put(level, step(b"later")).unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable, "{level:?}");
+    }
+    assert_eq!(bench.texts()[0], "acknowledged");
+
+    let mut found = Vec::new();
+    let reopened = bench.log.partition("main", &boot(), &mut |recovered| {
+        if let loom_log::Recovered::Record(at, record) = recovered {
+            found.push((at, record));
+        }
+    });
+    assert_eq!(reopened.unwrap().epoch, 2);
+    assert_eq!(texts(&found)[0], "acknowledged");
+    assert!(!texts(&found).contains(&"later".to_owned()));
+    bench.put_text("goes on");
+}
+
+// requirement: LOG-IO-ERROR
+#[test]
+fn a_write_that_failed_is_not_acknowledged_and_fences_only_its_own_partition() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    let other = bench.log.partition("other", &boot(), &mut |_| {}).unwrap();
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::Write {
+                    file: File::Segment(_),
+                    ..
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    assert!(bench.put(Level::Os, step(b"lost")).is_err());
+    assert!(bench.put(Level::Os, step(b"refused")).is_err());
+    bench.partition = other.partition;
+    bench.put_text("the other one goes on");
+}
+
+// requirement: BLOB-FAULTS
+#[test]
+fn a_record_is_not_acknowledged_before_its_pieces_are_synced() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    bench.put(Level::Disk, step(&noise(1, 50_000))).unwrap();
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::Sync {
+                    file: File::Blobs(_)
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    assert!(bench.put(Level::Disk, step(&noise(2, 50_000))).is_err());
+    assert_eq!(faults.done.load(Ordering::Relaxed), 1);
+}
+
+// requirement: BLOB-FAULTS
+#[test]
+fn pieces_that_could_not_be_written_are_not_taken_for_stored() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    let body = noise(1, 50_000);
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::Write {
+                    file: File::Blobs(_),
+                    ..
+                }
+            )
+        },
+        full(),
+        1,
+    );
+    let error = bench.put(Level::Disk, step(&body)).unwrap_err();
+    assert_eq!(error.code, Code::Exhausted);
+    let at = bench.put(Level::Disk, step(&body)).unwrap();
+    let (_, record) = bench.log.get(bench.partition, at.n).unwrap().unwrap();
+    assert_eq!(record.body(), body);
+}
+
+// requirement: LOG-FULL-DISK
+#[test]
+fn a_full_disk_refuses_before_the_acknowledgement_and_the_log_goes_on_by_itself() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    let mut kept = Vec::new();
+    for cycle in 0..50 {
+        let text = format!("kept {cycle}");
+        bench.put_text(&text);
+        kept.push(text);
+        faults.fail(|op| matches!(op, Op::Write { .. }), full(), 1);
+        let error = bench.put(Level::Disk, step(b"refused")).unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::Exhausted, Some("data"))
+        );
+        assert!(error.retry_after_ms.is_some());
+    }
+    assert_eq!(bench.texts(), kept);
+    bench.close();
+    drop(bench);
+    assert_eq!(texts(&open(dir.path()).found), kept);
+}
+
+// requirement: LOG-FULL-DISK
+#[test]
+fn without_a_file_descriptor_the_log_refuses_and_goes_on_when_there_is_one() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_faults(dir.path());
+    let none = LogError::Descriptors {
+        path: PathBuf::from("next.tmp"),
+    };
+    faults.fail(|op| matches!(op, Op::Create { .. }), none, 1_000);
+    let body = noise(1, 15_000);
+    let error = (0..2_000)
+        .find_map(|_| bench.put(Level::Os, step(&body)).err())
+        .unwrap();
+    assert_eq!(error.code, Code::Exhausted);
+    assert!(error.hint.unwrap().contains("ulimit"));
+    faults.fail(|_| false, full(), 0);
+    bench.put_text("goes on");
+}
+
+// requirement: LOG-ONE-ENGINE
+#[test]
+fn a_second_engine_is_told_which_process_has_the_directory() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let Err(second) = try_open(dir.path(), small(), &boot()) else {
+        panic!("two engines have one directory");
+    };
+    let pid = std::process::id();
+    assert_eq!(
+        second,
+        LogError::Held {
+            path: dir.path().to_path_buf(),
+            pid: Some(pid)
+        }
+    );
+    let error = Error::from(second);
+    assert_eq!(error.code, Code::Conflict);
+    assert!(error.message.contains(&format!("process {pid}")));
+    let again = bench
+        .log
+        .partition("main", &boot(), &mut |_| {})
+        .unwrap_err();
+    assert_eq!(Error::from(again).code, Code::Conflict);
+    bench.put_text("the first goes on");
+    assert_eq!(
+        loom_log::holder(dir.path()).unwrap().unwrap().pid,
+        Some(pid)
+    );
+    bench.close();
+    assert_eq!(loom_log::holder(dir.path()).unwrap(), None);
+}
+
+// requirement: LOG-ONE-ENGINE
+#[test]
+fn readers_that_look_who_has_the_directory_never_keep_an_engine_out() {
+    let dir = tempdir().unwrap();
+    open(dir.path()).close();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (path, told) = (dir.path().to_path_buf(), Arc::clone(&stop));
+    let reader = std::thread::spawn(move || {
+        while !told.load(Ordering::Relaxed) {
+            loom_log::holder(&path).unwrap();
+        }
+    });
+    for _ in 0..20 {
+        open(dir.path()).close();
+    }
+    stop.store(true, Ordering::Relaxed);
+    reader.join().unwrap();
+}
+
+// requirement: LOG-NOT-OURS
+#[test]
+fn what_is_no_log_is_refused_and_not_touched() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("a file");
+    fs::write(&file, "mine").unwrap();
+    let foreign = dir.path().join("photos");
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("cat.png"), "meow").unwrap();
+    let odd = dir.path().join("odd");
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("format"), "a disk format of something else").unwrap();
+    let before = tree(dir.path());
+    for path in [&file, &foreign, &odd] {
+        let error = try_open(path, small(), &boot()).err().unwrap();
+        assert!(matches!(error, LogError::NotALog { .. }), "{error}");
+        assert_eq!(Error::from(&error).code, Code::InvalidParams);
+        assert!(error.to_string().contains(path.to_str().unwrap()));
+        assert!(loom_log::Reader::open(path).is_err());
+    }
+    assert_eq!(tree(dir.path()), before);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}
+
+// requirement: LOG-NOT-OURS
+#[test]
+fn a_directory_of_a_newer_format_is_refused_by_its_number_and_not_touched() {
+    let dir = tempdir().unwrap();
+    open(dir.path()).close();
+    fs::write(dir.path().join("format"), "loom log 2\n").unwrap();
+    let before = tree(dir.path());
+    let error = try_open(dir.path(), small(), &boot()).err().unwrap();
+    assert!(
+        matches!(
+            error,
+            LogError::Newer {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let error = Error::from(error);
+    assert_eq!(error.code, Code::NotSupported);
+    assert!(error.message.contains("format 2"));
+    assert_eq!(tree(dir.path()), before);
+}
+
+// requirement: LOG-NOT-OURS
+#[test]
+fn a_start_that_was_cut_short_is_made_good() {
+    for left in [&[][..], &["LOCK"], &["LOCK", "format.new"]] {
+        let dir = tempdir().unwrap();
+        let log = dir.path().join("log");
+        fs::create_dir(&log).unwrap();
+        for name in left {
+            fs::write(log.join(name), "").unwrap();
+        }
+        let mut bench = open(&log);
+        bench.put_text("works");
+    }
+}
+
+// requirement: LOG-DAMAGE
+#[test]
+fn damage_is_told_with_file_and_place_and_passed_over_only_on_request() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let places: Vec<u64> = (0..50)
+        .map(|i| bench.put_text(&format!("text number {i}")).n)
+        .collect();
+    bench.close();
+    drop(bench);
+    let segment = dir.path().join("main/log/0000000000000000.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    let wanted = b"text number 25";
+    let at = bytes
+        .windows(wanted.len())
+        .position(|w| w == wanted)
+        .unwrap();
+    bytes[at] ^= 1;
+    fs::write(&segment, &bytes).unwrap();
+    let error = try_open(dir.path(), small(), &boot()).err().unwrap();
+    let LogError::Corrupt {
+        path, at: place, n, ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(path, &segment);
+    assert!((*place..place + 200).contains(&(at as u64)), "{error}");
+    assert_eq!(*n, Some(places[25]));
+    assert_eq!(Error::from(&error).code, Code::Internal);
+
+    let accepting = Boot {
+        accept_loss: true,
+        ..boot()
+    };
+    let again = try_open(dir.path(), small(), &accepting).unwrap();
+    let found = texts(&again.found);
+    assert!(!found.contains(&"text number 25".to_owned()));
+    assert!(found.contains(&"text number 24".to_owned()));
+    let gap = again.found.iter().find_map(|(_, record)| match record {
+        loom_core::Record::Gap(gap) => Some((gap.from, gap.to)),
+        _ => None,
+    });
+    assert!(
+        gap.is_some_and(|(from, to)| from == places[25] && to > from),
+        "{gap:?}"
+    );
+    assert_eq!(again.texts(), found);
+}
+
+// requirement: BLOB-DAMAGE
+#[test]
+fn a_damaged_piece_is_told_with_file_and_place_never_given_out() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let body = noise(1, 50_000);
+    let at = bench.put(Level::Disk, step(&body)).unwrap();
+    bench.close();
+    drop(bench);
+    let blobs = dir.path().join("main/blobs/00000000.seg");
+    let mut bytes = fs::read(&blobs).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&blobs, &bytes).unwrap();
+    let reader = loom_log::Reader::open(dir.path()).unwrap();
+    let error = reader.get("main", at.n).unwrap_err();
+    let LogError::Corrupt {
+        path, at: place, n, ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((path, *n), (&blobs, Some(at.n)));
+    assert!(
+        (*place..place + 16_400).contains(&(middle as u64)),
+        "{error}"
+    );
+    assert!(reader.verify().is_err());
+}
+
+// requirement: LOG-DENIED
+#[test]
+fn a_file_that_may_not_be_written_is_named() {
+    let denied = LogError::io(
+        Path::new("/data/LOCK"),
+        "opening",
+        &std::io::Error::from_raw_os_error(30),
+    );
+    let error = Error::from(&denied);
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::Denied, Some("data"))
+    );
+    assert!(error.message.contains("/data/LOCK"));
+    for (errno, code) in [
+        (13, Code::Denied),
+        (24, Code::Exhausted),
+        (28, Code::Exhausted),
+        (122, Code::Exhausted),
+    ] {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let error = LogError::io(Path::new("x"), "writing", &error);
+        assert_eq!(Error::from(error).code, code, "{errno}");
+    }
+}
+
+// requirement: LOG-DENIED
+#[test]
+fn a_directory_that_may_not_be_written_is_refused() {
+    let dir = tempdir().unwrap();
+    let log = dir.path().join("log");
+    open(&log).close();
+    fs::set_permissions(log.join("LOCK"), fs::Permissions::from_mode(0o444)).unwrap();
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o555)).unwrap();
+    let tried = try_open(&log, small(), &boot());
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o755)).unwrap();
+    match tried {
+        Err(error) => assert!(matches!(error, LogError::Denied { .. }), "{error}"),
+        // Who may do everything is refused nothing.
+        Ok(_) => assert_eq!(fs::metadata("/proc/self").map(|_| ()).ok(), Some(())),
+    }
+}
+
+// requirement: LOG-TAIL
+#[test]
+fn what_a_killed_process_had_written_is_found_and_a_torn_end_is_cut_off_and_counted() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let kept: Vec<String> = (0..20).map(|i| format!("kept {i}")).collect();
+    for text in &kept {
+        bench.put_text(text);
+    }
+    let copy = dir.path().join("after");
+    copy_tree(dir.path(), &copy);
+    let again = open(&copy);
+    assert_eq!(texts(&again.found), kept);
+    assert!(!again.opened.clean);
+    drop(again);
+
+    let torn = dir.path().join("torn");
+    copy_tree(dir.path(), &torn);
+    let segment = torn.join("main/log/0000000000000000.seg");
+    let mut bytes = fs::read(&segment).unwrap();
+    let last = bytes.windows(7).position(|w| w == b"kept 19").unwrap();
+    bytes[last] ^= 1;
+    fs::write(&segment, bytes).unwrap();
+    let mark = fs::read(torn.join("main/mark")).unwrap();
+    assert_eq!(mark.len(), 12);
+    let again = open(&torn);
+    assert_eq!(texts(&again.found), kept[..19]);
+    assert!(again.opened.torn_bytes > 0);
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for (file, _) in tree(from) {
+        if file.starts_with("after") || file.starts_with("torn") {
+            continue;
+        }
+        let target = to.join(&file);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(from.join(&file), target).unwrap();
+    }
+}
