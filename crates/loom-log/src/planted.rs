@@ -37,12 +37,16 @@ pub enum Planted {
     TailKept,
     /// What is behind the floor is not written again.
     TailTrusted,
+    /// Chunks are not synced with the record that names them.
+    ChunksUnsynced,
+    /// Nobody looks whether the chunks of a record are there.
+    ChunksTrusted,
 }
 
 impl Planted {
     /// All of them.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::AckBeforeSync,
         Self::AckFailed,
         Self::SyncCoversLater,
@@ -58,6 +62,8 @@ impl Planted {
         Self::StopsAtHole,
         Self::TailKept,
         Self::TailTrusted,
+        Self::ChunksUnsynced,
+        Self::ChunksTrusted,
     ];
 }
 

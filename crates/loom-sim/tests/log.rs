@@ -61,6 +61,8 @@ catches! {
     a_frame_that_is_not_checked_is_caught: CrcSkipped,
     a_stale_tail_that_is_kept_is_caught: TailKept,
     a_tail_in_memory_that_is_trusted_is_caught: TailTrusted,
+    chunks_that_are_not_synced_are_caught: ChunksUnsynced,
+    chunks_that_nobody_looks_for_are_caught: ChunksTrusted,
 }
 
 // requirement: LOG-ACKED, LOG-TORN, LOG-BATCH, LOG-CLOSED, LOG-FULL, LOG-FENCED

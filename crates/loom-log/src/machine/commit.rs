@@ -260,7 +260,9 @@ impl Machine {
         }
         self.written = commit.next;
         self.unsynced_bytes += commit.length;
-        self.unsynced_files.extend(commit.files);
+        if !self.bug.is(Planted::ChunksUnsynced) {
+            self.unsynced_files.extend(commit.files);
+        }
         for waiter in commit.waiting {
             if waiter.level < Level::Disk || self.bug.is(Planted::AckBeforeSync) {
                 self.accept(waiter.ticket, waiter.position);

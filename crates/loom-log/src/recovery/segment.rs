@@ -155,7 +155,7 @@ impl Segment {
             if tail.at >= walk.at {
                 break;
             }
-            if frame.place.position >= floor {
+            if frame.place.position >= floor && !bug.is(Planted::ChunksTrusted) {
                 let Some(chunks) = chunks(source, &frame) else {
                     break;
                 };
