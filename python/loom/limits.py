@@ -108,6 +108,19 @@ LOG_COMMIT_BYTES: Final = 2_097_152
 LOG_UNSYNCED_BYTES: Final = 12_582_912
 LOG_RESERVE_BYTES: Final = 32_768
 LOG_BACKUP_FILES: Final = 100_000
+DEDUP_WINDOW_MS: Final = 600_000
+DEDUP_IDS: Final = 1_000_000
+DEAD_LETTERS: Final = 100_000
+MAX_DELIVER: Final = 20
+LEASE_MS: Final = 30_000
+REDELIVER_BASE_MS: Final = 1_000
+REDELIVER_CAP_SECONDS: Final = 60
+ACK_BATCH: Final = 256
+ACK_DELAY_MS: Final = 50
+CONSUMER_OPEN: Final = 100_000
+CONSUMERS: Final = 10_000
+READ_EVENTS: Final = 256
+CONSUMER_IDLE_SECONDS: Final = 604_800
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -631,5 +644,83 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_BACKUP_FILES,
         LOG_BACKUP_FILES,
         "a backup that names more files is not one of ours",
+    ),
+    "dedup_window_ms": Limit(
+        "ms",
+        DEDUP_WINDOW_MS,
+        DEDUP_WINDOW_MS,
+        "how long an id of a publish is known, by the clock of the log",
+    ),
+    "dedup_ids": Limit(
+        "ids",
+        DEDUP_IDS,
+        DEDUP_IDS,
+        "ids of publishes that a log knows; the oldest go first",
+    ),
+    "dead_letters": Limit(
+        "events",
+        DEAD_LETTERS,
+        DEAD_LETTERS,
+        "events that were given up and wait for a person; the oldest go first, counted",
+    ),
+    "max_deliver": Limit(
+        "attempts",
+        MAX_DELIVER,
+        MAX_DELIVER,
+        "an event that fails each time is given up, and its lane goes on",
+    ),
+    "lease_ms": Limit(
+        "ms",
+        LEASE_MS,
+        LEASE_MS,
+        "a loop that has not moved for this long gives its durable turns back",
+    ),
+    "redeliver_base_ms": Limit(
+        "ms",
+        REDELIVER_BASE_MS,
+        REDELIVER_BASE_MS,
+        "the pause before a durable event is given again; it doubles with each attempt",
+    ),
+    "redeliver_cap_seconds": Limit(
+        "s",
+        REDELIVER_CAP_SECONDS,
+        REDELIVER_CAP_SECONDS,
+        "the longest such pause",
+    ),
+    "ack_batch": Limit(
+        "acks",
+        ACK_BATCH,
+        ACK_BATCH,
+        "acks that are written together",
+    ),
+    "ack_delay_ms": Limit(
+        "ms",
+        ACK_DELAY_MS,
+        ACK_DELAY_MS,
+        "how long an ack waits for others: a crash in between delivers those events again",
+    ),
+    "consumer_open": Limit(
+        "events",
+        CONSUMER_OPEN,
+        CONSUMER_OPEN,
+        "events that a group has taken over and not done; beyond, it reads on when some are done",
+    ),
+    "consumers": Limit(
+        "groups",
+        CONSUMERS,
+        CONSUMERS,
+        "groups that consume one log",
+    ),
+    "read_events": Limit(
+        "events",
+        READ_EVENTS,
+        READ_EVENTS,
+        "events that are read from a log at once",
+    ),
+    "consumer_idle_seconds": Limit(
+        "s",
+        CONSUMER_IDLE_SECONDS,
+        CONSUMER_IDLE_SECONDS,
+        "a group that nobody has belonged to for so long holds nothing any more",
     ),
 }

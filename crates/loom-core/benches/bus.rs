@@ -74,7 +74,7 @@ impl Bus {
             ),
             qos: Qos::Batched,
             options: None,
-            durable: false,
+            ack: None,
             eager: true,
         };
         self.at.now = self.at.now.plus(1_000);

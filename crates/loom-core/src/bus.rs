@@ -14,6 +14,7 @@ use crate::input::{Options, Publish};
 use crate::lane::Item;
 use crate::notice::{Notice, Offer, Receipt};
 use crate::planted::Planted;
+use crate::record::Level;
 use crate::report::EngineEvent;
 use crate::request::Failure;
 use crate::space::SpaceId;
@@ -91,11 +92,11 @@ impl Core {
         let source = self.source(session, publish.sender, publish.turn)?;
         self.topics.now = at.now;
         let (topic, name) = self.read_topic(source.space, publish.topic)?;
-        if publish.durable && publish.qos == Qos::Realtime {
-            return Err(
-                Error::invalid("qos", "a realtime event cannot be durable").hint("use batched")
-            );
+        let level = self.level_of(source.space, topic, &publish)?;
+        if level.is_some() && publish.eager {
+            return Ok(Offer::NoRoom);
         }
+        let space = source.space;
         let draft = Draft {
             topic: name,
             payload: publish.payload,
@@ -109,24 +110,24 @@ impl Core {
         let mut env = self.compose(source, draft, at)?;
         env.books = topic;
         let env = Arc::new(env);
-        let targets = self.pick(topic, env.lane());
-        let plan = Plan {
-            env,
-            targets,
-            own,
-            call: None,
+        let targets = match level {
+            Some(_) => Targets::new(),
+            None => self.pick(topic, env.lane()),
         };
-        let (run, hop) = (plan.env.run, plan.env.hop);
-        self.check_fanout(plan.targets.len())?;
+        let (run, hop) = (env.run, env.hop);
+        self.check_fanout(targets.len())?;
         if hop > 0 {
             self.count_run(run, at.now)?;
         }
-        let offer = if publish.durable {
-            if self.has(Planted::ShownEarly) {
-                self.apply(&plan, at);
-            }
-            self.reserve(session, plan)
+        let offer = if let Some(level) = level {
+            self.publish_durable((session, space), env, level, at)
         } else {
+            let plan = Plan {
+                env,
+                targets,
+                own,
+                call: None,
+            };
             self.send(session, plan, eager, at)
         };
         if hop > 0 && matches!(offer, Err(_) | Ok(Offer::NoRoom)) {
@@ -229,8 +230,10 @@ impl Core {
             self.enter_topic(space, topic)
         };
         let targets = self.find_targets(space, topic);
+        let durable = self.is_durable(space, topic);
         if let Some(topic) = self.topics.get_mut(id) {
             topic.targets = targets;
+            topic.durable = durable;
             topic.version = version;
         }
         Ok((id, name))
@@ -476,6 +479,7 @@ impl Core {
             traceparent: options.traceparent.map(Into::into),
             causes,
             dedup: options.dedup.map(Into::into),
+            only: None,
         })))
     }
 
@@ -607,6 +611,7 @@ impl Core {
             id: plan.env.id,
             matched: plan.targets.len(),
             position: plan.env.position,
+            level: Level::Accepted,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The engine's state, and the small steps that all its parts share.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -15,7 +15,9 @@ use crate::ident::Ids;
 use crate::job::{Job, JobKey, Why};
 use crate::limits::Limits;
 use crate::notice::Notice;
+use crate::part::{Part, Read};
 use crate::planted::Planted;
+use crate::record::Outgoing;
 use crate::report::EngineEvent;
 use crate::request::{Asked, Failure};
 use crate::run::Runs;
@@ -124,8 +126,14 @@ pub struct Core {
     pub(crate) leases: Arena<LeaseId, Lease>,
     pub(crate) calls: Arena<CallId, Pending>,
     pub(crate) tickets: Arena<Ticket, Waiting>,
-    /// Tickets that are with the log, in the order it must answer them.
-    pub(crate) log_order: VecDeque<Ticket>,
+    /// The open logs, by number.
+    pub(crate) parts: BTreeMap<u32, Part>,
+    /// Their numbers by namespace.
+    pub(crate) part_index: BTreeMap<Arc<str>, u32>,
+    /// Records on their way to the log.
+    pub(crate) outbox: Vec<Outgoing>,
+    /// What has to be read from the log.
+    pub(crate) reads: Vec<Read>,
     pub(crate) park_seq: u64,
     pub(crate) timers: Timers,
     pub(crate) todo: VecDeque<Todo>,
@@ -158,7 +166,10 @@ impl Core {
             leases: Arena::new(),
             calls: Arena::new(),
             tickets: Arena::new(),
-            log_order: VecDeque::new(),
+            parts: BTreeMap::new(),
+            part_index: BTreeMap::new(),
+            outbox: Vec::new(),
+            reads: Vec::new(),
             park_seq: 0,
             timers: Timers::default(),
             todo: VecDeque::new(),

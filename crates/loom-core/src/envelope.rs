@@ -182,6 +182,8 @@ pub struct Extra {
     pub causes: Vec<u128>,
     /// The publisher's own id: a second event with it is the same one.
     pub dedup: Option<Box<str>>,
+    /// The one consumer that it is for: it was dead and published anew.
+    pub only: Option<u32>,
 }
 
 /// The record.

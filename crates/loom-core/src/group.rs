@@ -7,7 +7,7 @@ use crate::envelope::{Envelope, Qos};
 use crate::ident::Ident;
 use crate::lane::Item;
 use crate::planted::Planted;
-use crate::ticket::Stage;
+use crate::ticket::Waiting;
 use crate::time::Moment;
 use crate::topics::Target;
 
@@ -95,15 +95,14 @@ impl Core {
         true
     }
 
-    /// Aims offers that wait, for room or for the log, at another member than the one that left.
+    /// Aims offers that wait at another member than the one that left.
     pub(crate) fn hand_over_offers(&mut self, left: SubId) {
-        let aimed = self
-            .tickets
-            .iter()
-            .filter(|(_, waiting)| waiting.plan.targets.contains(&left));
+        let aimed = self.tickets.iter().filter(
+            |(_, waiting)| matches!(waiting, Waiting::Parked(p) if p.plan.targets.contains(&left)),
+        );
         let aimed: Vec<Ticket> = aimed.map(|(ticket, _)| ticket).collect();
         for ticket in aimed {
-            let Some(waiting) = self.tickets.get(ticket) else {
+            let Some(waiting) = self.parked_offer(ticket) else {
                 continue;
             };
             let env = std::sync::Arc::clone(&waiting.plan.env);
@@ -115,30 +114,21 @@ impl Core {
     }
 
     fn aim_instead(&mut self, ticket: Ticket, left: SubId, heir: SubId) {
-        let Some(waiting) = self.tickets.get_mut(ticket) else {
+        let Some(waiting) = self.parked_offer_mut(ticket) else {
             return;
         };
         let Plan { env, targets, .. } = &mut waiting.plan;
         for target in targets.iter_mut().filter(|target| **target == left) {
             *target = heir;
         }
-        let (lane, bytes) = (env.lane().clone(), env.size());
-        let logging = matches!(waiting.stage, Stage::Logging { .. });
-        if let Stage::Parked { listed, last, .. } = &mut waiting.stage {
-            listed.retain(|target| *target != left);
-            *last = None;
-        }
+        let lane = env.lane().clone();
+        waiting.listed.retain(|target| *target != left);
+        waiting.last = None;
         if let Some(sub) = self.subs.get_mut(left) {
             sub.forget_awaited(&lane);
-            if logging {
-                sub.reserved = (sub.reserved.0 - 1, sub.reserved.1 - bytes);
-            }
         }
         if let Some(sub) = self.subs.get_mut(heir) {
             *sub.awaited.entry(lane).or_default() += 1;
-            if logging {
-                sub.reserved = (sub.reserved.0 + 1, sub.reserved.1 + bytes);
-            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::arena::{Handle, LeaseId};
 use crate::envelope::{EffectClass, Qos};
 use crate::error::Code;
+use crate::record::Level;
 
 /// An agent to register: one subscription with a set of filters.
 #[derive(Debug, Clone)]
@@ -76,8 +77,8 @@ pub struct Publish<'a> {
     pub qos: Qos,
     /// What few events have.
     pub options: Option<Box<Options>>,
-    /// Whether it must be in the log before anyone sees it.
-    pub durable: bool,
+    /// How far it must be in the log before anyone sees it; none: as the topic says.
+    pub ack: Option<Level>,
     /// Whether it is taken at once or not at all: it is not parked where there is no room.
     pub eager: bool,
 }
@@ -85,7 +86,7 @@ pub struct Publish<'a> {
 /// An event whose sender waits for answers.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The event; its class is [`Qos::Batched`], `durable` is not supported.
+    /// The event; its class is [`Qos::Batched`], and it is never durable.
     pub publish: Publish<'a>,
     /// How long the sender waits.
     pub timeout_ms: u64,

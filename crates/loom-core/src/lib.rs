@@ -4,8 +4,8 @@
 //! [`Moment`], and the seed of the ids is given once. A shell puts one lock around a [`Core`] and drives it;
 //! a simulator drives the same code with a virtual clock.
 //!
-//! It is not a server and not a log: what needs a log leaves as a [`Offer::Logging`] under a ticket, and
-//! comes back through [`Core::logged`] or [`Core::refused`].
+//! It is not a server and not a log: what needs a log leaves under a ticket by [`Core::take_records`], and comes back
+//! through [`Core::logged`] or [`Core::refused`].
 #![warn(missing_docs)]
 #![cfg_attr(
     test,
@@ -28,6 +28,7 @@ mod bus;
 mod core;
 mod credit;
 mod directory;
+mod durable;
 mod envelope;
 mod error;
 mod group;
@@ -39,6 +40,8 @@ mod lane;
 mod limits;
 mod notice;
 mod park;
+mod part;
+mod partition;
 mod planted;
 pub mod record;
 mod report;
@@ -77,6 +80,8 @@ pub use crate::input::{
 };
 pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
+pub use crate::part::{Durability, Fed, Opened, Read};
+pub use crate::partition::{Begun, ConsumerState, DeadLetter, KeptMemory, KeptState, Partition};
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
 pub use crate::record::{Level, Outgoing, Record};

@@ -60,6 +60,19 @@ pub struct Limits {
     pub error_detail_bytes: usize,
     pub info_bytes: usize,
     pub replies: usize,
+    pub dedup_window_ms: u64,
+    pub dedup_ids: usize,
+    pub dead_letters: usize,
+    pub max_deliver: usize,
+    pub lease_ms: u64,
+    pub redeliver_base_ms: u64,
+    pub redeliver_cap_seconds: u64,
+    pub ack_batch: usize,
+    pub ack_delay_ms: u64,
+    pub consumer_open: usize,
+    pub consumers: usize,
+    pub read_events: usize,
+    pub consumer_idle_seconds: u64,
 }
 
 impl Default for Limits {
@@ -116,6 +129,19 @@ impl Default for Limits {
             error_detail_bytes: spec::ERROR_DETAIL_BYTES,
             info_bytes: spec::INFO_BYTES,
             replies: spec::REPLIES,
+            dedup_window_ms: spec::DEDUP_WINDOW_MS,
+            dedup_ids: spec::DEDUP_IDS,
+            dead_letters: spec::DEAD_LETTERS,
+            max_deliver: spec::MAX_DELIVER,
+            lease_ms: spec::LEASE_MS,
+            redeliver_base_ms: spec::REDELIVER_BASE_MS,
+            redeliver_cap_seconds: spec::REDELIVER_CAP_SECONDS,
+            ack_batch: spec::ACK_BATCH,
+            ack_delay_ms: spec::ACK_DELAY_MS,
+            consumer_open: spec::CONSUMER_OPEN,
+            consumers: spec::CONSUMERS,
+            read_events: spec::READ_EVENTS,
+            consumer_idle_seconds: spec::CONSUMER_IDLE_SECONDS,
         }
     }
 }

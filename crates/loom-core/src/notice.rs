@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::arena::{CallId, Handle, LeaseId, Ticket};
 use crate::envelope::{Envelope, Position};
 use crate::error::{Code, Error};
+use crate::record::Level;
 
 /// What a publish was promised.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Receipt {
     pub matched: usize,
     /// Where the log put it, if it was logged.
     pub position: Option<Position>,
+    /// How far it has got.
+    pub level: Level,
 }
 
 /// How an offer stands.
@@ -24,10 +27,10 @@ pub enum Offer {
     Done(Receipt),
     /// Waits for room: [`Notice::Accepted`] or [`Notice::Refused`] will follow.
     Parked(Ticket),
-    /// Was eager, and there is no room: nothing was done.
+    /// Was eager, and there is no room, or it must be logged: nothing was done.
     NoRoom,
-    /// Must be logged: the shell appends the record and says [`crate::Core::logged`] or [`crate::Core::refused`].
-    Logging(Ticket, Arc<Envelope>),
+    /// With the log: [`Notice::Accepted`] or [`Notice::Refused`] will follow.
+    Logging(Ticket),
 }
 
 /// What an invocation has beyond its envelope.

@@ -6,7 +6,7 @@ use crate::core::{Core, Todo, Wanted};
 use crate::envelope::{Envelope, Qos};
 use crate::error::{Error, Result};
 use crate::notice::Notice;
-use crate::ticket::{Stage, Waiting};
+use crate::ticket::Parked;
 use crate::time::Moment;
 use crate::timers::Timer;
 
@@ -24,16 +24,13 @@ impl Core {
         let seq = self.park_seq;
         let until = at.now.plus_millis(self.limits.batched_wait_ms);
         let call = plan.call;
-        let stage = Stage::Parked {
+        let ticket = self.enter_ticket(Parked {
+            session,
+            plan,
             seq,
             until,
             listed: Targets::new(),
             last: None,
-        };
-        let ticket = self.enter_ticket(Waiting {
-            session,
-            plan,
-            stage,
         });
         self.timers.add(until, Timer::Park(seq, ticket));
         if let Some(found) = self.sessions.get_mut(session) {
@@ -53,14 +50,14 @@ impl Core {
     /// Each of many receivers that makes room asks for this: as long as the one that was found last still has none,
     /// nothing has changed, and nobody else is looked at.
     fn list(&mut self, ticket: Ticket) -> bool {
-        let Some(waiting) = self.tickets.get(ticket) else {
+        let Some(waiting) = self.parked_offer(ticket) else {
             return false;
         };
-        let Stage::Parked { seq, last, .. } = &waiting.stage else {
-            return false;
-        };
-        let (seq, env) = (*seq, &waiting.plan.env);
-        if last.is_some_and(|last| self.has_to_wait(last, seq, env)) {
+        let (seq, env) = (waiting.seq, &waiting.plan.env);
+        if waiting
+            .last
+            .is_some_and(|last| self.has_to_wait(last, seq, env))
+        {
             return true;
         }
         let blocking = |target: &&SubId| self.has_to_wait(**target, seq, env);
@@ -82,15 +79,9 @@ impl Core {
                 }
             }
         }
-        if let Some(waiting) = self.tickets.get_mut(ticket)
-            && let Stage::Parked {
-                listed,
-                last: found,
-                ..
-            } = &mut waiting.stage
-        {
-            listed.extend(new);
-            *found = last;
+        if let Some(waiting) = self.parked_offer_mut(ticket) {
+            waiting.listed.extend(new);
+            waiting.last = last;
         }
         last.is_some()
     }
@@ -110,16 +101,11 @@ impl Core {
 
     /// Takes a parked offer out of the lists it stands in; those behind it may go now.
     pub(crate) fn unlist(&mut self, ticket: Ticket) {
-        let Some(waiting) = self.tickets.get_mut(ticket) else {
+        let Some(waiting) = self.parked_offer_mut(ticket) else {
             return;
         };
-        let Stage::Parked {
-            seq, until, listed, ..
-        } = &mut waiting.stage
-        else {
-            return;
-        };
-        let (seq, until, listed) = (*seq, *until, std::mem::take(listed));
+        let (seq, until) = (waiting.seq, waiting.until);
+        let listed = std::mem::take(&mut waiting.listed);
         let session = waiting.session;
         self.timers.remove(until, Timer::Park(seq, ticket));
         for target in listed {
@@ -146,14 +132,11 @@ impl Core {
         ticket: Ticket,
         at: Moment,
     ) -> Result<bool> {
-        let Some(waiting) = self.tickets.get(ticket) else {
+        let Some(waiting) = self.parked_offer(ticket) else {
             return Ok(false);
         };
         if waiting.session != session {
             return Err(Error::fenced("this offer is of another session"));
-        }
-        if !matches!(waiting.stage, Stage::Parked { .. }) {
-            return Ok(false);
         }
         self.unlist(ticket);
         self.leave_ticket(ticket);
@@ -177,11 +160,7 @@ impl Core {
 
     /// Lets a parked offer go if nothing stands in its way.
     pub(crate) fn try_unpark(&mut self, ticket: Ticket, at: Moment) -> bool {
-        let parked = self
-            .tickets
-            .get(ticket)
-            .is_some_and(|w| matches!(w.stage, Stage::Parked { .. }));
-        if !parked || self.list(ticket) {
+        if self.parked_offer(ticket).is_none() || self.list(ticket) {
             return false;
         }
         self.let_go(ticket, at);
@@ -209,7 +188,7 @@ impl Core {
 
     /// An offer has waited long enough: who is still full lags from now on, the others get it.
     pub(crate) fn park_is_due(&mut self, ticket: Ticket, at: Moment) {
-        let Some(waiting) = self.tickets.get(ticket) else {
+        let Some(waiting) = self.parked_offer(ticket) else {
             return;
         };
         let targets = waiting.plan.targets.clone();

@@ -80,7 +80,7 @@ pub enum Planted {
 impl Planted {
     /// All of them.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 32] = [
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,
@@ -89,8 +89,6 @@ impl Planted {
         Self::DeliveredTwice,
         Self::TwoTurns,
         Self::LateAnswer,
-        Self::ShownEarly,
-        Self::LogUnordered,
         Self::CreditAsDelta,
         Self::ExpiredStarts,
         Self::KeyMoves,

@@ -123,9 +123,19 @@ pub enum Record {
 #[derive(Debug, Clone)]
 pub enum Body {
     /// Bytes of its own.
-    Own(Box<[u8]>),
+    Own(Arc<[u8]>),
     /// The payload of an envelope that lives anyway.
     Of(Arc<Envelope>),
+}
+
+impl Body {
+    /// Its bytes, shared where they can be.
+    pub fn share(&self) -> Arc<[u8]> {
+        match self {
+            Self::Own(bytes) => Arc::clone(bytes),
+            Self::Of(envelope) => (*envelope.payload).into(),
+        }
+    }
 }
 
 impl Deref for Body {
@@ -147,7 +157,7 @@ impl From<Vec<u8>> for Body {
 
 impl From<Box<[u8]>> for Body {
     fn from(bytes: Box<[u8]>) -> Self {
-        Self::Own(bytes)
+        Self::Own(bytes.into())
     }
 }
 
@@ -665,6 +675,9 @@ struct EventHead {
     /// Somebody waits for an answer to it.
     #[prost(bool, tag = "22")]
     asks: bool,
+    /// The one consumer that a redriven event is for.
+    #[prost(uint32, optional, tag = "23")]
+    only: Option<u32>,
 }
 
 impl EventHead {
@@ -706,6 +719,7 @@ impl EventHead {
             dedup: extra.and_then(|e| e.dedup.as_deref().map(Into::into)),
             turn,
             asks: env.reply_to.is_some(),
+            only: extra.and_then(|e| e.only),
         }
     }
 
@@ -728,6 +742,7 @@ impl EventHead {
             traceparent: self.traceparent.map(Into::into),
             causes: self.causes.into_iter().map(Into::into).collect(),
             dedup: self.dedup.map(Into::into),
+            only: self.only,
         };
         let qos = u8::try_from(self.qos).unwrap_or(u8::MAX);
         Ok(Envelope {

@@ -17,6 +17,7 @@ use crate::lane::Lanes;
 use crate::notice::Notice;
 use crate::space::SpaceId;
 use crate::subscription::{Group, Subscription};
+use crate::ticket::Waiting;
 use crate::time::Moment;
 use crate::topic::{Filter, check_name};
 
@@ -267,7 +268,6 @@ impl Core {
             closing: false,
             parked: VecDeque::new(),
             awaited: FxHashMap::default(),
-            reserved: (0, 0),
             books: Books::default(),
         });
         if let Some(found) = self.handles.get_mut(handle) {
@@ -462,7 +462,7 @@ impl Core {
         let open = self
             .tickets
             .iter()
-            .filter(|(_, waiting)| waiting.is_parked_of(session));
+            .filter(|(_, waiting)| matches!(waiting, Waiting::Parked(p) if p.session == session));
         let open: Vec<Ticket> = open.map(|(id, _)| id).collect();
         for ticket in open {
             self.unlist(ticket);

@@ -37,6 +37,8 @@ pub(crate) struct Space {
     pub(crate) tables: BTreeMap<Arc<str>, Table>,
     /// Requests that wait for a subscriber.
     pub(crate) waiting: Vec<CallId>,
+    /// The number of its log, if one is open.
+    pub(crate) partition: Option<u32>,
     /// How many are attached.
     pub(crate) sessions: usize,
 }
@@ -56,6 +58,7 @@ impl Space {
             directory: Directory::default(),
             tables: BTreeMap::new(),
             waiting: Vec::new(),
+            partition: None,
             sessions: 0,
         }
     }
@@ -76,7 +79,10 @@ impl Core {
     }
 
     fn open_space(&mut self, namespace: &str) -> SpaceId {
-        let new = Space::new(namespace);
+        let new = Space {
+            partition: self.partition_of(namespace),
+            ..Space::new(namespace)
+        };
         let name = Arc::clone(&new.name);
         let free = self.free_spaces.pop();
         let id = if let Some(free) = free {
@@ -107,7 +113,7 @@ impl Core {
     /// Forgets idle namespaces of which nothing is known any more, and the longest idle ones beyond the limit. What is on
     /// its way may still name one: then it stays until another session ends.
     fn reclaim_spaces(&mut self) {
-        if !self.todo.is_empty() || !self.log_order.is_empty() {
+        if !self.todo.is_empty() {
             return;
         }
         let surplus = self
@@ -119,7 +125,10 @@ impl Core {
             let known = self
                 .space(id)
                 .is_some_and(|space| !space.capabilities.is_empty() || !space.tables.is_empty());
-            let busy = self.jobs.iter().any(|(_, job)| job.space == id);
+            let logs = self
+                .space(id)
+                .is_some_and(|space| space.partition.is_some());
+            let busy = logs || self.jobs.iter().any(|(_, job)| job.space == id);
             if busy || (known && at >= surplus) {
                 self.idle_spaces.push_back(id);
             } else {

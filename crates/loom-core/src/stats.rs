@@ -490,7 +490,7 @@ impl Core {
             pausing: self.jobs.iter().filter(|(_, job)| job.is_pausing()).count(),
             timers: self.timers.len(),
             parked,
-            tickets: self.log_order.len(),
+            tickets: self.parts.values().map(|part| part.order.len()).sum(),
             inbox: self
                 .sessions
                 .iter()

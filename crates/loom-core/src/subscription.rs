@@ -47,8 +47,6 @@ pub(crate) struct Subscription {
     pub(crate) parked: VecDeque<(u64, Ticket)>,
     /// Lanes of offers that wait, here or elsewhere, and will come here.
     pub(crate) awaited: FxHashMap<Ident, usize>,
-    /// Room that belongs to tickets which are with the log: events, bytes.
-    pub(crate) reserved: (usize, usize),
     pub(crate) books: Books,
 }
 
@@ -85,9 +83,8 @@ impl Subscription {
     }
 
     fn fits(&self, env: &Envelope, most: usize, most_bytes: usize) -> bool {
-        let items = self.lanes.items() + self.reserved.0;
-        let bytes = self.lanes.bytes() + self.reserved.1;
-        items < most && (bytes + env.size() <= most_bytes || items == 0)
+        let items = self.lanes.items();
+        items < most && (self.lanes.bytes() + env.size() <= most_bytes || items == 0)
     }
 
     pub(crate) fn is_half_empty(&self, limits: &Limits) -> bool {

@@ -1,107 +1,157 @@
-//! Decisions in two halves. What needs the log reserves its room, leaves as a record under a ticket, and shows
-//! nowhere until the log has answered; answers are applied in the order the tickets were given out.
+//! Decisions in two halves. What needs the log leaves as records under a ticket, and shows nowhere until the log has
+//! answered; in each partition, answers are applied in the order the tickets were given out.
 
-use std::sync::Arc;
+use smallvec::SmallVec;
 
-use crate::arena::{SessionId, SubId, Ticket};
+use crate::arena::{LeaseId, SessionId, SubId, Ticket};
 use crate::bus::{Plan, Targets};
 use crate::core::Core;
-use crate::envelope::{Envelope, Position, Qos};
+use crate::durable::Publishing;
+use crate::envelope::Position;
 use crate::error::{Error, Result};
-use crate::notice::{Notice, Offer};
 use crate::planted::Planted;
+use crate::record::{Level, Outgoing, Record};
 use crate::time::{Moment, Nanos};
 
-/// An offer without an answer yet.
-pub(crate) struct Waiting {
+/// What has a ticket and no answer yet.
+pub(crate) enum Waiting {
+    /// An offer that waits for room.
+    Parked(Parked),
+    /// Records that are with the log.
+    Logging(Box<Logging>),
+    /// A publish whose id is with the log already: it is answered with that one.
+    Second,
+}
+
+/// An offer that waits for room.
+pub(crate) struct Parked {
     pub(crate) session: SessionId,
     pub(crate) plan: Plan,
-    pub(crate) stage: Stage,
+    /// Its place among all of them.
+    pub(crate) seq: u64,
+    pub(crate) until: Nanos,
+    /// Whose lists it stands in.
+    pub(crate) listed: Targets,
+    /// Which of these was the last that had no room.
+    pub(crate) last: Option<SubId>,
 }
 
-pub(crate) enum Stage {
-    /// Waits for room: its place among all parked ones, its end, whose lists it stands in, and which of these was
-    /// the last that had no room.
-    Parked {
-        seq: u64,
-        until: Nanos,
-        listed: Targets,
-        last: Option<SubId>,
-    },
-    /// With the log; the answer waits for those before it.
-    Logging {
-        answer: Option<std::result::Result<Position, Error>>,
-    },
+/// Records that are with the log; the answer waits for those before it.
+pub(crate) struct Logging {
+    partition: u32,
+    batch: SmallVec<[Record; 1]>,
+    then: Then,
+    answer: Option<Result<Position>>,
 }
 
-impl Waiting {
-    pub(crate) fn is_parked_of(&self, session: SessionId) -> bool {
-        self.session == session && matches!(self.stage, Stage::Parked { .. })
+/// What follows when the log has answered.
+pub(crate) enum Then {
+    /// Nothing but the fold.
+    Fold,
+    /// An event goes to those who hear it, and its publisher hears of it.
+    Publish(Box<Publishing>),
+    /// A durable turn may be handed out.
+    #[expect(dead_code, reason = "the next step hands them out")]
+    Hand(LeaseId),
+}
+
+impl Then {
+    /// Whether it may be done before what stands ahead of it in the log has reached its own level.
+    const fn is_early(&self) -> bool {
+        matches!(self, Self::Hand(_))
     }
 }
 
 impl Core {
-    /// First half: reserves room in all targets and hands out the record.
-    pub(crate) fn reserve(&mut self, session: SessionId, plan: Plan) -> Result<Offer> {
-        for target in &plan.targets {
-            let Some(sub) = self.subs.get(*target) else {
-                continue;
-            };
-            if sub.class(plan.env.qos) != Qos::Realtime && !sub.admits(&plan.env, &self.limits) {
-                let message = format!("the queue of {:?} is full", sub.name);
-                return Err(Error::exhausted("queue_items", message)
-                    .hint("send later")
-                    .retry_after(self.limits.retry_base_ms));
-            }
+    /// First half: records that go to the log together, and what follows when they are there.
+    pub(crate) fn append(
+        &mut self,
+        partition: u32,
+        level: Level,
+        batch: SmallVec<[Record; 1]>,
+        then: Then,
+    ) -> Ticket {
+        let logging = Logging {
+            partition,
+            batch: batch.clone(),
+            then,
+            answer: None,
+        };
+        let ticket = self.tickets.insert(Waiting::Logging(Box::new(logging)));
+        if let Some(part) = self.parts.get_mut(&partition) {
+            part.order.push_back(ticket);
         }
-        self.book(&plan, true);
-        let record = Arc::clone(&plan.env);
-        let stage = Stage::Logging { answer: None };
-        let ticket = self.enter_ticket(Waiting {
-            session,
-            plan,
-            stage,
+        self.outbox.push(Outgoing {
+            ticket: Some(ticket),
+            partition,
+            level,
+            batch,
         });
-        self.log_order.push_back(ticket);
-        Ok(Offer::Logging(ticket, record))
+        ticket
+    }
+
+    /// Leaves a record that nobody waits for and that no fold knows.
+    #[expect(dead_code, reason = "the recorder leaves its records here")]
+    pub(crate) fn leave_record(&mut self, partition: u32, record: Record) {
+        self.outbox.push(Outgoing {
+            ticket: None,
+            partition,
+            level: Level::Accepted,
+            batch: SmallVec::from_buf([record]),
+        });
+    }
+
+    /// Whether a step has left records for the log.
+    pub fn has_records(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// The records that the steps so far have left, in the order they must reach the log: the shell appends them before
+    /// it lets go of the core, and answers those with a ticket by [`Self::logged`] or [`Self::refused`].
+    pub fn take_records(&mut self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.outbox)
+    }
+
+    /// The parked offer of this ticket.
+    pub(crate) fn parked_offer(&self, ticket: Ticket) -> Option<&Parked> {
+        match self.tickets.get(ticket) {
+            Some(Waiting::Parked(parked)) => Some(parked),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn parked_offer_mut(&mut self, ticket: Ticket) -> Option<&mut Parked> {
+        match self.tickets.get_mut(ticket) {
+            Some(Waiting::Parked(parked)) => Some(parked),
+            _ => None,
+        }
     }
 
     /// Keeps an offer that waits. Its lane stays with the members it was chosen for, as if it were queued there.
-    pub(crate) fn enter_ticket(&mut self, waiting: Waiting) -> Ticket {
-        for target in &waiting.plan.targets {
+    pub(crate) fn enter_ticket(&mut self, parked: Parked) -> Ticket {
+        for target in &parked.plan.targets {
             if let Some(sub) = self.subs.get_mut(*target) {
-                let lane = waiting.plan.env.lane().clone();
+                let lane = parked.plan.env.lane().clone();
                 *sub.awaited.entry(lane).or_default() += 1;
             }
         }
-        self.tickets.insert(waiting)
+        self.tickets.insert(Waiting::Parked(parked))
     }
 
-    pub(crate) fn leave_ticket(&mut self, ticket: Ticket) -> Option<Waiting> {
-        let waiting = self.tickets.remove(ticket)?;
-        for target in &waiting.plan.targets {
+    pub(crate) fn leave_ticket(&mut self, ticket: Ticket) -> Option<Parked> {
+        self.parked_offer(ticket)?;
+        let Some(Waiting::Parked(parked)) = self.tickets.remove(ticket) else {
+            return None;
+        };
+        for target in &parked.plan.targets {
             if let Some(sub) = self.subs.get_mut(*target) {
-                sub.forget_awaited(waiting.plan.env.lane());
+                sub.forget_awaited(parked.plan.env.lane());
             }
         }
-        Some(waiting)
+        Some(parked)
     }
 
-    fn book(&mut self, plan: &Plan, reserve: bool) {
-        let bytes = plan.env.size();
-        for target in &plan.targets {
-            if let Some(sub) = self.subs.get_mut(*target) {
-                let (items, held) = sub.reserved;
-                sub.reserved = if reserve {
-                    (items + 1, held + bytes)
-                } else {
-                    (items - 1, held - bytes)
-                };
-            }
-        }
-    }
-
-    /// Second half: the log has the record at this position.
+    /// Second half: the log has the batch, its first record at this position.
     pub fn logged(&mut self, ticket: Ticket, position: Position, at: Moment) {
         self.answer(ticket, Ok(position), at);
     }
@@ -111,58 +161,98 @@ impl Core {
         self.answer(ticket, Err(error), at);
     }
 
-    fn answer(&mut self, ticket: Ticket, given: std::result::Result<Position, Error>, at: Moment) {
-        if let Some(waiting) = self.tickets.get_mut(ticket)
-            && let Stage::Logging { answer } = &mut waiting.stage
-        {
-            *answer = Some(given);
+    /// The publish that is with the log under this ticket.
+    pub(crate) fn publishing(&mut self, ticket: Ticket) -> Option<&mut Publishing> {
+        let Some(Waiting::Logging(logging)) = self.tickets.get_mut(ticket) else {
+            return None;
+        };
+        match &mut logging.then {
+            Then::Publish(publishing) => Some(publishing),
+            _ => None,
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, given: Result<Position>, at: Moment) {
+        let Some(Waiting::Logging(logging)) = self.tickets.get_mut(ticket) else {
+            return;
+        };
+        let partition = logging.partition;
+        if given.is_ok() && logging.then.is_early() {
+            let then = std::mem::replace(&mut logging.then, Then::Fold);
+            logging.answer = Some(given);
+            self.follow(then, partition, None, at);
+        } else {
+            logging.answer = Some(given);
         }
         if self.has(Planted::LogUnordered) {
-            self.log_order.retain(|other| *other != ticket);
+            if let Some(part) = self.parts.get_mut(&partition) {
+                part.order.retain(|other| *other != ticket);
+            }
             self.settle(ticket, at);
         }
-        while let Some(ticket) = self.log_order.front().copied() {
-            let answered = self.tickets.get(ticket).is_none_or(Waiting::is_answered);
-            if !answered {
-                break;
-            }
-            self.log_order.pop_front();
+        while let Some(ticket) = self.next_answered(partition) {
             self.settle(ticket, at);
         }
         self.flush(at);
     }
 
+    /// The ticket that stands first, if it is answered.
+    fn next_answered(&mut self, partition: u32) -> Option<Ticket> {
+        let first = *self.parts.get(&partition)?.order.front()?;
+        let answered = match self.tickets.get(first) {
+            Some(Waiting::Logging(logging)) => logging.answer.is_some(),
+            _ => true,
+        };
+        if !answered {
+            return None;
+        }
+        self.parts.get_mut(&partition)?.order.pop_front()
+    }
+
     fn settle(&mut self, ticket: Ticket, at: Moment) {
-        let Some(mut waiting) = self.leave_ticket(ticket) else {
+        let Some(Waiting::Logging(logging)) = self.tickets.remove(ticket) else {
             return;
         };
-        self.book(&waiting.plan, false);
-        let Stage::Logging {
-            answer: Some(answer),
-        } = waiting.stage
-        else {
-            return;
-        };
+        let Logging {
+            partition,
+            batch,
+            then,
+            answer,
+        } = *logging;
         match answer {
-            Ok(position) => {
-                let mut env: Envelope = Arc::unwrap_or_clone(waiting.plan.env);
-                env.position = Some(position);
-                waiting.plan.env = Arc::new(env);
-                let receipt = self.apply(&waiting.plan, at);
-                self.notify(waiting.session, Notice::Accepted(ticket, receipt));
-            }
-            Err(error) => {
-                for target in &waiting.plan.targets {
-                    self.made_room(*target);
+            Some(Ok(first)) => {
+                if let Some(part) = self.parts.get_mut(&partition) {
+                    for (n, record) in (first.n..).zip(&batch) {
+                        part.folded.apply(Position { n, ..first }, record);
+                    }
                 }
-                self.notify(waiting.session, Notice::Refused(ticket, error));
+                drop(batch);
+                self.follow(then, partition, Some((ticket, first)), at);
             }
+            Some(Err(error)) => self.undo(then, (partition, ticket), &error, at),
+            None => {}
         }
     }
-}
 
-impl Waiting {
-    fn is_answered(&self) -> bool {
-        matches!(self.stage, Stage::Logging { answer: Some(_) })
+    /// What follows from records that are in the log.
+    fn follow(
+        &mut self,
+        then: Then,
+        partition: u32,
+        placed: Option<(Ticket, Position)>,
+        at: Moment,
+    ) {
+        if let (Then::Publish(publishing), Some((ticket, position))) = (then, placed) {
+            self.published(*publishing, partition, (ticket, position), at);
+        }
+    }
+
+    /// What follows from records that the log refused.
+    fn undo(&mut self, then: Then, refused: (u32, Ticket), error: &Error, at: Moment) {
+        let _ = at;
+        match then {
+            Then::Publish(publishing) => self.unpublished(*publishing, refused, error),
+            Then::Fold | Then::Hand(_) => {}
+        }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Topic {
     pub(crate) targets: Vec<Target>,
     /// The state of the namespace's filters that the targets were found in.
     pub(crate) version: u64,
+    /// Its events are logged, whoever publishes them.
+    pub(crate) durable: bool,
     used: Nanos,
     pub(crate) books: TopicBooks,
 }
@@ -86,6 +88,7 @@ impl Topics {
             space,
             targets: Vec::new(),
             version: 0,
+            durable: false,
             used,
             books: TopicBooks::default(),
         }))

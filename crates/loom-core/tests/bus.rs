@@ -11,8 +11,8 @@ mod common;
 
 use common::{World, done, parked};
 use loom_core::{
-    AgentSpec, Code, Delivery, Handle, Health, Ident, Limits, Offer, Options, Position, Publish,
-    Qos, Request, SessionId,
+    AgentSpec, Code, Delivery, Handle, Health, Ident, Limits, Offer, Options, Publish, Qos,
+    Request, SessionId,
 };
 
 fn small(items: usize) -> Limits {
@@ -622,81 +622,6 @@ fn every_agent_hears_its_spawn_topic() {
     let a = w.agent(s, "team.a", &[]);
     w.emit(s, "spawn.team.a");
     assert_eq!(w.run(s, a), ["spawn.team.a"]);
-}
-
-// requirement: TICKETS-ORDERED
-#[test]
-fn a_durable_event_shows_nowhere_until_the_log_has_answered_in_order() {
-    let mut w = World::new();
-    let s = w.session();
-    let a = w.agent(s, "a", &["q"]);
-    let offer = |w: &mut World| {
-        let publish = Publish {
-            durable: true,
-            ..w.publish(s, "q")
-        };
-        match w.offer(s, publish).unwrap() {
-            Offer::Logging(ticket, record) => (ticket, record),
-            other => panic!("{other:?}"),
-        }
-    };
-    let (first, record) = offer(&mut w);
-    let (second, _) = offer(&mut w);
-    assert!(w.take(s, a).is_none());
-    let position = |n| Position {
-        partition: 1,
-        epoch: 1,
-        n,
-    };
-    w.core.logged(second, position(2), w.at);
-    assert!(
-        w.take(s, a).is_none(),
-        "the first ticket is not answered yet"
-    );
-    w.core.logged(first, position(1), w.at);
-    let turn = w.take(s, a).unwrap();
-    assert_eq!(
-        (turn.envelope.id, turn.envelope.position),
-        (record.id, Some(position(1)))
-    );
-    let accepted = w.seen(s).accepted;
-    assert_eq!(
-        accepted.iter().map(|(t, _)| *t).collect::<Vec<_>>(),
-        [first, second]
-    );
-    assert_eq!(accepted[1].1.position, Some(position(2)));
-}
-
-#[test]
-fn a_record_the_log_refused_gives_its_room_back() {
-    let mut w = World::with(small(1));
-    let s = w.session();
-    let a = w.agent(s, "a", &["q"]);
-    let publish = Publish {
-        durable: true,
-        ..w.publish(s, "q")
-    };
-    let Offer::Logging(ticket, _) = w.offer(s, publish).unwrap() else {
-        panic!()
-    };
-    let publish = Publish {
-        durable: true,
-        ..w.publish(s, "q")
-    };
-    assert_eq!(w.offer(s, publish).unwrap_err().code, Code::Exhausted);
-    let error = w
-        .offer(
-            s,
-            Publish {
-                topic: "",
-                ..w.publish(s, "q")
-            },
-        )
-        .unwrap_err();
-    w.core.refused(ticket, error, w.at);
-    assert_eq!(w.seen(s).refused[0].0, ticket);
-    assert!(w.take(s, a).is_none());
-    w.emit(s, "q");
 }
 
 // requirement: BOUNDED

@@ -28,9 +28,8 @@ impl Receipt {
     }
 
     #[getter]
-    #[expect(clippy::unused_self, reason = "it will depend on what was promised")]
     fn level(&self) -> &'static str {
-        "accepted"
+        self.inner.level.name()
     }
 
     #[getter]

@@ -238,7 +238,7 @@ impl Session {
             payload: payload.into(),
             qos: Qos::Batched,
             options: None,
-            durable: false,
+            ack: None,
             eager: true,
         };
         let offer = self.step(|core, at| core.offer(self.id, publish, at))?;
@@ -247,7 +247,7 @@ impl Session {
         }
         match offer {
             Offer::Done(receipt) => Ok(Some(Receipt::new(receipt))),
-            Offer::NoRoom | Offer::Parked(_) | Offer::Logging(..) => Ok(None),
+            Offer::NoRoom | Offer::Parked(_) | Offer::Logging(_) => Ok(None),
         }
     }
 
@@ -273,7 +273,7 @@ impl Session {
             payload: payload.into(),
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
             options: crate::convert::options(options)?,
-            durable: false,
+            ack: None,
             eager: false,
         };
         match self.step(|core, at| core.offer(self.id, publish, at))? {
@@ -283,7 +283,7 @@ impl Session {
                 "an offer that waits was given up",
                 None,
             )),
-            Offer::Parked(ticket) | Offer::Logging(ticket, _) => {
+            Offer::Parked(ticket) | Offer::Logging(ticket) => {
                 Ok(ticket.0.into_pyobject(py)?.into_any())
             }
         }
@@ -317,7 +317,7 @@ impl Session {
             payload: payload.into(),
             qos: Qos::Batched,
             options: crate::convert::options(options)?,
-            durable: false,
+            ack: None,
             eager: false,
         };
         let request = Request {

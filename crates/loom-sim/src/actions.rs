@@ -36,7 +36,6 @@ impl World {
             Step::Grant => self.grant_some(),
             Step::Cancel => self.cancel_some(),
             Step::Drain => self.drain_some(),
-            Step::AnswerLog => self.answer_some(),
             Step::Pass => self.pass_some(),
             Step::Misuse => self.misuse(),
             Step::Health => self.turn_health(),
@@ -115,23 +114,6 @@ impl World {
         self.drain(session, most)
     }
 
-    pub(crate) fn answer_some(&mut self) -> Check {
-        let open = self
-            .log
-            .iter()
-            .enumerate()
-            .filter(|(_, record)| record.answer.is_none());
-        let open: Vec<usize> = open.map(|(at, _)| at).collect();
-        let first = self.dice.chance(60);
-        let at = if first {
-            open.first().copied()
-        } else {
-            self.dice.pick(&open)
-        };
-        let accepted = self.dice.chance(80);
-        at.map_or(Ok(()), |at| self.answer_log(at, accepted))
-    }
-
     pub(crate) fn pass_some(&mut self) -> Check {
         let nanos = match self.dice.between(0, 9) {
             0..=4 => self.dice.between(1, 1_000_000),
@@ -150,11 +132,6 @@ impl World {
         self.raise_all()?;
         for _ in 0..400 {
             let mut moved = false;
-            while !self.log.is_empty() {
-                self.answer_some()?;
-                self.look()?;
-                moved = true;
-            }
             self.drain_every()?;
             for taker in self.live_takers() {
                 moved |= self.take(taker, None)?;

@@ -12,7 +12,7 @@ use crate::sums::most_queued;
 use crate::trace::{Check, Violation, broken, ensure};
 
 /// Who sent what class of events where, as far as order is promised.
-type Line = (usize, String, String, &'static str, Ident, bool, bool);
+type Line = (usize, String, String, &'static str, Ident, bool);
 
 #[derive(Default)]
 pub(crate) struct Book {
@@ -409,12 +409,6 @@ impl Book {
             State::Refused => {
                 return broken("QOS-BACKGROUND", format!("refused event {index} came"));
             }
-            State::Logging => {
-                return broken(
-                    "TICKETS-ORDERED",
-                    format!("event {index} came before it was logged"),
-                );
-            }
             State::Parked | State::Unsure => self.apply(index, false)?,
             State::Applied => {}
         }
@@ -495,7 +489,7 @@ impl Book {
             return Ok(());
         }
         let realtime = event.qos == Qos::Realtime;
-        let (durable, placed) = (event.durable, event.placed);
+        let placed = event.placed;
         let source = (
             space,
             group,
@@ -503,7 +497,6 @@ impl Book {
             event.topic,
             lane.clone(),
             realtime,
-            durable,
         );
         let last = self.lines.insert(source, index);
         ensure(last.is_none_or(|last| last < index), "EVENT-ORDER", || {
@@ -529,7 +522,7 @@ impl Book {
         let starved = self.events.iter().position(|event| {
             event.stays_with(member)
                 && event.placed.is_some_and(|placed| {
-                    sub.shed.is_none_or(|shed| shed < placed && !event.durable)
+                    sub.shed.is_none_or(|shed| shed < placed)
                         && sub.is_ready(event.lane.as_ref(), placed, last)
                 })
         });

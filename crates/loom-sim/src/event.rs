@@ -31,8 +31,6 @@ pub(crate) enum State {
     Refused,
     /// It waits for room.
     Parked,
-    /// It is with the log: nobody may get it.
-    Logging,
     /// A request that was parked, or waits for a hearer: whether it went is not told.
     Unsure,
     /// It went into queues.
@@ -53,7 +51,6 @@ pub(crate) struct Event {
     pub(crate) topic: &'static str,
     pub(crate) size: usize,
     pub(crate) qos: Qos,
-    pub(crate) durable: bool,
     pub(crate) lane: Option<Ident>,
     pub(crate) thread: Option<Ident>,
     pub(crate) expires: Option<Nanos>,
@@ -82,7 +79,6 @@ impl Event {
             topic,
             size: 0,
             qos: Qos::Batched,
-            durable: false,
             lane: None,
             thread: None,
             expires: None,

@@ -25,7 +25,6 @@ pub(crate) enum Step {
     Grant,
     Cancel,
     Drain,
-    AnswerLog,
     Pass,
     Misuse,
     Health,
@@ -71,7 +70,6 @@ const USUAL: &[(Step, u64)] = &[
     (Step::Grant, 5),
     (Step::Cancel, 3),
     (Step::Drain, 12),
-    (Step::AnswerLog, 8),
     (Step::Pass, 12),
     (Step::Misuse, 3),
     (Step::Health, 3),
@@ -84,7 +82,6 @@ const USUAL: &[(Step, u64)] = &[
 /// What a run leans to: the dice change how often each step is taken, and leave some out.
 pub(crate) struct Habits {
     weights: Vec<(Step, u64)>,
-    pub(crate) durable: u64,
     pub(crate) keyed: u64,
     pub(crate) mortal: u64,
     pub(crate) wide: u64,
@@ -112,11 +109,6 @@ impl Habits {
         }
         Self {
             weights,
-            durable: if dice.chance(50) {
-                dice.between(0, 50)
-            } else {
-                0
-            },
             keyed: dice.between(10, 90),
             mortal: if dice.chance(50) {
                 dice.between(0, 40)

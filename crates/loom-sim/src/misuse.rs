@@ -89,7 +89,7 @@ impl World {
                 payload: tag(b'X', 0, 9),
                 qos: Qos::Realtime,
                 options: None,
-                durable: false,
+                ack: None,
                 eager: false,
             };
             let offered = self.core.offer(other, publish, self.at);

@@ -1,10 +1,10 @@
 //! The clock that jumps, and the log that delays and refuses.
 
-use loom_core::{CallId, Code, Error, Position};
+use loom_core::{CallId, Code};
 
 use crate::trace::{Check, ensure};
 use crate::waits::Wanted;
-use crate::world::{Answer, World};
+use crate::world::World;
 
 impl World {
     /// Moves the clock, and tells the engine unless its shell is late.
@@ -68,62 +68,5 @@ impl World {
     /// A call ends without an answer of its provider.
     pub(crate) fn end_call(&mut self, call: CallId, code: Code) {
         self.end_waiter(call, code);
-    }
-
-    /// Gives one answer to the engine, and does what follows from all that are answered in order.
-    pub(crate) fn answer_log(&mut self, at: usize, accepted: bool) -> Check {
-        let Some(record) = self.log.get_mut(at) else {
-            return Ok(());
-        };
-        let (ticket, event) = (record.ticket, record.event);
-        let n = self.log_end;
-        let position = Position {
-            partition: 1,
-            epoch: 1,
-            n,
-        };
-        let answer = if accepted {
-            Answer::Logged(position)
-        } else {
-            Answer::Refused
-        };
-        record.answer = Some(answer);
-        self.seen.note_if("log answered out of order", at > 0);
-        self.seen.note_if("log refused a record", !accepted);
-        self.note(format!("log {ticket:?} event {event} -> {answer:?}"));
-        match answer {
-            Answer::Logged(position) => self.core.logged(ticket, position, self.at),
-            Answer::Refused => self.core.refused(ticket, log_error(), self.at),
-        }
-        self.log_end += self.dice.between(1, 3);
-        self.settle_log()
-    }
-
-    pub(crate) fn settle_log(&mut self) -> Check {
-        while self
-            .log
-            .first()
-            .is_some_and(|record| record.answer.is_some())
-        {
-            let record = self.log.remove(0);
-            if let Some(Answer::Logged(position)) = record.answer {
-                self.positions.insert(record.event, position);
-                self.book.apply(record.event, true)?;
-            } else {
-                self.book.refuse(record.event)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn log_error() -> Error {
-    Error {
-        code: Code::Unavailable,
-        message: "the log cannot take it now".to_owned(),
-        field: None,
-        limit: None,
-        hint: None,
-        retry_after_ms: None,
     }
 }

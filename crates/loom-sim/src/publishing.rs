@@ -4,8 +4,8 @@ use loom_core::{Handle, Ident, LeaseId, Offer, Options, Publish, Qos, SessionId,
 
 use crate::event::{Event, Stamp, State, space_name, tag};
 use crate::habits::Habits;
-use crate::trace::{Check, ensure};
-use crate::world::{Held, Record, World};
+use crate::trace::{Check, broken, ensure};
+use crate::world::{Held, World};
 
 const TOPICS: &[&str] = &["a", "a.b", "a.c", "a.b.c", "b", "b.a", "x.y"];
 const KEYS: &[&str] = &["k0", "k1", "0190163d-8694-739b-aea5-966c26f8ad91"];
@@ -134,10 +134,9 @@ impl World {
         } else {
             qos.unwrap_or(Qos::Batched)
         };
-        event.durable = event.qos != Qos::Realtime && self.dice.chance(habits.durable);
-        let (qos, durable, topic, size) = (event.qos, event.durable, event.topic, event.size);
+        let (qos, topic, size) = (event.qos, event.topic, event.size);
         let over = self.hops_over(&from);
-        let eager = qos == Qos::Batched && !durable && self.dice.chance(25);
+        let eager = qos == Qos::Batched && self.dice.chance(25);
         let index = self.book.offer(event);
         let offer = self.core.offer(
             from.session,
@@ -148,7 +147,7 @@ impl World {
                 payload: tag(b'E', index, size),
                 qos,
                 options,
-                durable,
+                ack: None,
                 eager,
             },
             self.at,
@@ -160,10 +159,7 @@ impl World {
         let refused = offer
             .as_ref()
             .is_err_and(|error| error.limit == Some("run_events"));
-        let accepted = matches!(
-            offer,
-            Ok(Offer::Done(_) | Offer::Parked(_) | Offer::Logging(..))
-        );
+        let accepted = matches!(offer, Ok(Offer::Done(_) | Offer::Parked(_)));
         self.count_run(&from, (accepted, refused))?;
         match offer {
             Ok(Offer::NoRoom) => {
@@ -210,10 +206,10 @@ impl World {
 
     pub(crate) fn offered(&mut self, index: usize, session: SessionId, offer: Offer) -> Check {
         let known = self.book.event(index)?;
-        let (qos, durable, matched) = (known.qos, known.durable, known.targets.len());
+        let (qos, matched) = (known.qos, known.targets.len());
         match offer {
             Offer::Done(receipt) => {
-                let same = receipt.matched == matched && !durable && receipt.position.is_none();
+                let same = receipt.matched == matched && receipt.position.is_none();
                 ensure(same, "TOPIC-MATCH", || {
                     format!("event {index} matched {receipt:?}, and should {matched}")
                 })?;
@@ -227,8 +223,7 @@ impl World {
             }
             Offer::Parked(ticket) => {
                 self.seen.note("batched publish parked");
-                let meant = qos != Qos::Realtime && !durable;
-                ensure(meant, "QOS-REALTIME", || {
+                ensure(qos != Qos::Realtime, "QOS-REALTIME", || {
                     format!("event {index} was parked")
                 })?;
                 self.tickets.insert(ticket, (session, index));
@@ -237,20 +232,10 @@ impl World {
             Offer::NoRoom => ensure(false, "QOS-BATCHED", || {
                 format!("event {index} was given up")
             }),
-            Offer::Logging(ticket, record) => {
-                ensure(durable, "TICKETS-ORDERED", || {
-                    format!("{record:?} is not durable")
-                })?;
-                self.book.event(index)?.id = Some(record.id);
-                self.tickets.insert(ticket, (session, index));
-                self.log.push(Record {
-                    ticket,
-                    event: index,
-                    answer: None,
-                });
-                self.book.event(index)?.state = State::Logging;
-                Ok(())
-            }
+            Offer::Logging(ticket) => broken(
+                "TICKETS-ORDERED",
+                format!("{ticket:?}: event {index} is not durable"),
+            ),
         }
     }
 }

@@ -71,7 +71,7 @@ impl World {
             payload: tag(b'E', index, size),
             qos: Qos::Batched,
             options,
-            durable: false,
+            ack: None,
             eager: false,
         };
         let request = Request {

@@ -47,8 +47,6 @@ pub const RARE: &[&str] = &[
     "group with several members",
     "hop limit reached",
     "lagging subscription lost an event",
-    "log answered out of order",
-    "log refused a record",
     "realtime event overflowed",
     "reply copied to its thread",
     "reply that comes late",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use loom_core::{
     CallId, Code, Core, Delivery, Envelope, Error, Handle, Health, LeaseId, Limits, Moment, Nanos,
-    Position, SessionId, Ticket,
+    SessionId, Ticket,
 };
 
 use crate::book::Book;
@@ -60,8 +60,6 @@ pub(crate) struct Peer {
     pub(crate) live: bool,
     /// It was woken since its inbox was empty last.
     pub(crate) woken: bool,
-    /// The last of its logged offers that was taken.
-    pub(crate) last_logged: usize,
 }
 
 /// An open turn or invocation.
@@ -78,20 +76,6 @@ pub(crate) struct Held {
     pub(crate) job: Option<usize>,
 }
 
-/// A record that is with the log.
-pub(crate) struct Record {
-    pub(crate) ticket: Ticket,
-    pub(crate) event: usize,
-    pub(crate) answer: Option<Answer>,
-}
-
-/// What the log said to a record.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Answer {
-    Logged(Position),
-    Refused,
-}
-
 pub(crate) struct World {
     pub(crate) core: Core,
     pub(crate) limits: Limits,
@@ -105,9 +89,6 @@ pub(crate) struct World {
     pub(crate) book: Book,
     pub(crate) waits: Waits,
     pub(crate) tickets: BTreeMap<Ticket, (SessionId, usize)>,
-    pub(crate) positions: BTreeMap<usize, Position>,
-    pub(crate) log: Vec<Record>,
-    pub(crate) log_end: u64,
     pub(crate) jobs: Vec<Job>,
     pub(crate) budgets: BTreeMap<(usize, &'static str), Budget>,
     pub(crate) tables: BTreeMap<(usize, &'static str), Table>,
@@ -136,9 +117,6 @@ impl World {
             book: Book::default(),
             waits: Waits::default(),
             tickets: BTreeMap::new(),
-            positions: BTreeMap::new(),
-            log: Vec::new(),
-            log_end: 0,
             jobs: Vec::new(),
             budgets: BTreeMap::new(),
             tables: BTreeMap::new(),
@@ -319,7 +297,6 @@ impl Peer {
             root,
             live: true,
             woken: false,
-            last_logged: 0,
         }
     }
 }

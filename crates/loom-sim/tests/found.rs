@@ -4,7 +4,7 @@ use loom_core::{
     AgentSpec, Core, Delivery, EffectClass, Handle, Health, Limits, Moment, Nanos, Notice, Offer,
     Options,
 };
-use loom_core::{Invoke, Position, ProviderSpec, Publish, Qos, Request, Result, SessionId};
+use loom_core::{Invoke, ProviderSpec, Publish, Qos, Request, Result, SessionId};
 use loom_sim::{Setup, simulate};
 
 const NOW: Moment = Moment {
@@ -58,14 +58,13 @@ impl Bus {
             payload: Box::default(),
             qos: Qos::Batched,
             options: Some(Box::new(options)),
-            durable: false,
+            ack: None,
             eager: false,
         })
     }
 
-    fn offer(&mut self, topic: &'static str, key: &str, durable: bool) -> Result<Offer> {
-        let mut event = self.event(topic, key)?;
-        event.durable = durable;
+    fn offer(&mut self, topic: &'static str, key: &str) -> Result<Offer> {
+        let event = self.event(topic, key)?;
         self.core.offer(self.session, event, NOW)
     }
 
@@ -85,29 +84,6 @@ impl Bus {
     }
 }
 
-// requirement: LANE-GROUP, TICKETS-ORDERED
-#[test]
-fn a_key_stays_with_the_member_that_an_event_in_the_log_is_meant_for() -> Result<()> {
-    let mut bus = Bus::new(8)?;
-    let members = [
-        bus.agent("one", "g", &["a"])?,
-        bus.agent("two", "g", &["a"])?,
-    ];
-    let Offer::Logging(ticket, _) = bus.offer("a", "k", true)? else {
-        panic!("a durable event waits for the log");
-    };
-    bus.offer("a", "k", false)?;
-    let position = Position {
-        partition: 1,
-        epoch: 1,
-        n: 1,
-    };
-    bus.core.logged(ticket, position, NOW);
-    let counts = [bus.count(members[0])?, bus.count(members[1])?];
-    assert_eq!(counts, [2, 0]);
-    Ok(())
-}
-
 // requirement: LANE-GROUP
 #[test]
 fn a_key_stays_with_the_member_that_a_parked_event_is_meant_for() -> Result<()> {
@@ -117,10 +93,10 @@ fn a_key_stays_with_the_member_that_a_parked_event_is_meant_for() -> Result<()> 
         bus.agent("one", "g", &["a", "b"])?,
         bus.agent("two", "g", &["a", "b"])?,
     ];
-    bus.offer("a", "first", false)?;
+    bus.offer("a", "first")?;
     bus.count(members[0])?;
-    assert!(matches!(bus.offer("a", "k", false)?, Offer::Parked(_)));
-    bus.offer("b", "k", false)?;
+    assert!(matches!(bus.offer("a", "k")?, Offer::Parked(_)));
+    bus.offer("b", "k")?;
     bus.count(slow)?;
     let counts = [bus.count(members[0])?, bus.count(members[1])?];
     assert!(counts == [2, 0] || counts == [0, 2], "{counts:?}");
@@ -133,7 +109,7 @@ fn a_stream_that_goes_while_a_request_waits_for_room_declines_nothing() -> Resul
     let mut bus = Bus::new(1)?;
     let agent = bus.agent("agent", "", &["a"])?;
     let stream = bus.core.subscribe(bus.session, &["a"], Qos::Realtime)?;
-    bus.offer("a", "first", false)?;
+    bus.offer("a", "first")?;
     let request = Request {
         publish: bus.event("a", "k")?,
         timeout_ms: 100,
@@ -198,26 +174,6 @@ fn later(millis: u64) -> Moment {
     }
 }
 
-// requirement: TICKETS-ORDERED, QOS-LAGGING
-#[test]
-fn an_event_in_the_log_is_not_lost_to_an_agent_that_began_to_lag_meanwhile() -> Result<()> {
-    let mut bus = Bus::new(1)?;
-    let agent = bus.agent("agent", "", &["a"])?;
-    let Offer::Logging(ticket, _) = bus.offer("a", "k", true)? else {
-        panic!("a durable event waits for the log");
-    };
-    assert!(matches!(bus.offer("a", "k", false)?, Offer::Parked(_)));
-    bus.core.tick(later(60_000));
-    let position = Position {
-        partition: 1,
-        epoch: 1,
-        n: 1,
-    };
-    bus.core.logged(ticket, position, later(60_000));
-    assert_eq!(bus.count(agent)?, 1);
-    Ok(())
-}
-
 // requirement: LANE-FAIR
 #[test]
 fn an_event_that_is_over_does_not_cost_its_lane_its_place() -> Result<()> {
@@ -228,8 +184,8 @@ fn an_event_that_is_over_does_not_cost_its_lane_its_place() -> Result<()> {
         options.ttl_ms = Some(1);
     }
     bus.core.offer(bus.session, short, NOW)?;
-    bus.offer("a", "first", false)?;
-    bus.offer("a", "second", false)?;
+    bus.offer("a", "first")?;
+    bus.offer("a", "second")?;
     let given = bus.core.take(bus.session, agent, None, later(5))?;
     let lane = given.map(|delivery| delivery.envelope.lane().to_string());
     assert_eq!(lane.as_deref(), Some("first"));
@@ -245,12 +201,12 @@ fn an_offer_waits_for_an_agent_that_was_quarantined_meanwhile_and_goes_when_it_h
         bus.agent("one", "", &["a", "x"])?,
         bus.agent("other", "", &["a"])?,
     );
-    bus.offer("a", "k", false)?;
-    assert!(matches!(bus.offer("a", "k", false)?, Offer::Parked(_)));
+    bus.offer("a", "k")?;
+    assert!(matches!(bus.offer("a", "k")?, Offer::Parked(_)));
     for state in [Health::Quarantined, Health::Up] {
         bus.core.set_state(bus.session, one, state, NOW)?;
     }
-    bus.offer("x", "k", false)?;
+    bus.offer("x", "k")?;
     bus.take(other)?;
     bus.take(one)?;
     let notices = bus.core.drain(bus.session, 16)?;

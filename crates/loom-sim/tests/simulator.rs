@@ -61,8 +61,6 @@ catches! {
     an_event_that_is_delivered_twice_is_caught: DeliveredTwice,
     two_turns_at_once_in_a_lane_are_caught: TwoTurns,
     an_answer_after_the_outcome_is_caught: LateAnswer,
-    an_event_that_shows_before_it_is_logged_is_caught: ShownEarly,
-    answers_of_the_log_applied_out_of_order_are_caught: LogUnordered,
     credit_that_is_added_up_is_caught: CreditAsDelta,
     an_event_that_starts_after_its_time_is_caught: ExpiredStarts,
     a_key_that_moves_while_it_is_held_is_caught: KeyMoves,

@@ -276,3 +276,42 @@ pub const LOG_RESERVE_BYTES: usize = 32_768;
 
 /// In files: a backup that names more files is not one of ours.
 pub const LOG_BACKUP_FILES: usize = 100_000;
+
+/// In ms: how long an id of a publish is known, by the clock of the log.
+pub const DEDUP_WINDOW_MS: u64 = 600_000;
+
+/// In ids: ids of publishes that a log knows; the oldest go first.
+pub const DEDUP_IDS: usize = 1_000_000;
+
+/// In events: events that were given up and wait for a person; the oldest go first, counted.
+pub const DEAD_LETTERS: usize = 100_000;
+
+/// In attempts: an event that fails each time is given up, and its lane goes on.
+pub const MAX_DELIVER: usize = 20;
+
+/// In ms: a loop that has not moved for this long gives its durable turns back.
+pub const LEASE_MS: u64 = 30_000;
+
+/// In ms: the pause before a durable event is given again; it doubles with each attempt.
+pub const REDELIVER_BASE_MS: u64 = 1_000;
+
+/// In s: the longest such pause.
+pub const REDELIVER_CAP_SECONDS: u64 = 60;
+
+/// In acks: acks that are written together.
+pub const ACK_BATCH: usize = 256;
+
+/// In ms: how long an ack waits for others: a crash in between delivers those events again.
+pub const ACK_DELAY_MS: u64 = 50;
+
+/// In events: events that a group has taken over and not done; beyond, it reads on when some are done.
+pub const CONSUMER_OPEN: usize = 100_000;
+
+/// In groups: groups that consume one log.
+pub const CONSUMERS: usize = 10_000;
+
+/// In events: events that are read from a log at once.
+pub const READ_EVENTS: usize = 256;
+
+/// In s: a group that nobody has belonged to for so long holds nothing any more.
+pub const CONSUMER_IDLE_SECONDS: u64 = 604_800;

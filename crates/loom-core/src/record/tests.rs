@@ -39,6 +39,7 @@ fn envelope() -> Envelope {
             traceparent: Some("00".into()),
             causes: vec![14, 15],
             dedup: Some("order-1".into()),
+            only: Some(3),
         })),
         position: None,
         books: TopicId(0),

@@ -116,7 +116,7 @@ impl World {
             payload: Box::from(*b"{}"),
             qos: Qos::Batched,
             options: None,
-            durable: false,
+            ack: None,
             eager: false,
         }
     }
