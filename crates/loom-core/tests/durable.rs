@@ -1,4 +1,11 @@
 //! Durable topics: what the log is given, and what follows when it answers.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::many_single_char_names,
+    reason = "a test says what it expects by failing"
+)]
 
 mod common;
 
