@@ -3,7 +3,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::many_single_char_names,
     reason = "a test says what it expects by failing"
 )]
 
