@@ -59,6 +59,8 @@ impl Bus {
             concurrency: 64,
             qos: Qos::Batched,
             info: b"{}",
+            start: loom_core::Start::Now,
+            max_deliver: 0,
         };
         let handle = self.core.register(self.session, &spec, self.at).unwrap();
         self.agents.push(handle);

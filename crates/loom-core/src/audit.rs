@@ -49,6 +49,7 @@ impl Core {
             .collect();
         let balanced = subscriptions.iter().all(|sub| sub.balanced)
             && self.topics_balance()
+            && self.consumers_balance()
             && self.waits_balance();
         Audit {
             balanced,
@@ -63,10 +64,16 @@ impl Core {
             .leases
             .iter()
             .filter(|(_, lease)| matches!(lease.holding, Holding::Turn { sub, .. } if sub == id));
-        let held = held.count();
+        let (mut again, mut held_count) = (0, 0);
+        for (_, lease) in held {
+            held_count += 1;
+            again += usize::from(lease.durable.as_ref().is_some_and(|it| it.again));
+        }
+        let held = held_count;
         let books = sub.books.total();
-        let sum =
-            books.delivered + held as u64 + items as u64 + books.expired + books.dropped.total();
+        // Events that were begun before are counted apart.
+        let first = sub.lanes.queued().count() + held - again;
+        let sum = books.delivered + first as u64 + books.expired + books.dropped.total();
         let same = items == sub.lanes.items()
             && bytes == sub.lanes.bytes()
             && lanes == sub.lanes.len()
@@ -99,7 +106,8 @@ impl Core {
             held.entry(known(env)).or_default().0 += 1;
         }
         for (_, lease) in self.leases.iter() {
-            if matches!(lease.holding, Holding::Turn { .. }) {
+            let first = lease.durable.as_ref().is_none_or(|durable| !durable.again);
+            if first && matches!(lease.holding, Holding::Turn { .. }) {
                 held.entry(known(&lease.env)).or_default().1 += 1;
             }
         }
@@ -110,6 +118,14 @@ impl Core {
             books.queued == queued && books.matched == sum + queued as u64
         };
         all.all(is_true) && is_true((TopicId(0), &self.topics.other))
+    }
+
+    /// The law for each group that consumes.
+    fn consumers_balance(&self) -> bool {
+        self.parts.values().all(|part| {
+            let mut consumers = part.consumers.iter();
+            consumers.all(|(number, found)| self.consumer_balances(part, *number, found))
+        })
     }
 
     /// Each call and request that was started has ended once, or is open.

@@ -93,6 +93,8 @@ pub(crate) struct ClassBooks {
     pub(crate) delivered: u64,
     /// Of these, turns that failed.
     pub(crate) failed: u64,
+    /// Turns of events that had been begun before: they are no first deliveries, and stand in no sum.
+    pub(crate) redelivered: u64,
     /// Events that were over before they were started.
     pub(crate) expired: u64,
     /// Losses.
@@ -114,6 +116,7 @@ impl ClassBooks {
         self.matched += other.matched;
         self.delivered += other.delivered;
         self.failed += other.failed;
+        self.redelivered += other.redelivered;
         self.expired += other.expired;
         self.dropped.fold(&other.dropped);
         self.high_water = self.high_water.max(other.high_water);
@@ -212,6 +215,12 @@ impl TopicBooks {
     pub(crate) fn join(&mut self, fates: Fates) {
         self.matched += (fates.queued + fates.lost) as u64;
         self.high_water = self.high_water.max(self.queued);
+    }
+
+    /// Counts an event that a member is given from the log.
+    pub(crate) fn rematch(&mut self) {
+        self.matched += 1;
+        self.rejoin();
     }
 
     /// Counts an event that went from one queue into another.

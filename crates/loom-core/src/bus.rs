@@ -11,7 +11,7 @@ use crate::envelope::{Envelope, Extra, Origin, Qos};
 use crate::error::{Code, Detail, Error, Result};
 use crate::ident::Ident;
 use crate::input::{Options, Publish};
-use crate::lane::Item;
+use crate::lane::{As, Item};
 use crate::notice::{Notice, Offer, Receipt};
 use crate::planted::Planted;
 use crate::record::Level;
@@ -624,14 +624,14 @@ impl Core {
         sub.books.class(env.qos).matched += 1;
         let class = sub.class(env.qos);
         let realtime = class == Qos::Realtime;
-        // What was logged has the room it was given before.
-        let lags = !realtime && sub.lagging && env.position.is_none();
+        let lags = !realtime && sub.lagging;
         let mut room = !lags && sub.has_room(env, &self.limits);
         if !room && realtime {
             room = self.make_room(id, env, at);
         }
         if room {
-            self.push(id, env, realtime, at);
+            let kind = if realtime { As::Realtime } else { As::Ordinary };
+            self.push(id, env, kind, at);
             return Fate::Queued;
         }
         let reason = if realtime {
@@ -666,14 +666,14 @@ impl Core {
     }
 
     /// Puts an event at the end of its lane.
-    pub(crate) fn push(&mut self, id: SubId, env: &Arc<Envelope>, realtime: bool, at: Moment) {
+    pub(crate) fn push(&mut self, id: SubId, env: &Arc<Envelope>, kind: As, at: Moment) {
         let twice = self.has(Planted::TwoTurns);
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
         let single = Ident::Uuid(0);
         let lane = if sub.is_stream() { &single } else { env.lane() };
-        let (lane, seq) = sub.lanes.push(lane, Arc::clone(env), at.now, realtime);
+        let (lane, seq) = sub.lanes.push(lane, Arc::clone(env), at.now, kind);
         if twice {
             sub.lanes.hurry(lane);
         }
@@ -693,6 +693,10 @@ impl Core {
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
+        if sub.consumer.is_some() && sub.has_slot() && sub.lanes.is_next_durable() {
+            self.todo.push_back(Todo::Claim(id));
+            return;
+        }
         if sub.armed && sub.can_start() {
             sub.armed = false;
             if forgets && sub.leased > 0 {
@@ -705,7 +709,9 @@ impl Core {
 
     /// Counts an event out of its queue, and takes back its timer.
     pub(crate) fn leaves_queue(&mut self, sub: SubId, lane: u32, item: &Item) {
-        self.topics.books(item.env.books).queued -= 1;
+        if item.kind.is_first() {
+            self.topics.books(item.env.books).queued -= 1;
+        }
         self.untime(sub, lane, item);
     }
 
@@ -781,8 +787,12 @@ impl Core {
             return;
         };
         if let Some(item) = sub.lanes.remove(lane, seq) {
-            self.leaves_queue(id, lane, &item);
-            self.expire(id, &item.env, at);
+            if let As::Durable { .. } = item.kind {
+                self.expire_durable(id, &item, at);
+            } else {
+                self.leaves_queue(id, lane, &item);
+                self.expire(id, &item.env, at);
+            }
             self.made_room(id);
             self.flush(at);
         }
@@ -814,6 +824,12 @@ impl Core {
         }
         if !sub.parked.is_empty() {
             self.todo.push_back(Todo::Unpark(id));
+        }
+        if sub.hungry && sub.is_half_empty(&self.limits) {
+            sub.hungry = false;
+            if let Some(consumer) = sub.consumer {
+                self.ask_feed(consumer);
+            }
         }
     }
 

@@ -5,18 +5,21 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use crate::ack::Durable;
 use crate::arena::{
     Arena, CallId, GroupId, Handle, JobId, LeaseId, ProviderId, SessionId, SubId, Ticket,
 };
 use crate::broker::Provider;
+use crate::consume::ConsumerId;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{Error, Result};
 use crate::ident::Ids;
 use crate::job::{Job, JobKey, Why};
 use crate::limits::Limits;
 use crate::notice::Notice;
-use crate::part::{Part, Read};
+use crate::part::Part;
 use crate::planted::Planted;
+use crate::read::{Purpose, Read};
 use crate::record::Outgoing;
 use crate::report::EngineEvent;
 use crate::request::{Asked, Failure};
@@ -62,6 +65,8 @@ pub(crate) struct Lease {
     /// This receiver's answer is waited for.
     pub(crate) asked: bool,
     pub(crate) answered: bool,
+    /// Of a durable event.
+    pub(crate) durable: Option<Box<Durable>>,
 }
 
 /// What a waiting session waits for.
@@ -94,6 +99,10 @@ pub(crate) enum Todo {
     Retry(Ticket),
     /// This job needs a provider.
     Place(JobId),
+    /// There may be something for this consumer.
+    Feed(ConsumerId),
+    /// There may be a durable turn to begin at this subscription.
+    Claim(SubId),
 }
 
 /// Steps that one call does at most; the rest is due at once and done by the next.
@@ -134,6 +143,9 @@ pub struct Core {
     pub(crate) outbox: Vec<Outgoing>,
     /// What has to be read from the log.
     pub(crate) reads: Vec<Read>,
+    /// What it is for, by token.
+    pub(crate) reading: BTreeMap<u64, (ConsumerId, Purpose)>,
+    pub(crate) read_token: u64,
     pub(crate) park_seq: u64,
     pub(crate) timers: Timers,
     pub(crate) todo: VecDeque<Todo>,
@@ -170,6 +182,8 @@ impl Core {
             part_index: BTreeMap::new(),
             outbox: Vec::new(),
             reads: Vec::new(),
+            reading: BTreeMap::new(),
+            read_token: 0,
             park_seq: 0,
             timers: Timers::default(),
             todo: VecDeque::new(),
@@ -210,6 +224,10 @@ impl Core {
                 Timer::Attempt(job) => self.attempt_is_due(job, at),
                 Timer::Park(_, ticket) => self.park_is_due(ticket, at),
                 Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
+                Timer::Again(consumer, n) => self.again_is_due(consumer, n, at),
+                Timer::Acks(consumer) => self.acks_are_due(consumer),
+                Timer::Lapse(session) => self.lapse_is_due(session, at),
+                Timer::Declare(consumer, start) => self.declare(consumer, start, at),
             }
             self.flush(at);
         }
@@ -267,6 +285,8 @@ impl Core {
                     self.try_unpark(ticket, at);
                 }
                 Todo::Place(job) => self.place_job(job, at),
+                Todo::Feed(consumer) => self.feed(consumer, at),
+                Todo::Claim(sub) => self.claim_ahead(sub, at),
             }
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use smallvec::smallvec;
 
 use crate::arena::{SessionId, Ticket, TopicId};
-use crate::bus::Plan;
+use crate::bus::{Plan, Targets};
+use crate::consume::ConsumerId;
 use crate::core::Core;
 use crate::envelope::{Envelope, Position, Qos};
 use crate::error::{Code, Error, Result};
@@ -17,6 +18,7 @@ use crate::record::{Level, Record};
 use crate::space::SpaceId;
 use crate::ticket::{Then, Waiting};
 use crate::time::Moment;
+use crate::topics::Target;
 
 /// A publish that is with the log.
 pub(crate) struct Publishing {
@@ -208,14 +210,64 @@ impl Core {
         let Ok((topic, _)) = self.topic(space, &env.topic) else {
             return 0;
         };
-        let targets = self.pick(topic, env.lane());
+        let Some(position) = env.position else {
+            return 0;
+        };
+        let Some(found) = self.topics.get_mut(topic) else {
+            return 0;
+        };
+        // Taken out while groups are asked, so that nothing is copied.
+        let targets = std::mem::take(&mut found.targets);
+        let matched = targets.len();
+        let mut fleeting = Targets::new();
+        let mut consumers = self.uncovered(space);
+        for target in &targets {
+            match self.consumer_of(target) {
+                Some(consumer) if !consumers.contains(&consumer) => consumers.push(consumer),
+                Some(_) => {}
+                None => fleeting.extend(self.pick_of(std::slice::from_ref(target), env.lane())),
+            }
+        }
+        if let Some(found) = self.topics.get_mut(topic) {
+            found.targets = targets;
+        }
+        // Streams, and agents that take all as realtime, get it as any other event.
         let plan = Plan {
             env: Arc::clone(env),
-            targets,
+            targets: fleeting,
             own: None,
             call: None,
         };
-        self.apply(&plan, at).matched
+        self.apply(&plan, at);
+        for consumer in consumers {
+            self.arrive(consumer, position.n, env, at);
+        }
+        matched
+    }
+
+    /// What a group consumes the log as, if it does.
+    fn consumer_of(&self, target: &Target) -> Option<ConsumerId> {
+        let Target::Group(group, members) = target else {
+            return None;
+        };
+        let consumer = self.groups.get(*group)?.consumer?;
+        let mut members = members.iter().filter_map(|member| self.subs.get(*member));
+        members.any(|sub| !sub.lossy).then_some(consumer)
+    }
+
+    /// Consumers that may want an event though none of their members hears it now.
+    fn uncovered(&self, space: SpaceId) -> Vec<ConsumerId> {
+        let partition = self.space(space).and_then(|space| space.partition);
+        let Some(part) = partition.and_then(|partition| self.parts.get(&partition)) else {
+            return Vec::new();
+        };
+        let partition = part.opened.partition;
+        let all = part.uncovered.iter();
+        all.map(|number| ConsumerId {
+            partition,
+            number: *number,
+        })
+        .collect()
     }
 
     /// Second half: the log refused the event.

@@ -5,7 +5,7 @@ use crate::bus::Plan;
 use crate::core::Core;
 use crate::envelope::{Envelope, Qos};
 use crate::ident::Ident;
-use crate::lane::Item;
+use crate::lane::{As, Item};
 use crate::planted::Planted;
 use crate::ticket::Waiting;
 use crate::time::Moment;
@@ -85,12 +85,13 @@ impl Core {
         }
         sub.books.class(item.env.qos).matched += 1;
         let realtime = sub.class(item.env.qos) == Qos::Realtime;
+        let kind = if realtime { As::Realtime } else { As::Ordinary };
         if let Some(sub) = self.subs.get_mut(left) {
             sub.books.class(item.env.qos).matched -= 1;
         }
         self.ask_instead(&item.env, left, heir);
         let since = Moment { now: item.at, ..at };
-        self.push(heir, &item.env, realtime, since);
+        self.push(heir, &item.env, kind, since);
         self.topics.books(item.env.books).rejoin();
         true
     }

@@ -5,6 +5,7 @@ use crate::books::Reason;
 use crate::core::{Core, Kind, Todo};
 use crate::directory::DirectoryKind;
 use crate::error::{Error, Result};
+use crate::lane::As;
 use crate::planted::Planted;
 use crate::time::Moment;
 
@@ -104,6 +105,9 @@ impl Core {
             self.shed_queue(id, Reason::Unsubscribed, at);
         } else if deaf(was) {
             self.hear(id);
+            if let Some(consumer) = self.subs.get(id).and_then(|sub| sub.consumer) {
+                self.rejoin(consumer, at);
+            }
         }
         self.set_health(space, DirectoryKind::Agent, (&name, handle), state);
         if deaf(was) {
@@ -144,14 +148,24 @@ impl Core {
             return;
         };
         let parked = std::mem::take(&mut sub.parked);
+        let claimed = std::mem::take(&mut sub.claimed);
+        let consumer = sub.consumer;
         let items = sub.lanes.clear();
         let awaited = !sub.awaited.is_empty();
         sub.lagging = false;
         for (lane, item) in items {
             self.leaves_queue(id, lane, &item);
-            if !self.hand_over(id, &item, at) {
+            if let As::Durable { .. } = item.kind {
+                self.unqueue(id, &item);
+            } else if !self.hand_over(id, &item, at) {
                 self.lose(id, &item.env, reason, at);
             }
+        }
+        for lease in claimed {
+            self.return_claim(lease, at);
+        }
+        if let Some(consumer) = consumer {
+            self.rejoin(consumer, at);
         }
         if awaited {
             self.hand_over_offers(id);

@@ -1,7 +1,7 @@
 //! What is asked of the engine.
 
 use crate::arena::{Handle, LeaseId};
-use crate::envelope::{EffectClass, Qos};
+use crate::envelope::{EffectClass, Position, Qos};
 use crate::error::Code;
 use crate::record::Level;
 
@@ -20,6 +20,22 @@ pub struct AgentSpec<'a> {
     pub qos: Qos,
     /// What the directory shows of it: JSON.
     pub info: &'a [u8],
+    /// Where a group that is new begins to consume the log.
+    pub start: Start,
+    /// How often a durable event is begun before it is given up; 0: as the limit says.
+    pub max_deliver: u32,
+}
+
+/// Where a group that is new begins to consume the log. One that is known goes on where it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With what is published from now on.
+    #[default]
+    Now,
+    /// With the oldest event that is kept.
+    Beginning,
+    /// With the event there, or the next one.
+    At(Position),
 }
 
 /// A provider of a capability.

@@ -441,6 +441,7 @@ impl Core {
             env: Arc::clone(&env),
             asked: true,
             answered: false,
+            durable: None,
         });
         provider.queue.pop_front();
         provider.held.insert(lease);
@@ -461,6 +462,7 @@ impl Core {
             capability.budget.earn(&self.limits);
         }
         Some(Delivery {
+            durable: false,
             lease: Some(lease),
             envelope: env,
             asked: true,

@@ -16,7 +16,26 @@ pub(crate) struct Item {
     pub(crate) env: Arc<Envelope>,
     pub(crate) at: Nanos,
     pub(crate) seq: u64,
-    pub(crate) realtime: bool,
+    pub(crate) kind: As,
+}
+
+/// As what an event is queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum As {
+    Ordinary,
+    /// It may be dropped for a newer one.
+    Realtime,
+    /// Its turn is noted in the log; `again`: it was begun before, and is counted apart.
+    Durable {
+        again: bool,
+    },
+}
+
+impl As {
+    /// Whether it is among the events that its member was given first.
+    pub(crate) fn is_first(self) -> bool {
+        self != Self::Durable { again: true }
+    }
 }
 
 /// Events in a row. Most lanes have one at a time: that one costs no allocation and no detour.
@@ -187,29 +206,26 @@ impl Lanes {
         ident: &Ident,
         env: Arc<Envelope>,
         at: Nanos,
-        realtime: bool,
+        kind: As,
     ) -> (u32, u64) {
         let place = self.find(ident).unwrap_or_else(|| self.open(ident));
         let seq = self.next_seq;
         self.next_seq += 1;
         self.items += 1;
-        if let Some(count) = self.classes.get_mut(env.qos as usize) {
+        if kind.is_first()
+            && let Some(count) = self.classes.get_mut(env.qos as usize)
+        {
             *count += 1;
         }
         self.bytes += env.size();
-        if realtime {
+        if kind == As::Realtime {
             self.note_realtime(place, seq);
         }
         if let Some(lane) = self.slots.get_mut(place as usize) {
             if lane.items.is_empty() && !lane.leased {
                 self.ready.push_back(place);
             }
-            lane.items.push(Item {
-                env,
-                at,
-                seq,
-                realtime,
-            });
+            lane.items.push(Item { env, at, seq, kind });
         }
         (place, seq)
     }
@@ -227,11 +243,13 @@ impl Lanes {
 
     fn forget(&mut self, item: &Item) {
         self.items -= 1;
-        if let Some(count) = self.classes.get_mut(item.env.qos as usize) {
+        if item.kind.is_first()
+            && let Some(count) = self.classes.get_mut(item.env.qos as usize)
+        {
             *count -= 1;
         }
         self.bytes -= item.env.size();
-        if item.realtime
+        if item.kind == As::Realtime
             && self
                 .realtime
                 .front()
@@ -340,11 +358,48 @@ impl Lanes {
         all
     }
 
-    /// All that is queued.
+    /// Whether the next event is durable.
+    pub(crate) fn is_next_durable(&self) -> bool {
+        let next = self.ready.front();
+        let next = next.and_then(|place| self.slots.get(*place as usize));
+        let next = next.and_then(|lane| lane.items.first.as_ref());
+        next.is_some_and(|item| matches!(item.kind, As::Durable { .. }))
+    }
+
+    /// Takes all durable events of a leased lane out.
+    pub(crate) fn take_durable(&mut self, place: u32) -> Vec<Item> {
+        let Some(lane) = self.slots.get_mut(place as usize) else {
+            return Vec::new();
+        };
+        let is_durable = |item: &Item| matches!(item.kind, As::Durable { .. });
+        if !lane.items.iter().any(is_durable) {
+            return Vec::new();
+        }
+        let all: Vec<Item> = lane.items.drain().collect();
+        let (durable, others): (Vec<Item>, Vec<Item>) = all.into_iter().partition(is_durable);
+        for item in others {
+            lane.items.push(item);
+        }
+        for item in &durable {
+            self.forget(item);
+        }
+        durable
+    }
+
+    /// All that its member was given first, and is queued.
     pub(crate) fn queued(&self) -> impl Iterator<Item = &Envelope> {
-        self.slots
-            .iter()
-            .flat_map(|lane| lane.items.iter().map(|item| &*item.env))
+        let items = self.slots.iter().flat_map(|lane| lane.items.iter());
+        items
+            .filter(|item| item.kind.is_first())
+            .map(|item| &*item.env)
+    }
+
+    /// Counts the durable ones by walking.
+    pub(crate) fn walk_durable(&self) -> usize {
+        let items = self.slots.iter().flat_map(|lane| lane.items.iter());
+        items
+            .filter(|item| matches!(item.kind, As::Durable { .. }))
+            .count()
     }
 
     /// Counts by walking: (events, bytes, lanes, leased lanes). The books are held against this.

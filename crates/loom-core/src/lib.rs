@@ -18,6 +18,7 @@
     )
 )]
 
+mod ack;
 mod arena;
 mod audit;
 mod books;
@@ -25,6 +26,7 @@ mod breaker;
 mod broker;
 mod bulkhead;
 mod bus;
+mod consume;
 mod core;
 mod credit;
 mod directory;
@@ -43,11 +45,13 @@ mod park;
 mod part;
 mod partition;
 mod planted;
+mod read;
 pub mod record;
 mod report;
 mod request;
 mod run;
 
+mod redrive;
 mod retry;
 mod selection;
 mod session;
@@ -77,13 +81,15 @@ pub use crate::health::Health;
 pub use crate::ident::{Ident, Ids, parse_uuid, show_uuid};
 pub use crate::input::{
     AgentSpec, Fault, Invoke, LogLine, Options, ProviderSpec, Publish, Reply, Report, Request,
+    Start,
 };
 pub use crate::limits::Limits;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
-pub use crate::part::{Durability, Fed, Opened, Read};
+pub use crate::part::{Durability, Opened};
 pub use crate::partition::{Begun, ConsumerState, DeadLetter, KeptMemory, KeptState, Partition};
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
+pub use crate::read::{Fed, Read};
 pub use crate::record::{Level, Outgoing, Record};
 pub use crate::selection::Weights;
 pub use crate::stats::{

@@ -56,6 +56,8 @@ pub struct Delivery {
     pub asked: bool,
     /// 1 for the first.
     pub attempt: u32,
+    /// Whether it is acked, and given again if it is not.
+    pub durable: bool,
     /// Of an invocation.
     pub work: Option<Work>,
 }

@@ -1,21 +1,23 @@
 //! An open partition: the log of one namespace as the core sees it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use crate::arena::Ticket;
+use crate::arena::{SubId, Ticket};
+use crate::consume::Consuming;
 use crate::core::Core;
-use crate::envelope::{Envelope, Position};
 use crate::error::{Code, Error, Result};
-use crate::partition::Partition;
+use crate::partition::{Partition, START_NOW};
+#[cfg(feature = "planted")]
+use crate::planted::Planted;
 use crate::record::{Level, Record};
 use crate::time::Moment;
 use crate::topic::{Filter, check_name};
 
 /// What the log says of a partition that it has opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
     /// Its number.
     pub partition: u32,
@@ -25,6 +27,8 @@ pub struct Opened {
     pub oldest: u64,
     /// Whether it outlives the process: without a data directory it does not, and a turn need not wait for it.
     pub kept: bool,
+    /// How its namespace uses it.
+    pub how: Durability,
 }
 
 /// How a namespace uses its log.
@@ -45,35 +49,8 @@ impl Default for Durability {
     }
 }
 
-/// Events to read from the log: answered by [`Core::fed`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Read {
-    /// Names it.
-    pub token: u64,
-    /// Which log.
-    pub partition: u32,
-    /// The first position to look at.
-    pub from: u64,
-    /// How many events at most.
-    pub most: usize,
-}
-
-/// What was read.
-#[derive(Debug, Clone)]
-pub struct Fed {
-    /// Of the read.
-    pub token: u64,
-    /// The events found, in order.
-    pub events: Vec<(Position, Arc<Envelope>)>,
-    /// Where to go on: behind all that was looked at.
-    pub next: u64,
-    /// There was nothing behind that when it was read.
-    pub at_end: bool,
-}
-
 /// The log of one namespace.
 pub(crate) struct Part {
-    #[expect(dead_code, reason = "dead letters will tell it")]
     pub(crate) namespace: Arc<str>,
     pub(crate) opened: Opened,
     pub(crate) filters: Vec<Filter>,
@@ -86,6 +63,15 @@ pub(crate) struct Part {
     pub(crate) flying: FxHashMap<u128, (u128, Ticket)>,
     /// Everything before this is on disk.
     pub(crate) synced: u64,
+    pub(crate) consumers: BTreeMap<u32, Consuming>,
+    /// The number of the next consumer.
+    pub(crate) next_consumer: u32,
+    /// Those that have a filter which no member hears now.
+    pub(crate) uncovered: Vec<u32>,
+    /// Dead events that went because there were too many, as far as that was told.
+    pub(crate) letters_lost: u64,
+    /// Dead events that are being published anew.
+    pub(crate) redriving: BTreeSet<(u32, u64)>,
 }
 
 impl Core {
@@ -98,7 +84,7 @@ impl Core {
         namespace: &str,
         opened: Opened,
         folded: Partition,
-        how: &Durability,
+        at: Moment,
     ) -> Result<()> {
         check_name("namespace", namespace, &self.limits)?;
         let known = self.part_index.contains_key(namespace);
@@ -106,32 +92,72 @@ impl Core {
             let message = format!("the log of {namespace:?} is open already");
             return Err(Error::new(Code::Conflict, message).field("namespace"));
         }
-        let filters = how.filters.iter();
+        let filters = opened.how.filters.iter();
         let filters: Result<Vec<Filter>> = filters
             .map(|text| Filter::parse(text, &self.limits))
             .collect();
         let namespace: Arc<str> = namespace.into();
+        #[cfg(feature = "planted")]
+        let folded = self.forget_some(folded);
+        let mut consumers = BTreeMap::new();
+        for state in folded.consumers() {
+            let heard = state.filters.iter();
+            let heard: Result<Vec<Filter>> = heard
+                .map(|text| Filter::parse(text, &self.limits))
+                .collect();
+            consumers.insert(state.consumer, Consuming::again(state, heard?));
+        }
+        let partition = opened.partition;
         let part = Part {
+            consumers,
+            next_consumer: folded.next_consumer(),
+            uncovered: Vec::new(),
+            letters_lost: folded.letters().lost(),
+            redriving: BTreeSet::new(),
             namespace: Arc::clone(&namespace),
+            ack: opened.how.ack,
             opened,
             filters: filters?,
-            ack: how.ack,
             synced: folded.end(),
             folded,
             order: VecDeque::new(),
             flying: FxHashMap::default(),
         };
-        self.parts.insert(opened.partition, part);
-        self.part_index
-            .insert(Arc::clone(&namespace), opened.partition);
+        self.parts.insert(partition, part);
+        self.part_index.insert(Arc::clone(&namespace), partition);
         if let Some(space) = self.space_index.get(&namespace).copied()
             && let Some(space) = self.space_mut(space)
         {
-            space.partition = Some(opened.partition);
+            space.partition = Some(partition);
             // What was matched before is looked at anew: its topics may be durable.
             space.version += 1;
+            self.enlist_all(partition, at);
         }
         Ok(())
+    }
+
+    /// Agents that were there before the log become members of their groups' consumers.
+    fn enlist_all(&mut self, partition: u32, at: Moment) {
+        let space = self.space_of(partition);
+        let members = self.subs.iter();
+        let members = members.filter(|(_, sub)| Some(sub.space) == space && !sub.is_stream());
+        let members: Vec<SubId> = members.map(|(id, _)| id).collect();
+        for member in members {
+            self.enlist(member, START_NOW, 0, at);
+        }
+        self.flush(at);
+    }
+
+    /// What a planted bug forgets at a restart.
+    #[cfg(feature = "planted")]
+    fn forget_some(&self, mut folded: Partition) -> Partition {
+        if self.has(Planted::IdsForgotten) {
+            folded.forget_ids();
+        }
+        if self.has(Planted::AttemptsForgotten) {
+            folded.forget_attempts();
+        }
+        folded
     }
 
     /// The fold of an open partition.
@@ -154,22 +180,6 @@ impl Core {
         if let Some(part) = self.parts.get_mut(&partition) {
             part.opened.oldest = part.opened.oldest.max(oldest);
         }
-    }
-
-    /// Whether events have to be read from a log.
-    pub fn has_reads(&self) -> bool {
-        !self.reads.is_empty()
-    }
-
-    /// What has to be read from the logs. The shell reads on a thread of its own and answers each by [`Self::fed`].
-    pub fn take_reads(&mut self) -> Vec<Read> {
-        std::mem::take(&mut self.reads)
-    }
-
-    /// Answers a read.
-    pub fn fed(&mut self, fed: Fed, at: Moment) {
-        drop(fed);
-        self.flush(at);
     }
 
     /// Puts the state of an agent, or a value of the memory, into the log; nobody waits for it.

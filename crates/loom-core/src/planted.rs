@@ -75,6 +75,20 @@ pub enum Planted {
     TopicKept,
     /// Background may fill a queue as batched may.
     BackgroundUnshed,
+    /// A parked event is forgotten when the floor moves past it.
+    FloorOverParked,
+    /// Ids of publishes are forgotten at a restart.
+    IdsForgotten,
+    /// How often an event was begun is forgotten at a restart.
+    AttemptsForgotten,
+    /// An event is acked when it is handed out.
+    AckedEarly,
+    /// An event is given again while a turn of it goes on and its loop moves.
+    GivenWhileLeased,
+    /// An event that is given up is acked.
+    DeadDropped,
+    /// A dead event is published anew each time that is asked for.
+    RedrivenTwice,
 }
 
 impl Planted {

@@ -43,6 +43,14 @@ impl Subject {
         }
     }
 
+    /// A group that consumes.
+    pub(crate) fn group(who: Arc<str>) -> Self {
+        Self {
+            who,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn request(who: Arc<str>, call: CallId, env: &Arc<Envelope>) -> Self {
         Self {
             call: Some(call),

@@ -526,6 +526,7 @@ impl Core {
         let ended =
             asked.replied >= asked.enough || asked.replied + asked.declined >= asked.matched;
         let delivery = Delivery {
+            durable: false,
             lease: None,
             envelope: answer,
             asked: false,

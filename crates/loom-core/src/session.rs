@@ -18,7 +18,7 @@ use crate::notice::Notice;
 use crate::space::SpaceId;
 use crate::subscription::{Group, Subscription};
 use crate::ticket::Waiting;
-use crate::time::Moment;
+use crate::time::{Moment, Nanos};
 use crate::topic::{Filter, check_name};
 
 /// One process instance that is attached.
@@ -33,6 +33,12 @@ pub(crate) struct Session {
     pub(crate) pending: usize,
     /// Its offers that wait for room.
     pub(crate) parked: usize,
+    /// When its loop has moved last, as far as that matters.
+    pub(crate) renewed: Nanos,
+    /// When it has to have moved: a timer stands there while it has durable turns.
+    pub(crate) lapses: Option<Nanos>,
+    /// Where its loop stands still.
+    pub(crate) stack: Option<Box<str>>,
 }
 
 impl Core {
@@ -56,6 +62,9 @@ impl Core {
             inbox: VecDeque::new(),
             pending: 0,
             parked: 0,
+            renewed: Nanos::default(),
+            lapses: None,
+            stack: None,
         });
         let root = self.handles.insert(Registration {
             session,
@@ -125,6 +134,7 @@ impl Core {
             &self.limits,
         )?);
         self.check_is_new(session, spec.name)?;
+        let start = self.read_start(space, spec.start)?;
         let group = self.open_group(space, group);
         let sub = SubscriptionSpec {
             filters,
@@ -133,6 +143,9 @@ impl Core {
             lossy: spec.qos == Qos::Realtime,
         };
         let handle = self.add_subscription(session, spec.name, sub)?;
+        if let Some(Kind::Subscription(sub)) = self.handles.get(handle).map(|found| found.kind) {
+            self.enlist(sub, start, spec.max_deliver, at);
+        }
         self.enter(space, DirectoryKind::Agent, (spec.name, handle, spec.info));
         self.wake_waiting(space, at);
         self.flush(at);
@@ -220,6 +233,7 @@ impl Core {
             name: Arc::clone(&name),
             members: Vec::new(),
             turn: 0,
+            consumer: None,
         };
         let group = self.groups.insert(group);
         if let Some(space) = self.space_mut(space) {
@@ -266,6 +280,9 @@ impl Core {
             lagging: false,
             health: Health::Up,
             closing: false,
+            consumer: None,
+            claimed: VecDeque::new(),
+            hungry: false,
             parked: VecDeque::new(),
             awaited: FxHashMap::default(),
             books: Books::default(),
@@ -410,6 +427,7 @@ impl Core {
         self.close_leases(session, at);
         self.close_calls(session, at);
         self.close_tickets(session);
+        self.unwatch_leases(session);
         self.handles.remove(root);
         self.sessions.remove(session);
         self.flush(at);
@@ -426,6 +444,10 @@ impl Core {
             let Some(lease) = self.leases.remove(id) else {
                 continue;
             };
+            if lease.durable.is_some() {
+                self.give_back(&lease, None, at);
+                continue;
+            }
             match lease.holding {
                 Holding::Turn { sub, lane } => {
                     if let Some(found) = self.subs.get_mut(sub) {

@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::arena::{GroupId, Handle, LeaseId, SessionId, SubId, Ticket};
 use crate::books::Books;
+use crate::consume::ConsumerId;
 use crate::envelope::{Envelope, Origin, Qos};
 use crate::health::Health;
 use crate::ident::Ident;
@@ -43,6 +44,12 @@ pub(crate) struct Subscription {
     pub(crate) health: Health,
     /// Removed; lives until its last turn ends.
     pub(crate) closing: bool,
+    /// What its group consumes of the log as.
+    pub(crate) consumer: Option<ConsumerId>,
+    /// Durable turns that may be taken.
+    pub(crate) claimed: VecDeque<LeaseId>,
+    /// Its consumer waits for room here.
+    pub(crate) hungry: bool,
     /// Offers that wait for room here, the oldest first.
     pub(crate) parked: VecDeque<(u64, Ticket)>,
     /// Lanes of offers that wait, here or elsewhere, and will come here.
@@ -64,9 +71,7 @@ impl Subscription {
     pub(crate) fn has_room(&self, env: &Envelope, limits: &Limits) -> bool {
         let reserve = limits.queue_items / 8;
         let fleeting = env.qos == Qos::Realtime && !self.lossy;
-        // What was logged had its room before, and realtime may have come in between.
-        let logged = env.position.is_some();
-        if logged || (fleeting && self.lanes.items_of(Qos::Realtime) < reserve) {
+        if fleeting && self.lanes.items_of(Qos::Realtime) < reserve {
             let bytes = limits.queue_bytes + limits.queue_bytes / 8;
             return self.fits(env, limits.queue_items + reserve, bytes);
         }
@@ -102,7 +107,8 @@ impl Subscription {
     }
 
     pub(crate) fn can_start(&self) -> bool {
-        self.has_slot() && self.lanes.is_ready()
+        (self.has_slot() && self.lanes.is_ready())
+            || (!self.claimed.is_empty() && self.health == Health::Up)
     }
 
     /// Whether one more turn may be given out.
@@ -121,4 +127,6 @@ pub(crate) struct Group {
     pub(crate) name: Arc<str>,
     pub(crate) members: Vec<SubId>,
     pub(crate) turn: usize,
+    /// What it consumes of the log as.
+    pub(crate) consumer: Option<ConsumerId>,
 }

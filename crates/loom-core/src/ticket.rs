@@ -3,14 +3,17 @@
 
 use smallvec::SmallVec;
 
+use crate::ack::Dying;
 use crate::arena::{LeaseId, SessionId, SubId, Ticket};
 use crate::bus::{Plan, Targets};
+use crate::consume::ConsumerId;
 use crate::core::Core;
 use crate::durable::Publishing;
 use crate::envelope::Position;
 use crate::error::{Error, Result};
 use crate::planted::Planted;
 use crate::record::{Level, Outgoing, Record};
+use crate::redrive::Redrive;
 use crate::time::{Moment, Nanos};
 
 /// What has a ticket and no answer yet.
@@ -51,8 +54,17 @@ pub(crate) enum Then {
     /// An event goes to those who hear it, and its publisher hears of it.
     Publish(Box<Publishing>),
     /// A durable turn may be handed out.
-    #[expect(dead_code, reason = "the next step hands them out")]
     Hand(LeaseId),
+    /// A group consumes, or hears something else; it was to start there.
+    Born(ConsumerId, u64),
+    /// How far it is was written.
+    Noted(ConsumerId),
+    /// It is gone.
+    Gone(ConsumerId),
+    /// An event is given up.
+    Died(Box<Dying>),
+    /// A dead event is published anew.
+    Redriven(Box<Redrive>),
 }
 
 impl Then {
@@ -242,17 +254,31 @@ impl Core {
         placed: Option<(Ticket, Position)>,
         at: Moment,
     ) {
-        if let (Then::Publish(publishing), Some((ticket, position))) = (then, placed) {
-            self.published(*publishing, partition, (ticket, position), at);
+        match (then, placed) {
+            (Then::Publish(publishing), Some((ticket, position))) => {
+                self.published(*publishing, partition, (ticket, position), at);
+            }
+            (Then::Redriven(redrive), Some((_, first))) => self.redriven(*redrive, first, at),
+            (Then::Hand(lease), _) => self.hand(lease, at),
+            (Then::Born(consumer, _), _) => self.is_born(consumer, at),
+            (Then::Noted(consumer), _) => self.noted(consumer, false, at),
+            (Then::Gone(consumer), _) => self.gone(consumer),
+            (Then::Died(dying), _) => self.died(&dying),
+            (Then::Fold | Then::Publish(_) | Then::Redriven(_), _) => {}
         }
     }
 
     /// What follows from records that the log refused.
     fn undo(&mut self, then: Then, refused: (u32, Ticket), error: &Error, at: Moment) {
-        let _ = at;
         match then {
             Then::Publish(publishing) => self.unpublished(*publishing, refused, error),
-            Then::Fold | Then::Hand(_) => {}
+            Then::Redriven(redrive) => self.not_redriven(&redrive, error),
+            Then::Hand(lease) => self.unclaim(lease, at),
+            Then::Born(consumer, start) => self.not_born(consumer, start, at),
+            Then::Noted(consumer) => self.noted(consumer, true, at),
+            Then::Gone(consumer) => self.not_gone(consumer),
+            Then::Died(dying) => self.undied(&dying, at),
+            Then::Fold => {}
         }
     }
 }

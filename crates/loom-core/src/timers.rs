@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::arena::{CallId, JobId, SubId, Ticket};
+use crate::arena::{CallId, JobId, SessionId, SubId, Ticket};
+use crate::consume::ConsumerId;
 use crate::time::Nanos;
 
 /// What a deadline is for.
@@ -16,6 +17,14 @@ pub(crate) enum Timer {
     Park(u64, Ticket),
     /// A queued event is over: subscription, lane, number.
     Event(SubId, u32, u64),
+    /// The event at this position may be given again.
+    Again(ConsumerId, u64),
+    /// Acks have waited long enough for others.
+    Acks(ConsumerId),
+    /// A session has to have shown that its loop moves.
+    Lapse(SessionId),
+    /// That a group consumes, from where, is written again.
+    Declare(ConsumerId, u64),
 }
 
 /// All deadlines of an engine.

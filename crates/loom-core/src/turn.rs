@@ -8,10 +8,11 @@ use crate::envelope::Envelope;
 use crate::error::{Code, Detail, Error, Result};
 use crate::input::Fault;
 use crate::job::Answer;
-use crate::lane::Item;
+use crate::lane::{As, Item};
 use crate::notice::Delivery;
 use crate::planted::Planted;
 use crate::report::Subject;
+use crate::subscription::Subscription;
 use crate::time::Moment;
 
 impl Core {
@@ -84,6 +85,9 @@ impl Core {
                 let Some(lease) = self.leases.remove(id) else {
                     return Ok(());
                 };
+                if lease.durable.is_some() {
+                    self.settle_turn((sub, lane), &lease, None, at);
+                }
                 self.end_turn(sub, lane, &lease, None);
                 if taker != Kind::Subscription(sub) {
                     self.poke(sub);
@@ -102,7 +106,17 @@ impl Core {
 
     fn take_turn(&mut self, id: SubId, at: Moment) -> Option<Delivery> {
         self.end_current(id);
-        let (lane, item) = self.next_item(id, at)?;
+        if self.subs.get(id)?.consumer.is_some() {
+            self.claim_ahead(id, at);
+            if let Some(lease) = self.take_claimed(id, at) {
+                return self.claimed(lease);
+            }
+        }
+        let Some((lane, item)) = self.next_item(id, at) else {
+            // What was claimed without a log that must know of it is there at once.
+            let lease = self.take_claimed(id, at)?;
+            return self.claimed(lease);
+        };
         let sub = self.subs.get_mut(id)?;
         sub.leased += 1;
         let waited = at.now.micros_since(item.at);
@@ -118,6 +132,7 @@ impl Core {
             env: Arc::clone(&item.env),
             asked,
             answered: false,
+            durable: None,
         });
         if stream && let Some(sub) = self.subs.get_mut(id) {
             sub.current = Some(lease);
@@ -127,8 +142,24 @@ impl Core {
             envelope: item.env,
             asked,
             attempt: 1,
+            durable: false,
             work: None,
         })
+    }
+
+    /// A durable turn as it is handed out.
+    fn claimed(&mut self, lease: LeaseId) -> Option<Delivery> {
+        let found = self.leases.get(lease)?;
+        let durable = found.durable.as_ref()?;
+        let delivery = Delivery {
+            lease: Some(lease),
+            envelope: Arc::clone(&found.env),
+            asked: false,
+            attempt: durable.attempt,
+            durable: true,
+            work: None,
+        };
+        Some(delivery)
     }
 
     /// A stream's event is done when the next one is asked for.
@@ -155,10 +186,12 @@ impl Core {
                 sub.armed = true;
                 return None;
             };
-            if sub.lagging || !sub.parked.is_empty() {
-                self.made_room(id);
-            }
+            self.left_line(id);
             self.untime(id, lane, &item);
+            if let As::Durable { .. } = item.kind {
+                self.claim(id, lane, item, at);
+                continue;
+            }
             if self.has(Planted::ExpiredStarts) || !item.env.is_over(at.now) {
                 return Some((lane, item));
             }
@@ -167,6 +200,14 @@ impl Core {
                 sub.lanes.skip(lane);
             }
             self.expire(id, &item.env, at);
+        }
+    }
+
+    /// An event left its line to be begun: there is room.
+    pub(crate) fn left_line(&mut self, id: SubId) {
+        let waited = |sub: &Subscription| sub.lagging || sub.hungry || !sub.parked.is_empty();
+        if self.subs.get(id).is_some_and(waited) {
+            self.made_room(id);
         }
     }
 
@@ -189,7 +230,11 @@ impl Core {
         }
         sub.leased -= 1;
         let closing = sub.closing;
-        self.count_turn(id, &lease.env, failed.is_some());
+        if lease.durable.is_some() {
+            self.count_durable(id, lease, failed.is_some());
+        } else {
+            self.count_turn(id, &lease.env, failed.is_some());
+        }
         let forgets = self.has(Planted::ForgottenDecline) && failed.is_none();
         if lease.asked && !lease.answered && !forgets {
             self.decline_told(id, &lease.env, failed);
@@ -220,7 +265,9 @@ impl Core {
         let holding = lease.holding;
         let detail = Detail::read(fault.detail, self.limits.error_detail_bytes);
         let heard = match holding {
-            Holding::Turn { sub, lane } => self.fail_turn(id, (sub, lane), (fault.code, detail)),
+            Holding::Turn { sub, lane } => {
+                self.fail_turn(id, (sub, lane), (fault.code, detail), at)
+            }
             Holding::Work { provider, .. } => {
                 let heard = self.end_work(id, Answer::Failed(fault.code, detail), at);
                 self.poke_provider(provider);
@@ -231,7 +278,13 @@ impl Core {
         Ok(heard)
     }
 
-    fn fail_turn(&mut self, id: LeaseId, turn: (SubId, u32), why: (Code, Detail)) -> bool {
+    fn fail_turn(
+        &mut self,
+        id: LeaseId,
+        turn: (SubId, u32),
+        why: (Code, Detail),
+        at: Moment,
+    ) -> bool {
         let Some(lease) = self.leases.remove(id) else {
             return false;
         };
@@ -244,6 +297,9 @@ impl Core {
         let (code, detail) = why.clone();
         self.tell_turn_failed(sub, &lease.env, code, &detail);
         let waited = lease.asked && !lease.answered && self.waits_for(&lease.env);
+        if lease.durable.is_some() {
+            self.settle_turn(turn, &lease, Some(&why), at);
+        }
         self.end_turn(sub, lane, &lease, Some(why));
         self.poke(sub);
         waited

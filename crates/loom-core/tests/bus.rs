@@ -584,6 +584,8 @@ fn a_second_agent_of_one_name_in_a_session_conflicts() {
         concurrency: 1,
         qos: Qos::Batched,
         info: b"{}",
+        start: loom_core::Start::Now,
+        max_deliver: 0,
     };
     let error = w.core.register(s, &spec, w.at).unwrap_err();
     assert_eq!(
@@ -854,6 +856,8 @@ fn an_agent_that_takes_its_events_as_realtime_never_holds_up_a_sender() {
         concurrency: 1,
         qos: Qos::Realtime,
         info: b"{}",
+        start: loom_core::Start::Now,
+        max_deliver: 0,
     };
     let a = w.core.register(s, &spec, w.at).unwrap();
     let ids: Vec<u128> = (0..4)
@@ -909,6 +913,8 @@ fn stand(standing: Standing) -> (World, [SessionId; 2], Handle, Option<Delivery>
         concurrency: 1,
         qos: if lowered { Qos::Realtime } else { Qos::Batched },
         info: b"{}",
+        start: loom_core::Start::Now,
+        max_deliver: 0,
     };
     let a = w.core.register(t, &spec, w.at).unwrap();
     let (queued, filler) = match standing {

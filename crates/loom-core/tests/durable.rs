@@ -14,12 +14,18 @@ use loom_core::{
     SessionId, Ticket,
 };
 
-const LOG: Opened = Opened {
-    partition: 1,
-    epoch: 1,
-    oldest: 0,
-    kept: true,
-};
+fn opened() -> Opened {
+    Opened {
+        partition: 1,
+        epoch: 1,
+        oldest: 0,
+        kept: true,
+        how: Durability {
+            filters: vec!["d.>".to_owned()],
+            ..Durability::default()
+        },
+    }
+}
 
 fn position(n: u64) -> Position {
     Position {
@@ -31,12 +37,11 @@ fn position(n: u64) -> Position {
 
 fn world() -> World {
     let mut w = World::new();
-    let how = Durability {
-        filters: vec!["d.>".to_owned()],
-        ..Durability::default()
-    };
     let folded = Partition::new(&Limits::default());
-    w.core.open_partition("default", LOG, folded, &how).unwrap();
+    let at = w.at;
+    w.core
+        .open_partition("default", opened(), folded, at)
+        .unwrap();
     w
 }
 

@@ -24,6 +24,8 @@ fn member(w: &mut World, s: SessionId, name: &str, filters: &[&str]) -> Handle {
         concurrency: 2,
         qos: Qos::Batched,
         info: b"{}",
+        start: loom_core::Start::Now,
+        max_deliver: 0,
     };
     w.core.register(s, &spec, w.at).unwrap()
 }

@@ -273,6 +273,8 @@ impl Run {
                     Qos::Batched
                 },
                 info: b"{}",
+                start: loom_core::Start::Now,
+                max_deliver: 0,
             };
             w.core.register(s, &spec, w.at).unwrap()
         });

@@ -135,6 +135,8 @@ impl Session {
                 Qos::Batched
             },
             info,
+            start: loom_core::Start::Now,
+            max_deliver: 0,
         };
         self.step(|core, at| core.register(self.id, &spec, at))
             .map(|handle| handle.0)

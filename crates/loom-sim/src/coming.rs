@@ -95,6 +95,8 @@ impl World {
             concurrency,
             qos: Qos::Batched,
             info: info.as_bytes(),
+            start: loom_core::Start::Now,
+            max_deliver: 0,
         };
         let handle = self.core.register(session, &spec, self.at);
         self.note(format!(

@@ -42,6 +42,8 @@ impl Bus {
             concurrency: 8,
             qos: Qos::Batched,
             info: b"{}",
+            start: loom_core::Start::Now,
+            max_deliver: 0,
         };
         self.core.register(self.session, &spec, NOW)
     }

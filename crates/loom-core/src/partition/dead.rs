@@ -78,10 +78,6 @@ impl DeadLetters {
         self.all.get(&(consumer, n))
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
     /// How many went because there were too many.
     pub(crate) const fn lost(&self) -> u64 {
         self.lost

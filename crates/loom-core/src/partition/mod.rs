@@ -3,8 +3,6 @@
 //! It is no reader and no writer. Live and in replay the same [`Partition::apply`] is given the same records in the same
 //! order, so that both end with the same hash.
 
-#![allow(dead_code, reason = "delivery will use it")]
-
 mod consumers;
 mod dead;
 mod dedup;
@@ -19,7 +17,6 @@ pub use self::dead::DeadLetter;
 pub use self::kept::{KeptMemory, KeptState};
 
 pub(crate) use self::consumers::Consumers;
-#[cfg(test)]
 pub(crate) use self::consumers::START_NOW;
 pub(crate) use self::dead::DeadLetters;
 pub(crate) use self::dedup::{Dedup, Known, hash_of, id_of};

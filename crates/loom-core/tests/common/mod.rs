@@ -76,6 +76,8 @@ impl World {
             concurrency,
             qos: Qos::Batched,
             info: b"{}",
+            start: loom_core::Start::Now,
+            max_deliver: 0,
         };
         self.core.register(s, &spec, self.at).unwrap()
     }

@@ -1,0 +1,971 @@
+//! Groups that consume a log: what each has taken over and where it stands, and what it reads when it is behind.
+//!
+//! A durable event goes to a member's queue when there is room. Where there is none the group is *behind*: from there on
+//! it reads from the log. An event that must wait (its handler failed, its member left) is *parked* by its position, with
+//! all later ones of its lane, and holds nobody else.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use smallvec::smallvec;
+
+use crate::arena::{GroupId, LeaseId, SubId};
+use crate::core::{Core, Todo};
+use crate::envelope::Envelope;
+use crate::error::{Code, Error, Result};
+use crate::ident::Ident;
+use crate::lane::{As, Item};
+use crate::part::Part;
+use crate::partition::{ConsumerState, START_NOW};
+use crate::read::Purpose;
+use crate::record::{Consumer, Level, Record};
+use crate::space::SpaceId;
+use crate::ticket::Then;
+use crate::time::{Moment, Nanos};
+use crate::timers::Timer;
+use crate::topic::Filter;
+use crate::topics::Target;
+
+/// Which consumer of which partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConsumerId {
+    pub(crate) partition: u32,
+    pub(crate) number: u32,
+}
+
+/// Where an event that was taken over is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It was open when the log was opened; nobody has looked at it yet.
+    Unread,
+    /// It waits by its position.
+    Parked,
+    /// In a member's queue.
+    Queued,
+    /// A turn of it was begun, or is about to be.
+    Leased(LeaseId),
+    /// That it is given up is on its way into the log.
+    Dying,
+}
+
+/// An event that was taken over and is not done.
+#[derive(Debug)]
+pub(crate) struct Open {
+    /// How often it was begun.
+    pub(crate) attempt: u32,
+    pub(crate) place: Place,
+    /// Not again before this, by the wall.
+    pub(crate) until_ms: u64,
+    /// Of one that is parked.
+    lane: Option<Ident>,
+}
+
+/// Events of one lane that wait by their positions.
+#[derive(Default)]
+pub(crate) struct ParkedLane {
+    /// With the event where there was room to keep it.
+    events: BTreeMap<u64, Option<Arc<Envelope>>>,
+    /// The timer of its first event.
+    timer: Option<(Nanos, u64)>,
+    /// It stands among those that may go on.
+    loose: bool,
+}
+
+/// What is counted of a consumer. matched = spilled + fresh + begun + expired + dropped.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) matched: u64,
+    /// Matched, and still in the log only.
+    pub(crate) spilled: u64,
+    /// Begun at least once.
+    pub(crate) begun: u64,
+    pub(crate) expired: u64,
+    pub(crate) dropped: u64,
+    pub(crate) redelivered: u64,
+    pub(crate) acked: u64,
+    pub(crate) dead: u64,
+    pub(crate) lapsed: u64,
+}
+
+/// A group that consumes.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own and changes alone"
+)]
+pub(crate) struct Consuming {
+    pub(crate) group: Arc<str>,
+    filters: Vec<Filter>,
+    /// Its record is in the log.
+    pub(crate) born: bool,
+    start: u64,
+    pub(crate) max_deliver: u32,
+    /// A member hears.
+    pub(crate) attended: bool,
+    /// It reads from the log, from `next` on.
+    pub(crate) behind: bool,
+    pub(crate) next: u64,
+    /// What it reads before this was not counted as spilled.
+    counted_from: u64,
+    pub(crate) open: BTreeMap<u64, Open>,
+    unread: BTreeSet<u64>,
+    parked: BTreeMap<Ident, ParkedLane>,
+    /// Parked lanes that may go on.
+    loose: VecDeque<Ident>,
+    /// Events and bytes that are kept with parked positions.
+    kept: (usize, usize),
+    /// The member that has a turn of this lane.
+    pub(crate) holders: BTreeMap<Ident, SubId>,
+    pub(crate) reading: Option<u64>,
+    feeding: bool,
+    /// A filter of it is heard by no member now.
+    uncovered: bool,
+    /// Done since the last progress was written.
+    pub(crate) acks: Vec<u64>,
+    pub(crate) acks_due: Option<Nanos>,
+    /// Acks of the progress that is with the log; none: there is none.
+    pub(crate) flying: Option<Vec<u64>>,
+    /// The floor in the log.
+    pub(crate) floor: u64,
+    pub(crate) tally: Tally,
+}
+
+impl Consuming {
+    fn new(group: Arc<str>, filters: Vec<Filter>, at: u64) -> Self {
+        Self {
+            group,
+            filters,
+            born: false,
+            start: at,
+            max_deliver: 0,
+            attended: false,
+            behind: true,
+            next: at,
+            counted_from: at,
+            open: BTreeMap::new(),
+            unread: BTreeSet::new(),
+            parked: BTreeMap::new(),
+            loose: VecDeque::new(),
+            kept: (0, 0),
+            holders: BTreeMap::new(),
+            reading: None,
+            feeding: false,
+            uncovered: false,
+            acks: Vec::new(),
+            acks_due: None,
+            flying: None,
+            floor: at,
+            tally: Tally::default(),
+        }
+    }
+
+    /// One that goes on where its records say.
+    pub(crate) fn again(state: &ConsumerState, filters: Vec<Filter>) -> Self {
+        let mut new = Self::new(state.group.as_str().into(), filters, state.floor);
+        new.born = true;
+        new.start = state.start;
+        for (n, begun) in state.open.range(..state.floor) {
+            new.unread.insert(*n);
+            let open = Open {
+                attempt: begun.attempt,
+                place: Place::Unread,
+                until_ms: begun.until_ms,
+                lane: None,
+            };
+            new.tally.matched += 1;
+            new.tally.begun += u64::from(begun.attempt > 0);
+            new.open.insert(*n, open);
+        }
+        new
+    }
+
+    /// Whether an event of the log is one of its own.
+    pub(crate) fn wants(&self, number: u32, n: u64, env: &Envelope) -> bool {
+        match env.extra.as_ref().and_then(|extra| extra.only) {
+            Some(only) => only == number,
+            None => n >= self.start && self.filters.iter().any(|f| f.matches(&env.topic)),
+        }
+    }
+
+    /// Everything before this has been taken over.
+    pub(crate) fn taken(&self, end: u64) -> u64 {
+        if self.behind { self.next } else { end }
+    }
+
+    /// Events that wait by their positions.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.values().map(|lane| lane.events.len()).sum()
+    }
+
+    /// Open, and never begun.
+    pub(crate) fn fresh(&self) -> usize {
+        self.open.values().filter(|open| open.attempt == 0).count()
+    }
+
+    /// The first event of a parked lane.
+    pub(crate) fn first_parked(&self, lane: &Ident) -> Option<u64> {
+        let (n, _) = self.parked.get(lane)?.events.first_key_value()?;
+        Some(*n)
+    }
+
+    pub(crate) fn is_unread(&self, n: u64) -> bool {
+        self.unread.contains(&n)
+    }
+
+    pub(crate) fn unread_before(&self, n: u64) -> Vec<u64> {
+        self.unread.range(..n).copied().collect()
+    }
+
+    /// Counts an event that is read; says whether it had been counted as spilled.
+    pub(crate) fn count_read(&mut self, n: u64) -> bool {
+        let spilled = n >= self.counted_from;
+        if spilled {
+            self.tally.spilled -= 1;
+        } else {
+            self.tally.matched += 1;
+        }
+        spilled
+    }
+
+    pub(crate) fn uncount_read(&mut self, spilled: bool) {
+        if spilled {
+            self.tally.spilled += 1;
+        } else {
+            self.tally.matched -= 1;
+        }
+    }
+
+    fn keep(&mut self, lane: &Ident, n: u64, env: Arc<Envelope>, most: (usize, usize)) {
+        let fits = self.kept.0 < most.0 && self.kept.1 + env.size() <= most.1;
+        let kept = fits.then(|| {
+            self.kept = (self.kept.0 + 1, self.kept.1 + env.size());
+            env
+        });
+        if let Some(open) = self.open.get_mut(&n) {
+            open.lane = Some(lane.clone());
+        }
+        let lane = self.parked.entry(lane.clone()).or_default();
+        lane.events.insert(n, kept);
+    }
+
+    fn unkeep(&mut self, lane: &Ident, n: u64) -> Option<Arc<Envelope>> {
+        let kept = self.parked.get_mut(lane)?.events.remove(&n)??;
+        self.kept = (self.kept.0 - 1, self.kept.1 - kept.size());
+        Some(kept)
+    }
+}
+
+/// What became of an event that looked for a queue.
+enum Routed {
+    Queued,
+    /// There is no room.
+    Full,
+    /// No member can have it now.
+    Nobody,
+}
+
+impl Core {
+    pub(crate) fn consuming(&self, id: ConsumerId) -> Option<&Consuming> {
+        self.parts.get(&id.partition)?.consumers.get(&id.number)
+    }
+
+    pub(crate) fn consuming_mut(&mut self, id: ConsumerId) -> Option<&mut Consuming> {
+        self.parts
+            .get_mut(&id.partition)?
+            .consumers
+            .get_mut(&id.number)
+    }
+
+    /// The namespace of a partition, if anybody was attached to it.
+    pub(crate) fn space_of(&self, partition: u32) -> Option<SpaceId> {
+        let part = self.parts.get(&partition)?;
+        self.space_index.get(&part.namespace).copied()
+    }
+
+    fn group_of(&self, id: ConsumerId) -> Option<GroupId> {
+        let group = &self.consuming(id)?.group;
+        let space = self.space(self.space_of(id.partition)?)?;
+        space.groups.get(group).copied()
+    }
+
+    /// Where a consumer that is new begins.
+    pub(crate) fn read_start(&self, space: SpaceId, start: crate::input::Start) -> Result<u64> {
+        use crate::input::Start;
+        let part = self.space(space).and_then(|space| space.partition);
+        let Some(part) = part.and_then(|part| self.parts.get(&part)) else {
+            return match start {
+                Start::Now => Ok(START_NOW),
+                _ => Err(
+                    Error::new(Code::NotSupported, "there is no log to start in")
+                        .field("start")
+                        .hint("start with a data directory: --data DIR"),
+                ),
+            };
+        };
+        match start {
+            Start::Now => Ok(START_NOW),
+            Start::Beginning => Ok(part.opened.oldest),
+            Start::At(position) => {
+                let (number, oldest) = (part.opened.partition, part.opened.oldest);
+                part.folded.check_cursor(number, oldest, position)
+            }
+        }
+    }
+
+    /// Makes an agent a member of its group's consumer.
+    pub(crate) fn enlist(&mut self, id: SubId, start: u64, max_deliver: u32, at: Moment) {
+        let Some(sub) = self.subs.get(id).filter(|sub| !sub.lossy) else {
+            return;
+        };
+        let Some(group) = sub.group.and_then(|group| self.groups.get(group)) else {
+            return;
+        };
+        let partition = self.space(sub.space).and_then(|space| space.partition);
+        let Some(part) = partition.and_then(|partition| self.parts.get(&partition)) else {
+            return;
+        };
+        let partition = part.opened.partition;
+        let alone = *group.name == *sub.name;
+        let (name, filters) = (Arc::clone(&group.name), sub.filters.clone());
+        let known = part.consumers.iter();
+        let known = known.filter(|(_, it)| it.group == name).map(|(n, _)| *n);
+        let number = known.max().unwrap_or(part.next_consumer);
+        let consumer = ConsumerId { partition, number };
+        if let Some(sub) = self.subs.get_mut(id) {
+            sub.consumer = Some(consumer);
+        }
+        let most = u32::try_from(self.limits.max_deliver).unwrap_or(u32::MAX);
+        let changed = self.enter_consumer(consumer, &name, filters, alone);
+        if let Some(found) = self.consuming_mut(consumer) {
+            found.max_deliver = if max_deliver == 0 { most } else { max_deliver };
+        }
+        if changed {
+            self.declare(consumer, start, at);
+        }
+        self.rejoin(consumer, at);
+    }
+
+    /// Notes what a consumer hears; says whether that has to be written.
+    fn enter_consumer(
+        &mut self,
+        id: ConsumerId,
+        name: &Arc<str>,
+        filters: Vec<Filter>,
+        alone: bool,
+    ) -> bool {
+        let Some(part) = self.parts.get_mut(&id.partition) else {
+            return false;
+        };
+        let end = part.folded.end();
+        let Some(found) = part.consumers.get_mut(&id.number) else {
+            part.next_consumer = part.next_consumer.max(id.number + 1);
+            let new = Consuming::new(Arc::clone(name), filters, end);
+            part.consumers.insert(id.number, new);
+            return true;
+        };
+        // Members of a group may hear different things and come one after the other; who is alone says what it hears.
+        let mut heard = if alone {
+            Vec::new()
+        } else {
+            found.filters.clone()
+        };
+        heard.extend(
+            filters
+                .into_iter()
+                .filter(|f| !found.filters.contains(f) || alone),
+        );
+        let same = heard.len() == found.filters.len()
+            && heard.iter().all(|filter| found.filters.contains(filter));
+        found.filters = heard;
+        !same
+    }
+
+    /// Writes that a group consumes, or what it hears now.
+    pub(crate) fn declare(&mut self, id: ConsumerId, start: u64, at: Moment) {
+        let Some(found) = self.consuming(id) else {
+            return;
+        };
+        let record = Record::Consumer(Consumer {
+            consumer: id.number,
+            group: found.group.to_string(),
+            filters: found
+                .filters
+                .iter()
+                .map(|f| f.as_str().to_owned())
+                .collect(),
+            start,
+            at_ms: at.wall_ms,
+        });
+        self.append(
+            id.partition,
+            Level::Os,
+            smallvec![record],
+            Then::Born(id, start),
+        );
+    }
+
+    /// The log knows of a consumer: what stands behind its start is for it.
+    pub(crate) fn is_born(&mut self, id: ConsumerId, at: Moment) {
+        let Some(part) = self.parts.get_mut(&id.partition) else {
+            return;
+        };
+        let end = part.folded.end();
+        let Some(state) = part.folded.consumer(id.number) else {
+            return;
+        };
+        let Some(found) = part.consumers.get_mut(&id.number).filter(|it| !it.born) else {
+            return;
+        };
+        found.born = true;
+        (found.start, found.floor, found.next) = (state.start, state.floor, state.start);
+        (found.behind, found.counted_from) = (state.start < end, end);
+        self.ask_feed(id);
+        self.rejoin(id, at);
+    }
+
+    /// Looks anew at who hears for a consumer.
+    pub(crate) fn rejoin(&mut self, id: ConsumerId, at: Moment) {
+        let group = self.group_of(id);
+        let group = group.and_then(|group| self.groups.get_mut(group));
+        let members = group.map(|group| {
+            group.consumer = Some(id);
+            group.members.clone()
+        });
+        let members = members.unwrap_or_default();
+        let hearing = members.iter().filter_map(|member| self.subs.get(*member));
+        let hearing = hearing.filter(|sub| !sub.is_deaf() && !sub.lossy);
+        let heard: Vec<Filter> = hearing.flat_map(|sub| sub.filters.clone()).collect();
+        let attended = !heard.is_empty();
+        let Some(part) = self.parts.get_mut(&id.partition) else {
+            return;
+        };
+        let end = part.folded.end();
+        let Some(found) = part.consumers.get_mut(&id.number) else {
+            return;
+        };
+        let was = std::mem::replace(&mut found.attended, attended);
+        found.uncovered = attended && !found.filters.iter().all(|filter| heard.contains(filter));
+        if !found.behind && !attended {
+            (found.behind, found.next) = (true, end);
+        }
+        // What is in the log only is counted when it is read.
+        found.tally.matched -= std::mem::take(&mut found.tally.spilled);
+        found.counted_from = end;
+        let uncovered = part.consumers.iter().filter(|(_, it)| it.uncovered);
+        part.uncovered = uncovered.map(|(number, _)| *number).collect();
+        if attended {
+            self.wake_parked(id, at);
+        } else if was {
+            self.forget_waits(id);
+            self.write_progress(id, true);
+        }
+        self.ask_feed(id);
+    }
+
+    /// Looks at all lanes that are parked: each waits for its time, or may go on.
+    fn wake_parked(&mut self, id: ConsumerId, at: Moment) {
+        let lanes = self.consuming(id).map(|found| found.parked.keys().cloned());
+        let lanes: Vec<Ident> = lanes.map(Iterator::collect).unwrap_or_default();
+        for lane in lanes {
+            self.wake_one(id, &lane, at);
+        }
+    }
+
+    fn wake_one(&mut self, id: ConsumerId, lane: &Ident, at: Moment) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        let Some(parked) = found.parked.get_mut(lane) else {
+            return;
+        };
+        let Some((first, _)) = parked.events.first_key_value() else {
+            return;
+        };
+        let first = *first;
+        let until_ms = found.open.get(&first).map_or(0, |open| open.until_ms);
+        let before = parked.timer.take();
+        let mut after = None;
+        if until_ms > at.wall_ms {
+            parked.loose = false;
+            after = Some((at.now.plus_millis(until_ms - at.wall_ms), first));
+            parked.timer = after;
+        } else if !parked.loose {
+            parked.loose = true;
+            found.loose.push_back(lane.clone());
+        }
+        if let Some((until, n)) = before {
+            self.timers.remove(until, Timer::Again(id, n));
+        }
+        if let Some((until, n)) = after {
+            self.timers.add(until, Timer::Again(id, n));
+        }
+    }
+
+    /// Nobody is there for whom the clock would matter.
+    fn forget_waits(&mut self, id: ConsumerId) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        let timers = found.parked.values_mut();
+        let timers: Vec<(Nanos, u64)> = timers.filter_map(|lane| lane.timer.take()).collect();
+        for (until, n) in timers {
+            self.timers.remove(until, Timer::Again(id, n));
+        }
+    }
+
+    /// An event that is in the log arrives at a consumer that hears it.
+    pub(crate) fn arrive(&mut self, id: ConsumerId, n: u64, env: &Arc<Envelope>, at: Moment) {
+        let most = self.limits.consumer_open;
+        let Some(found) = self.consuming_mut(id).filter(|it| it.born) else {
+            return;
+        };
+        if !found.wants(id.number, n, env) || (found.behind && !found.attended) {
+            return;
+        }
+        found.tally.matched += 1;
+        let full = found.open.len() >= most;
+        if !found.behind && !full && self.take_over(id, n, env, at) {
+            return;
+        }
+        if let Some(found) = self.consuming_mut(id) {
+            found.tally.spilled += 1;
+            if !found.behind {
+                (found.behind, found.next) = (true, n);
+                found.counted_from = n;
+                self.make_hungry(id);
+            }
+        }
+    }
+
+    /// Takes an event over: into a queue, or behind those of its lane that wait. `false`: there is no room.
+    pub(crate) fn take_over(
+        &mut self,
+        id: ConsumerId,
+        n: u64,
+        env: &Arc<Envelope>,
+        at: Moment,
+    ) -> bool {
+        let begun = self
+            .parts
+            .get(&id.partition)
+            .and_then(|part| part.folded.consumer(id.number))
+            .and_then(|state| state.open.get(&n))
+            .map_or((0, 0), |begun| (begun.attempt, begun.until_ms));
+        let most = (self.limits.queue_items, self.limits.queue_bytes);
+        let Some(found) = self.consuming_mut(id) else {
+            return true;
+        };
+        let known = found.open.get(&n).map(|open| (open.attempt, open.until_ms));
+        let (attempt, until_ms) = known.unwrap_or(begun);
+        let waits = until_ms > at.wall_ms;
+        let parked = found.parked.contains_key(env.lane());
+        let routed = if parked || waits {
+            Routed::Nobody
+        } else {
+            self.route(id, (n, attempt), env, at)
+        };
+        if matches!(routed, Routed::Full) {
+            return false;
+        }
+        let Some(found) = self.consuming_mut(id) else {
+            return true;
+        };
+        if known.is_none() {
+            found.tally.begun += u64::from(attempt > 0);
+        }
+        found.unread.remove(&n);
+        let place = match routed {
+            Routed::Queued => Place::Queued,
+            _ => Place::Parked,
+        };
+        let open = Open {
+            attempt,
+            place,
+            until_ms,
+            lane: None,
+        };
+        found.open.insert(n, open);
+        if place == Place::Parked {
+            found.keep(env.lane(), n, Arc::clone(env), most);
+            if !parked {
+                self.wake_one(id, env.lane(), at);
+            }
+        }
+        true
+    }
+
+    /// Finds the member that has the lane, or the next one, and puts the event into its queue.
+    fn route(
+        &mut self,
+        id: ConsumerId,
+        (n, attempt): (u64, u32),
+        env: &Arc<Envelope>,
+        at: Moment,
+    ) -> Routed {
+        let Some(space) = self.space_of(id.partition) else {
+            return Routed::Nobody;
+        };
+        let Ok((topic, _)) = self.topic(space, &env.topic) else {
+            return Routed::Nobody;
+        };
+        let members = self.durable_members(id, topic);
+        let Some(group) = self.group_of(id).filter(|_| !members.is_empty()) else {
+            return Routed::Nobody;
+        };
+        let Some(member) = self.pick_member(group, &members, env.lane()) else {
+            return Routed::Nobody;
+        };
+        let holder = self.consuming(id).and_then(|it| it.holders.get(env.lane()));
+        if holder.is_some_and(|holder| *holder != member) {
+            return Routed::Nobody;
+        }
+        let Some(sub) = self.subs.get_mut(member) else {
+            return Routed::Nobody;
+        };
+        if !sub.has_room(env, &self.limits) {
+            return Routed::Full;
+        }
+        let again = attempt > 0;
+        let mut env = Arc::clone(env);
+        if env.books != topic {
+            let mut own = Arc::unwrap_or_clone(env);
+            own.books = topic;
+            env = Arc::new(own);
+        }
+        if !again {
+            sub.books.class(env.qos).matched += 1;
+            self.topics.books(topic).rematch();
+        }
+        if let Some(open) = self
+            .consuming_mut(id)
+            .and_then(|found| found.open.get_mut(&n))
+        {
+            open.place = Place::Queued;
+        }
+        self.push(member, &env, As::Durable { again }, at);
+        Routed::Queued
+    }
+
+    /// The members of a consumer's group that hear a topic.
+    fn durable_members(&self, id: ConsumerId, topic: crate::arena::TopicId) -> Vec<SubId> {
+        let Some(topic) = self.topics.get(topic) else {
+            return Vec::new();
+        };
+        let is_member = |sub: &&SubId| {
+            self.subs
+                .get(**sub)
+                .is_some_and(|sub| sub.consumer == Some(id))
+        };
+        for target in &topic.targets {
+            if let Target::Group(group, members) = target
+                && self
+                    .groups
+                    .get(*group)
+                    .is_some_and(|g| g.consumer == Some(id))
+            {
+                return members.iter().filter(is_member).copied().collect();
+            }
+        }
+        // A redriven event is for its consumer, whatever its members hear.
+        Vec::new()
+    }
+
+    /// Asks for a look at what a consumer can be given.
+    pub(crate) fn ask_feed(&mut self, id: ConsumerId) {
+        if let Some(found) = self.consuming_mut(id)
+            && !found.feeding
+        {
+            found.feeding = true;
+            self.todo.push_back(Todo::Feed(id));
+        }
+    }
+
+    /// Gives a consumer what waits for it, as far as there is room: first what was open at the start, then lanes that may
+    /// go on, then the log.
+    pub(crate) fn feed(&mut self, id: ConsumerId, at: Moment) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        found.feeding = false;
+        if !found.born || !found.attended || found.reading.is_some() {
+            return;
+        }
+        if let Some(first) = found.unread.first().copied() {
+            return self.read_if_room(id, first, Purpose::Unread);
+        }
+        if !self.feed_loose(id, at) {
+            return;
+        }
+        let most = self.limits.consumer_open;
+        if let Some(found) = self.consuming(id)
+            && found.behind
+            && found.open.len() < most
+        {
+            let next = found.next;
+            self.read_if_room(id, next, Purpose::Next);
+        }
+    }
+
+    fn read_if_room(&mut self, id: ConsumerId, from: u64, purpose: Purpose) {
+        if !self.has_half(id) {
+            return self.make_hungry(id);
+        }
+        let most = self.limits.read_events;
+        let token = self.ask_read(id.partition, from, most, (id, purpose));
+        if let Some(found) = self.consuming_mut(id) {
+            found.reading = Some(token);
+        }
+    }
+
+    /// Whether a member has half of its queue free.
+    fn has_half(&self, id: ConsumerId) -> bool {
+        let members = self.group_of(id).and_then(|group| self.groups.get(group));
+        members.is_some_and(|group| {
+            let mut members = group.members.iter().filter_map(|sub| self.subs.get(*sub));
+            members.any(|sub| !sub.is_deaf() && sub.is_half_empty(&self.limits))
+        })
+    }
+
+    /// From now on members say when they have room.
+    fn make_hungry(&mut self, id: ConsumerId) {
+        let members = self.group_of(id).and_then(|group| self.groups.get(group));
+        for member in members
+            .map(|group| group.members.clone())
+            .unwrap_or_default()
+        {
+            if let Some(sub) = self.subs.get_mut(member) {
+                sub.hungry = true;
+            }
+        }
+    }
+
+    /// Lets parked lanes go on. `false`: something has to be read first, or there is no room.
+    fn feed_loose(&mut self, id: ConsumerId, at: Moment) -> bool {
+        let count = self.consuming(id).map_or(0, |found| found.loose.len());
+        for _ in 0..count {
+            let Some(found) = self.consuming_mut(id) else {
+                return true;
+            };
+            let Some(lane) = found.loose.pop_front() else {
+                return true;
+            };
+            if !found.parked.get(&lane).is_some_and(|parked| parked.loose) {
+                continue;
+            }
+            match self.feed_lane(id, &lane, at) {
+                Routed::Queued => {}
+                Routed::Nobody => {
+                    if let Some(found) = self.consuming_mut(id) {
+                        found.loose.push_back(lane);
+                    }
+                }
+                Routed::Full => {
+                    if let Some(found) = self.consuming_mut(id) {
+                        found.loose.push_front(lane);
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Gives one parked lane what there is room for. `Queued`: nothing of it is parked any more.
+    fn feed_lane(&mut self, id: ConsumerId, lane: &Ident, at: Moment) -> Routed {
+        loop {
+            let Some(found) = self.consuming_mut(id) else {
+                return Routed::Queued;
+            };
+            let Some(parked) = found.parked.get(lane) else {
+                return Routed::Queued;
+            };
+            let Some((n, kept)) = parked.events.first_key_value() else {
+                found.parked.remove(lane);
+                return Routed::Queued;
+            };
+            let (n, kept) = (*n, kept.clone());
+            let attempt = found.open.get(&n).map_or(0, |open| open.attempt);
+            let Some(env) = kept else {
+                self.read_if_room(id, n, Purpose::Lane(lane.clone()));
+                return Routed::Full;
+            };
+            let routed = self.route(id, (n, attempt), &env, at);
+            if !matches!(routed, Routed::Queued) {
+                if matches!(routed, Routed::Full) {
+                    self.make_hungry(id);
+                }
+                return routed;
+            }
+            if let Some(found) = self.consuming_mut(id) {
+                found.unkeep(lane, n);
+                if found
+                    .parked
+                    .get(lane)
+                    .is_some_and(|lane| lane.events.is_empty())
+                {
+                    found.parked.remove(lane);
+                }
+            }
+        }
+    }
+
+    /// Keeps the event of a parked position that was read.
+    pub(crate) fn keep_read(&mut self, id: ConsumerId, lane: &Ident, n: u64, env: Arc<Envelope>) {
+        if let Some(found) = self.consuming_mut(id)
+            && let Some(parked) = found.parked.get_mut(lane)
+            && let Some(kept @ None) = parked.events.get_mut(&n)
+        {
+            found.kept = (found.kept.0 + 1, found.kept.1 + env.size());
+            *kept = Some(env);
+        }
+    }
+
+    /// An event that should be in the log is not: what is not kept cannot be delivered.
+    pub(crate) fn lost_read(&mut self, id: ConsumerId, lane: Option<&Ident>, n: u64, at: Moment) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        found.unread.remove(&n);
+        if let Some(lane) = lane {
+            found.unkeep(lane, n);
+        }
+        if found.open.get(&n).is_some_and(|open| open.attempt == 0) {
+            found.tally.dropped += 1;
+        }
+        self.tell_expired(id, n);
+        self.done(id, n, at);
+    }
+
+    /// Puts a turn's event back behind its position, with all later ones of its lane that this member has.
+    pub(crate) fn park_back(
+        &mut self,
+        id: ConsumerId,
+        (sub, lane): (SubId, u32),
+        (n, env): (u64, &Arc<Envelope>),
+        at: Moment,
+    ) {
+        let later = self
+            .subs
+            .get_mut(sub)
+            .map(|sub| sub.lanes.take_durable(lane))
+            .unwrap_or_default();
+        self.park_alone(id, n, env);
+        for item in later {
+            self.leaves_queue(sub, lane, &item);
+            self.unqueue(sub, &item);
+        }
+        self.wake_lane(id, env.lane(), at);
+    }
+
+    /// An event that was queued at a member waits by its position again.
+    pub(crate) fn unqueue(&mut self, sub: SubId, item: &Item) {
+        let Some(id) = self.subs.get(sub).and_then(|sub| sub.consumer) else {
+            return;
+        };
+        if item.kind == (As::Durable { again: false }) {
+            self.unmatch(sub, &item.env);
+        }
+        if let Some(position) = item.env.position {
+            self.park_alone(id, position.n, &item.env);
+        }
+    }
+
+    /// A match that a member gives back: nobody has it now.
+    pub(crate) fn unmatch(&mut self, sub: SubId, env: &Envelope) {
+        self.topics.books(env.books).matched -= 1;
+        if let Some(sub) = self.subs.get_mut(sub) {
+            sub.books.class(env.qos).matched -= 1;
+        }
+    }
+
+    pub(crate) fn park_alone(&mut self, id: ConsumerId, n: u64, env: &Arc<Envelope>) {
+        let most = (self.limits.queue_items, self.limits.queue_bytes);
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        let Some(open) = found.open.get_mut(&n) else {
+            return;
+        };
+        open.place = Place::Parked;
+        found.keep(env.lane(), n, Arc::clone(env), most);
+    }
+
+    /// A parked lane waits for the time of its first event, or may go on.
+    pub(crate) fn wake_lane(&mut self, id: ConsumerId, lane: &Ident, at: Moment) {
+        if self.consuming(id).is_some_and(|found| found.attended) {
+            self.wake_one(id, lane, at);
+        }
+        self.ask_feed(id);
+    }
+
+    /// The time of a parked lane has come.
+    pub(crate) fn again_is_due(&mut self, id: ConsumerId, n: u64, at: Moment) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        let Some(open) = found.open.get_mut(&n) else {
+            return;
+        };
+        open.until_ms = 0;
+        let Some(lane) = open.lane.clone() else {
+            return;
+        };
+        if let Some(parked) = found.parked.get_mut(&lane) {
+            parked.timer = None;
+        }
+        self.wake_one(id, &lane, at);
+        self.feed(id, at);
+    }
+
+    /// The log would not note a consumer: it is tried again.
+    pub(crate) fn not_born(&mut self, id: ConsumerId, start: u64, at: Moment) {
+        let pause = self.limits.redeliver_base_ms;
+        if self.consuming(id).is_some_and(|found| found.attended) {
+            self.timers
+                .add(at.now.plus_millis(pause), Timer::Declare(id, start));
+        }
+    }
+
+    /// The log would not note that it is gone: it stays.
+    pub(crate) fn not_gone(&mut self, id: ConsumerId) {
+        if let Some(found) = self.consuming_mut(id) {
+            found.born = true;
+        }
+        self.ask_feed(id);
+    }
+
+    /// Whether the books of a consumer fit to what walking finds.
+    pub(crate) fn consumer_balances(&self, part: &Part, number: u32, found: &Consuming) -> bool {
+        let id = ConsumerId {
+            partition: part.opened.partition,
+            number,
+        };
+        let count = |wanted: fn(&Place) -> bool| {
+            found
+                .open
+                .values()
+                .filter(|open| wanted(&open.place))
+                .count()
+        };
+        let mine = |sub: &SubId| {
+            self.subs
+                .get(*sub)
+                .is_some_and(|sub| sub.consumer == Some(id))
+        };
+        let subs = self.subs.iter().filter(|(sub, _)| mine(sub));
+        let queued: usize = subs.map(|(_, sub)| sub.lanes.walk_durable()).sum();
+        let held = self.leases.iter().filter(|(_, lease)| {
+            lease
+                .durable
+                .as_ref()
+                .is_some_and(|it| it.consumer == id && !it.is_done())
+        });
+        let tally = &found.tally;
+        let sum =
+            tally.spilled + found.fresh() as u64 + tally.begun + tally.expired + tally.dropped;
+        tally.matched == sum
+            && queued == count(|place| *place == Place::Queued)
+            && held.count() == count(|place| matches!(place, Place::Leased(_)))
+            && found.parked() == count(|place| *place == Place::Parked)
+            && found.unread.len() == count(|place| *place == Place::Unread)
+    }
+}
