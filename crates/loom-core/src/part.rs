@@ -10,7 +10,6 @@ use crate::consume::Consuming;
 use crate::core::Core;
 use crate::error::{Code, Error, Result};
 use crate::partition::{Partition, START_NOW};
-#[cfg(feature = "planted")]
 use crate::planted::Planted;
 use crate::record::{Level, Record};
 use crate::time::Moment;
@@ -97,7 +96,6 @@ impl Core {
             .map(|text| Filter::parse(text, &self.limits))
             .collect();
         let namespace: Arc<str> = namespace.into();
-        #[cfg(feature = "planted")]
         let folded = self.forget_some(folded);
         let mut consumers = BTreeMap::new();
         for state in folded.consumers() {
@@ -149,7 +147,6 @@ impl Core {
     }
 
     /// What a planted bug forgets at a restart.
-    #[cfg(feature = "planted")]
     fn forget_some(&self, mut folded: Partition) -> Partition {
         if self.has(Planted::IdsForgotten) {
             folded.forget_ids();

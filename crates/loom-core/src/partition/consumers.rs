@@ -211,7 +211,6 @@ impl Consumers {
         found.acked = found.acked.split_off(&new);
     }
 
-    #[cfg(feature = "planted")]
     pub(super) fn forget_attempts(&mut self) {
         for found in self.all.values_mut() {
             for begun in found.open.values_mut() {

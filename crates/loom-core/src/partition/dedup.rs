@@ -132,7 +132,6 @@ impl Dedup {
         (known.at_ms.saturating_add(self.window_ms) > clock_ms).then_some(known)
     }
 
-    #[cfg(feature = "planted")]
     pub(super) fn clear(&mut self) {
         self.order.clear();
         self.index.clear();

@@ -187,12 +187,10 @@ impl Partition {
         &self.dead
     }
 
-    #[cfg(feature = "planted")]
     pub(crate) fn forget_ids(&mut self) {
         self.dedup.clear();
     }
 
-    #[cfg(feature = "planted")]
     pub(crate) fn forget_attempts(&mut self) {
         self.consumers.forget_attempts();
     }
