@@ -157,8 +157,8 @@ pub struct Machine {
     written: u64,
     synced: u64,
     flush: bool,
-    /// A write ended and no sync has begun since.
-    owes_sync: bool,
+    /// How many writes have ended since a sync began or ended.
+    owed_writes: u32,
     /// The record that closes the log, once it is asked for.
     closing: Option<Batch>,
     /// Where a write without space may have left bytes.
@@ -192,7 +192,7 @@ impl Machine {
             written: recovered.end,
             synced: recovered.end,
             flush: false,
-            owes_sync: false,
+            owed_writes: 0,
             closing: None,
             smeared: None,
             last_op: 0,

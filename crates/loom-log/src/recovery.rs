@@ -354,7 +354,7 @@ impl Recovery {
     }
 
     fn show(&self, segment: &Segment, end: u64, each: &mut dyn FnMut(Found<'_>)) {
-        for frame in segment.frames(self.bug) {
+        for frame in segment.read_frames() {
             if frame.place.position >= end {
                 return;
             }

@@ -188,6 +188,38 @@ fn what_comes_during_a_sync_is_one_write_and_one_sync() {
 
 // requirement: LOG-ACKED
 #[test]
+fn what_comes_during_a_write_is_synced_with_it() {
+    let mut log = Driven::open();
+    for _ in 0..10 {
+        log.append(Level::Disk, batch(1, 8)).unwrap();
+    }
+    log.finish(is_write, Ok(()));
+    assert!(
+        matches!(log.ops()[..], [Op::Write { .. }]),
+        "the nine others"
+    );
+    log.finish(is_write, Ok(()));
+    assert!(matches!(log.ops()[..], [Op::Sync { .. }]));
+    log.finish(is_sync, Ok(()));
+    assert_eq!(log.answers().len(), 10);
+}
+
+// requirement: LOG-ACKED
+#[test]
+fn a_sync_is_not_put_off_for_ever_by_what_comes() {
+    let mut log = Driven::open();
+    let mut writes = 0;
+    log.append(Level::Disk, batch(1, 8)).unwrap();
+    while log.ops().iter().any(is_write) {
+        log.append(Level::Disk, batch(1, 8)).unwrap();
+        log.finish(is_write, Ok(()));
+        writes += 1;
+    }
+    assert_eq!(writes, 4);
+}
+
+// requirement: LOG-ACKED
+#[test]
 fn who_waits_for_the_write_only_does_not_wait_for_a_sync_under_way() {
     let mut log = Driven::open();
     log.append(Level::Disk, batch(1, 8)).unwrap();

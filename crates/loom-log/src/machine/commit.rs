@@ -8,6 +8,9 @@ use super::{Answered, Append, Machine, Phase, Planted, Purpose, Refusal};
 use crate::format::{Batch, Mark, Place, put_frame};
 use crate::storage::{Failure, File, Op};
 
+/// No more writes than these are taken together before they are synced.
+const OWED_WRITES: u32 = 4;
+
 /// Who waits for a batch of a commit.
 #[derive(Debug)]
 struct Waiter {
@@ -271,7 +274,7 @@ impl Machine {
                     .push_back((waiter.ticket, waiter.position, waiter.next));
             }
         }
-        self.owes_sync = true;
+        self.owed_writes += 1;
     }
 
     fn accept(&mut self, ticket: Ticket, position: u64) {
@@ -281,9 +284,11 @@ impl Machine {
         });
     }
 
-    /// After a write those who wait for the disk come first.
+    /// After a write those who wait for the disk come first; but what came during the write goes with them, else the first
+    /// of many who append at once would have a sync of its own, and all others would wait for it.
     pub(super) fn begin_owed_sync(&mut self) -> bool {
-        self.owes_sync && self.begin_sync()
+        let due = self.pending.is_empty() || self.owed_writes >= OWED_WRITES;
+        self.owed_writes > 0 && due && self.begin_sync()
     }
 
     /// Begins a sync if somebody needs one.
@@ -294,7 +299,7 @@ impl Machine {
         if self.syncing.is_some() || !self.wants_sync() {
             return false;
         }
-        self.owes_sync = false;
+        self.owed_writes = 0;
         self.flush = false;
         let files = std::mem::take(&mut self.unsynced_files);
         let all = files.into_iter().chain([File::Segment(active.first)]);
@@ -340,7 +345,7 @@ impl Machine {
             next = self.written;
         }
         self.synced = next;
-        self.owes_sync = false;
+        self.owed_writes = 0;
         self.unsynced_bytes = self.unsynced_bytes.saturating_sub(bytes);
         while let Some((ticket, position, behind)) = self.unsynced.front().copied()
             && behind <= next

@@ -97,6 +97,13 @@ impl Segment {
         frames
     }
 
+    /// The same, once they have been walked: there is no need to sum them up again.
+    pub(super) fn read_frames(&self) -> Frames<'_> {
+        let mut frames = self.frames(Bug::default());
+        frames.strict = false;
+        frames
+    }
+
     pub(super) fn walk(&self, bug: Bug) -> Walk {
         let mut frames = self.frames(bug);
         let marks = frames.by_ref().map(|frame| synced(&frame));
@@ -151,7 +158,7 @@ impl Segment {
             floor_at: HEADER_PAGE,
             chunks: Vec::new(),
         };
-        for frame in self.frames(bug) {
+        for frame in self.read_frames() {
             if tail.at >= walk.at {
                 break;
             }
