@@ -17,7 +17,7 @@ PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
 Q ?=
 SCALE ?= 1
 
-.PHONY: help setup demo test test-deps bench prove lint format gen lock docs dist clean tools
+.PHONY: help setup demo test test-deps bench prove prove-log lint format gen lock docs dist clean tools
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ bench: $(STAMPS)/bench ## Measure, print the table and write it to docs/benchmar
 
 prove: setup ## The long checks: licences and advisories, many simulated seeds (SCALE=10 for ten times as many)
 	@SCALE=$(SCALE) $(PY) tools/stages.py prove
+
+prove-log: setup ## Prove the log: crash points, kills, failing disks, power cuts; writes docs/reliability.md (SCALE as above)
+	@SCALE=$(SCALE) $(PY) tools/stages.py prove-log
 
 lint: setup ## Check format, style and types only
 	@$(PY) tools/stages.py lint

@@ -1,4 +1,4 @@
-"""Run the stages of ``make test``, ``make lint`` or ``make prove`` one after the other.
+"""Run the stages of ``make test``, ``lint``, ``prove`` or ``prove-log`` one after the other.
 
 Each stage prints its time, a failed one does not keep the others from running, and what a stage
 started ends with it.
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
+
+import prove_log as prove_the_log
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -67,6 +69,13 @@ def prove() -> Iterator[Stage]:
     yield Stage("coverage of the Python tests", (*PYTEST, *coverage), 1_800)
 
 
+def prove_log() -> Iterator[Stage]:
+    """The log's own proof, piece by piece, and the page that tells of it."""
+    for piece in prove_the_log.PIECES:
+        yield Stage(piece, (PYTHON, "tools/prove_log.py", piece), 3_600)
+    yield Stage("docs/reliability.md", (PYTHON, "tools/prove_log.py", "page"))
+
+
 def run(stage: Stage) -> str | None:
     """Run one stage in a process group of its own; say what went wrong, or nothing."""
     process = subprocess.Popen(
@@ -90,7 +99,12 @@ def stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Run the stages of the named set and print what each took."""
-    sets = {"test": lambda: iter(TEST), "lint": lambda: iter(LINT), "prove": prove}
+    sets = {
+        "test": lambda: iter(TEST),
+        "lint": lambda: iter(LINT),
+        "prove": prove,
+        "prove-log": prove_log,
+    }
     if len(arguments) != 1 or arguments[0] not in sets:
         print(f"usage: stages.py {'|'.join(sets)}", file=sys.stderr)
         return 2

@@ -1,13 +1,18 @@
 //! `loom-sim --seeds N [--from S]` runs many seeds; `loom-sim --seed S [--trace]` runs one again.
 //! `loom-sim log --points N [--seed S]` crashes the log so many times, and judges what recovery finds.
+//! `loom-sim damage --tries N [--seed S]` damages logs so many times, and sees that each record is exact or is reported.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use loom_sim::{Campaign, LogCampaign, LogRun, LogSetup, Run, Setup, exhaust_log, simulate};
+use loom_sim::{
+    Campaign, LogCampaign, LogRun, LogSetup, Run, Setup, damage_drawn, exhaust_log, simulate,
+};
 
-const USAGE: &str =
-    "usage: loom-sim --seeds N [--from S] | --seed S [--trace] | log --points N [--seed S]";
+const USAGE: &str = "usage: loom-sim --seeds N [--from S] | --seed S [--trace] \
+                     | log --points N [--seed S] | damage --tries N [--seed S]";
+/// So many damages are tried on one log.
+const OF_ONE_LOG: u64 = 200;
 /// Of the crashes of the log one in so many belongs to a history that is tried out in every way.
 const EXHAUSTED: u64 = 5;
 /// No more ways than these are tried out at one moment of such a history.
@@ -41,8 +46,14 @@ fn read(mut words: impl Iterator<Item = String>) -> Option<Asked> {
 fn main() -> io::Result<ExitCode> {
     let mut words = std::env::args().skip(1).peekable();
     if words.next_if_eq("log").is_some() {
-        return match read_log(words) {
+        return match read_log(words, "--points") {
             Some((points, seed)) => crash_logs(points, seed),
+            None => show_usage(),
+        };
+    }
+    if words.next_if_eq("damage").is_some() {
+        return match read_log(words, "--tries") {
+            Some((tries, seed)) => damage_logs(tries, seed),
             None => show_usage(),
         };
     }
@@ -60,17 +71,37 @@ fn show_usage() -> io::Result<ExitCode> {
     Ok(ExitCode::from(2))
 }
 
-fn read_log(mut words: impl Iterator<Item = String>) -> Option<(u64, u64)> {
-    let (mut points, mut seed) = (None, 0);
+fn read_log(mut words: impl Iterator<Item = String>, many: &str) -> Option<(u64, u64)> {
+    let (mut count, mut seed) = (None, 0);
     while let Some(word) = words.next() {
         let number = words.next()?.parse::<u64>().ok()?;
         match word.as_str() {
-            "--points" => points = Some(number),
             "--seed" => seed = number,
+            word if word == many => count = Some(number),
             _ => return None,
         }
     }
-    Some((points?, seed))
+    Some((count?, seed))
+}
+
+fn damage_logs(tries: u64, seed: u64) -> io::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let (mut tried, mut reported, mut at) = (0, 0, seed);
+    while tried < tries {
+        let damages = damage_drawn(at, OF_ONE_LOG, LogSetup::default());
+        if let Some(violation) = &damages.violation {
+            writeln!(io::stderr(), "seed {at} of the damages broke {violation}")?;
+            return Ok(ExitCode::FAILURE);
+        }
+        tried += damages.tried;
+        reported += damages.reported;
+        at += 1;
+    }
+    writeln!(
+        out,
+        "{tried} damages of logs from seed {seed} on, {reported} of them reported: no record was wrong or missing"
+    )?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn crash_logs(points: u64, seed: u64) -> io::Result<ExitCode> {
