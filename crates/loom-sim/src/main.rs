@@ -53,7 +53,7 @@ fn main() -> io::Result<ExitCode> {
     }
     if words.next_if_eq("damage").is_some() {
         return match read_log(words, "--tries") {
-            Some((tries, seed)) => damage_logs(tries, seed),
+            Some((wanted, seed)) => damage_logs(wanted, seed),
             None => show_usage(),
         };
     }
@@ -84,10 +84,10 @@ fn read_log(mut words: impl Iterator<Item = String>, many: &str) -> Option<(u64,
     Some((count?, seed))
 }
 
-fn damage_logs(tries: u64, seed: u64) -> io::Result<ExitCode> {
+fn damage_logs(wanted: u64, seed: u64) -> io::Result<ExitCode> {
     let mut out = io::stdout().lock();
     let (mut tried, mut reported, mut at) = (0, 0, seed);
-    while tried < tries {
+    while tried < wanted {
         let damages = damage_drawn(at, OF_ONE_LOG, LogSetup::default());
         if let Some(violation) = &damages.violation {
             writeln!(io::stderr(), "seed {at} of the damages broke {violation}")?;
