@@ -142,6 +142,11 @@ impl Lanes {
         self.classes.get(qos as usize).copied().unwrap_or_default()
     }
 
+    /// Of these, those that its member is given first.
+    pub(crate) fn firsts(&self) -> usize {
+        self.classes.iter().sum()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -93,8 +93,8 @@ pub use crate::read::{Fed, Read};
 pub use crate::record::{Level, Outgoing, Record};
 pub use crate::selection::Weights;
 pub use crate::stats::{
-    CapabilityStats, ClassStats, EventCounts, Gauges, ProviderStats, Stats, SubscriptionStats,
-    TopicStats, Waits,
+    CapabilityStats, ClassStats, ConsumerStats, EventCounts, Gauges, LogStats, ProviderStats,
+    Stats, SubscriptionStats, TopicStats, Waits,
 };
 pub use crate::time::{Moment, Nanos};
 pub use crate::topic::{Filter, check_topic};

@@ -9,6 +9,7 @@ use crate::broker::Provider;
 use crate::core::Core;
 use crate::envelope::Qos;
 use crate::error::Code;
+use crate::part::Part;
 use crate::topics::Topic;
 
 /// Counts of ends.
@@ -211,8 +212,10 @@ pub struct SubscriptionStats {
     pub queued: usize,
     pub queued_bytes: usize,
     pub leased: u32,
+    pub again: usize,
     pub high_water: usize,
     pub failed: u64,
+    pub redelivered: u64,
     pub lagging: bool,
     pub latency: Summary,
     pub by_qos: BTreeMap<&'static str, ClassStats>,
@@ -248,6 +251,43 @@ pub struct CapabilityStats {
     pub duration: Summary,
 }
 
+/// One group that consumes a log.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct ConsumerStats {
+    pub consumer: u32,
+    pub group: String,
+    pub behind: bool,
+    /// Positions between it and the end of the log.
+    pub lag: u64,
+    pub open: usize,
+    pub parked: usize,
+    pub matched: u64,
+    pub spilled: u64,
+    pub begun: u64,
+    pub redelivered: u64,
+    pub lapsed: u64,
+    pub acked: u64,
+    pub dead: u64,
+    pub expired: u64,
+    pub dropped: u64,
+}
+
+/// The open log of one namespace, as the core knows it.
+#[derive(Debug, Clone, Serialize)]
+#[expect(missing_docs, reason = "docs/stats.md says what each is")]
+pub struct LogStats {
+    pub namespace: String,
+    pub partition: u32,
+    pub epoch: u32,
+    pub oldest: u64,
+    pub end: u64,
+    pub waiting: usize,
+    pub dead: usize,
+    pub dead_lost: u64,
+    pub consumers: Vec<ConsumerStats>,
+}
+
 /// What there is now; all but the first four are 0 when nothing is going on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[expect(missing_docs, reason = "docs/stats.md says what each is")]
@@ -278,6 +318,7 @@ pub struct Stats {
     pub topics_cached: usize,
     pub subscriptions: Vec<SubscriptionStats>,
     pub capabilities: Vec<CapabilityStats>,
+    pub logs: Vec<LogStats>,
     pub calls: Waits,
     pub requests: Waits,
     pub errors: BTreeMap<&'static str, u64>,
@@ -292,6 +333,41 @@ fn provider_stats(provider: &Provider) -> ProviderStats {
         window: provider.bulkhead.width(),
         ejections: provider.breaker.opened,
         retries: provider.retries,
+    }
+}
+
+fn log_stats(part: &Part) -> LogStats {
+    let end = part.folded.end();
+    let consumers = part.consumers.iter().map(|(number, found)| {
+        let tally = &found.tally;
+        ConsumerStats {
+            consumer: *number,
+            group: found.group.to_string(),
+            behind: found.behind,
+            lag: end.saturating_sub(found.taken(end)),
+            open: found.open.len(),
+            parked: found.parked(),
+            matched: tally.matched,
+            spilled: tally.spilled,
+            begun: tally.begun,
+            redelivered: tally.redelivered,
+            lapsed: tally.lapsed,
+            acked: tally.acked,
+            dead: tally.dead,
+            expired: tally.expired,
+            dropped: tally.dropped,
+        }
+    });
+    LogStats {
+        namespace: part.namespace.to_string(),
+        partition: part.opened.partition,
+        epoch: part.opened.epoch,
+        oldest: part.opened.oldest,
+        end,
+        waiting: part.order.len(),
+        dead: part.folded.dead().count(),
+        dead_lost: part.folded.letters().lost(),
+        consumers: consumers.collect(),
     }
 }
 
@@ -322,6 +398,7 @@ impl Core {
             topics_cached: self.topics.len(),
             subscriptions: self.subscription_stats(),
             capabilities: self.capability_stats(),
+            logs: self.parts.values().map(log_stats).collect(),
             calls,
             requests,
             errors: by_name(&self.totals.errors),
@@ -406,6 +483,10 @@ impl Core {
     fn subscription_stats(&self) -> Vec<SubscriptionStats> {
         let all = self.subs.iter().map(|(_, sub)| {
             let total = sub.books.total();
+            let queued = sub.lanes.firsts();
+            let leased = total.open().saturating_sub(queued as u64);
+            let leased = u32::try_from(leased).unwrap_or(u32::MAX);
+            let again = sub.lanes.items() - queued;
             let classes = Qos::ALL.into_iter().zip(sub.books.classes());
             let heard = classes.filter(|(_, books)| books.matched > 0);
             SubscriptionStats {
@@ -421,11 +502,13 @@ impl Core {
                 delivered: total.delivered,
                 dropped: total.dropped,
                 expired: total.expired,
-                queued: sub.lanes.items(),
+                queued,
                 queued_bytes: sub.lanes.bytes(),
-                leased: sub.leased,
+                leased,
+                again: again + sub.leased.saturating_sub(leased) as usize,
                 high_water: sub.books.high_water,
                 failed: total.failed,
+                redelivered: total.redelivered,
                 lagging: sub.lagging,
                 latency: sub.books.latency(),
                 by_qos: heard

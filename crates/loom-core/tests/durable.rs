@@ -3,46 +3,28 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::many_single_char_names,
     reason = "a test says what it expects by failing"
 )]
 
 mod common;
 
+use common::log::Log;
 use common::{World, done};
 use loom_core::{
-    Durability, Level, Limits, Offer, Opened, Options, Partition, Position, Publish, Qos, Record,
-    SessionId, Ticket,
+    AgentSpec, Code, Delivery, Handle, Health, Level, Limits, Offer, Opened, Options, Partition,
+    Publish, Qos, Record, SessionId, Start, Ticket,
 };
 
-fn opened() -> Opened {
-    Opened {
-        partition: 1,
-        epoch: 1,
-        oldest: 0,
-        kept: true,
-        how: Durability {
-            filters: vec!["d.>".to_owned()],
-            ..Durability::default()
-        },
-    }
+fn world() -> (World, Log) {
+    Log::world(Limits::default())
 }
 
-fn position(n: u64) -> Position {
-    Position {
-        partition: 1,
-        epoch: 1,
-        n,
+fn small(items: usize) -> Limits {
+    Limits {
+        queue_items: items,
+        ..Limits::default()
     }
-}
-
-fn world() -> World {
-    let mut w = World::new();
-    let folded = Partition::new(&Limits::default());
-    let at = w.at;
-    w.core
-        .open_partition("default", opened(), folded, at)
-        .unwrap();
-    w
 }
 
 fn logging(w: &mut World, session: SessionId, publish: Publish<'_>) -> Ticket {
@@ -57,34 +39,86 @@ fn durable(w: &mut World, session: SessionId, topic: &str) -> Ticket {
     logging(w, session, publish)
 }
 
+fn keyed<'a>(w: &World, s: SessionId, topic: &'a str, key: &str, text: &str) -> Publish<'a> {
+    let options = Options {
+        key: Some(key.to_owned()),
+        ..Options::default()
+    };
+    Publish {
+        options: Some(Box::new(options)),
+        payload: text.as_bytes().into(),
+        ..w.publish(s, topic)
+    }
+}
+
+/// Publishes to `d.a` in a lane.
+fn put(w: &mut World, s: SessionId, key: &str, text: &str) {
+    let publish = keyed(w, s, "d.a", key, text);
+    logging(w, s, publish);
+}
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8_lossy(&delivery.envelope.payload).into_owned()
+}
+
+/// Takes and ends turns until there are none, with the log answering in between.
+fn run(w: &mut World, log: &mut Log, s: SessionId, a: Handle) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        log.serve(w);
+        let Some(turn) = w.take(s, a) else {
+            return all;
+        };
+        all.push(text(&turn));
+        let mut next = w.end(s, a, &turn);
+        while let Some(turn) = next {
+            all.push(text(&turn));
+            next = w.end(s, a, &turn);
+        }
+    }
+}
+
+fn turn(w: &mut World, log: &mut Log, s: SessionId, a: Handle) -> Delivery {
+    log.serve(w);
+    let first = w.take(s, a);
+    log.serve(w);
+    first.or_else(|| w.take(s, a)).unwrap()
+}
+
+fn started(log: &Log) -> Vec<(u64, u32)> {
+    log.of(|record| match record {
+        Record::Started(it) => Some((it.n, it.attempt)),
+        _ => None,
+    })
+}
+
 // requirement: TICKETS-ORDERED, DUR-LEVEL
 #[test]
 fn a_durable_event_is_answered_when_the_log_has_it_in_the_order_of_the_tickets() {
-    let mut w = world();
+    let (mut w, mut log) = world();
     let s = w.session();
     let (first, second) = (durable(&mut w, s, "d.a"), durable(&mut w, s, "d.a"));
     let out = w.core.take_records();
     assert!(!w.core.has_records());
     let sent: Vec<_> = out.iter().map(|o| (o.ticket, o.level)).collect();
-    assert_eq!(
-        sent,
-        [(Some(first), Level::Disk), (Some(second), Level::Disk)]
-    );
+    let disk = Level::Disk;
+    assert_eq!(sent, [(Some(first), disk), (Some(second), disk)]);
     assert!(matches!(out[0].batch[0], Record::Event(_)));
-    w.core.logged(second, position(2), w.at);
+    w.core.logged(second, log.position(3), w.at);
     assert!(w.seen(s).accepted.is_empty(), "the first is not answered");
-    w.core.logged(first, position(1), w.at);
+    w.core.logged(first, log.position(2), w.at);
     let accepted = w.seen(s).accepted;
     let tickets: Vec<_> = accepted.iter().map(|(ticket, _)| *ticket).collect();
     assert_eq!(tickets, [first, second]);
-    assert_eq!(accepted[1].1.position, Some(position(2)));
+    assert_eq!(accepted[1].1.position, Some(log.position(3)));
     assert_eq!(accepted[1].1.level, Level::Disk);
+    log.next = 4;
 }
 
 // requirement: DUR-LEVEL
 #[test]
 fn what_is_durable_is_said_by_the_topic_or_by_the_publisher() {
-    let mut w = world();
+    let (mut w, mut log) = world();
     let s = w.session();
     let plain = w.publish(s, "plain");
     assert_eq!(done(w.offer(s, plain).unwrap()).level, Level::Accepted);
@@ -92,27 +126,932 @@ fn what_is_durable_is_said_by_the_topic_or_by_the_publisher() {
         qos: Qos::Realtime,
         ..w.publish(s, "d.a")
     };
-    assert!(w.offer(s, realtime).is_err(), "realtime is never durable");
+    let error = w.offer(s, realtime).unwrap_err();
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (Code::InvalidParams, Some("qos"))
+    );
     let asked = Publish {
         ack: Some(Level::Os),
         ..w.publish(s, "plain")
     };
-    let ticket = logging(&mut w, s, asked);
-    assert_eq!(w.core.take_records()[0].level, Level::Os);
+    logging(&mut w, s, asked);
     let eager = Publish {
         eager: true,
         ..w.publish(s, "d.a")
     };
     assert!(matches!(w.offer(s, eager).unwrap(), Offer::NoRoom));
-    assert!(!w.core.has_records());
-    let id = Options {
-        dedup: Some("one".to_owned()),
-        ..Options::default()
-    };
+    log.collect(&mut w);
+    assert_eq!(log.waiting.len(), 1, "what is eager is not logged");
+    assert_eq!(log.waiting[0].level, Level::Os);
     let named = Publish {
-        options: Some(Box::new(id)),
+        options: Some(Box::new(id("one"))),
         ..w.publish(s, "plain")
     };
     assert_eq!(w.offer(s, named).unwrap_err().field.as_deref(), Some("id"));
-    w.core.logged(ticket, position(1), w.at);
+    log.serve(&mut w);
+    assert_eq!(w.seen(s).accepted[0].1.level, Level::Os);
+    let other = w.session_in("other");
+    let asked = Publish {
+        ack: Some(Level::Os),
+        ..w.publish(other, "plain")
+    };
+    assert_eq!(w.offer(other, asked).unwrap_err().code, Code::NotSupported);
+}
+
+fn id(text: &str) -> Options {
+    Options {
+        dedup: Some(text.to_owned()),
+        ..Options::default()
+    }
+}
+
+// requirement: DUR-STARTED
+#[test]
+fn a_durable_turn_is_handed_out_once_the_log_knows_that_it_begins() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "1");
+    assert!(w.take(s, a).is_none(), "it is not logged");
+    log.collect(&mut w);
+    log.answer(&mut w, usize::MAX);
+    assert!(w.take(s, a).is_none(), "that it begins is not logged");
+    w.seen(s);
+    log.collect(&mut w);
+    let levels: Vec<Level> = log.waiting.iter().map(|out| out.level).collect();
+    assert_eq!(levels, [Level::Os]);
+    log.answer(&mut w, usize::MAX);
+    assert_eq!(w.seen(s).ready, [a]);
+    let turn = w.take(s, a).unwrap();
+    assert!(turn.durable && turn.attempt == 1 && turn.envelope.position.is_some());
+    let n = turn.envelope.position.unwrap().n;
+    assert_eq!(started(&log), [(n, 1)]);
+    w.end(s, a, &turn);
+    log.serve(&mut w);
+}
+
+// requirement: DUR-STARTED
+#[test]
+fn a_claim_does_not_wait_for_what_stands_before_it_and_as_many_are_made_as_there_are_slots() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 3);
+    log.serve(&mut w);
+    for key in ["k", "l", "m", "n"] {
+        put(&mut w, s, key, key);
+    }
+    log.collect(&mut w);
+    log.answer(&mut w, usize::MAX);
+    put(&mut w, s, "later", "later");
+    log.collect(&mut w);
+    assert_eq!(log.waiting.len(), 4, "three claims and an event");
+    let claims: Vec<_> = log.waiting.drain(..3).collect();
+    for (at, out) in claims.into_iter().enumerate() {
+        let n = log.next + 1 + at as u64;
+        log.records.insert(n, out.batch[0].clone());
+        w.core.logged(out.ticket.unwrap(), log.position(n), w.at);
+    }
+    assert_eq!((0..3).filter_map(|_| w.take(s, a)).count(), 3);
+    let event = log.waiting.remove(0);
+    log.records.insert(log.next, event.batch[0].clone());
+    w.core
+        .logged(event.ticket.unwrap(), log.position(log.next), w.at);
+    log.next += 4;
+    w.check();
+    log.collect(&mut w);
+    assert!(log.waiting.is_empty(), "there is no slot");
+}
+
+// requirement: DUR-ACK
+#[test]
+fn acks_are_written_together_after_a_while_and_what_is_acked_does_not_come_again() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    for at in 0..4 {
+        put(&mut w, s, &at.to_string(), &at.to_string());
+    }
+    assert_eq!(run(&mut w, &mut log, s, a), ["0", "1", "2", "3"]);
+    let progress = |log: &Log| {
+        log.of(|r| matches!(r, Record::Progress(_)).then_some(()))
+            .len()
+    };
+    assert_eq!(progress(&log), 0, "acks wait for others");
+    w.pass(50);
+    log.serve(&mut w);
+    assert_eq!(progress(&log), 1);
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+    put(&mut w, s, "k", "new");
+    assert_eq!(run(&mut w, &mut log, s, a), ["new"]);
+}
+
+// requirement: DUR-RESTART
+#[test]
+fn what_was_not_acked_comes_again_after_a_restart_with_its_count() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    for key in ["k", "k", "l"] {
+        put(&mut w, s, key, key);
+    }
+    log.serve(&mut w);
+    let first = w.take(s, a).unwrap();
+    assert_eq!(text(&first), "k");
+    for attempt in 2..5 {
+        log.restart(&mut w);
+        let s = w.session();
+        let a = w.agent(s, "a", &["d.a"]);
+        let turn = turn(&mut w, &mut log, s, a);
+        assert_eq!((text(&turn).as_str(), turn.attempt), ("k", attempt));
+        assert_eq!(turn.envelope.id, first.envelope.id);
+    }
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let mut all = run(&mut w, &mut log, s, a);
+    all.sort();
+    assert_eq!(all, ["k", "k", "l"]);
+}
+
+// requirement: DLQ-POISON
+#[test]
+fn an_event_that_ends_the_process_each_time_is_given_up_before_it_is_handed_out_again() {
+    let (mut w, mut log) = Log::world(Limits {
+        max_deliver: 3,
+        ..Limits::default()
+    });
+    let s = w.session();
+    w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "poison");
+    put(&mut w, s, "k", "good");
+    log.serve(&mut w);
+    for _ in 0..3 {
+        log.restart(&mut w);
+        let s = w.session();
+        let a = w.agent(s, "a", &["d.a"]);
+        log.serve(&mut w);
+        let turn = w.take(s, a).unwrap();
+        if text(&turn) == "good" {
+            break;
+        }
+    }
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    assert_eq!(run(&mut w, &mut log, s, a), ["good"]);
+    let dead = w.core.dead("default");
+    assert_eq!((dead.len(), dead[0].attempt), (1, 3));
+}
+
+// requirement: DUR-RETRY
+#[test]
+fn an_event_whose_handler_fails_waits_longer_each_time_and_holds_only_its_own_lane() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    for (key, text) in [("k", "1"), ("k", "2"), ("l", "3")] {
+        put(&mut w, s, key, text);
+    }
+    for attempt in 1..4 {
+        let turn = turn(&mut w, &mut log, s, a);
+        assert_eq!((text(&turn).as_str(), turn.attempt), ("1", attempt));
+        w.fail(s, &turn, Code::HandlerError).unwrap();
+        let others = run(&mut w, &mut log, s, a);
+        assert_eq!(others, if attempt == 1 { vec!["3"] } else { vec![] });
+        let pause = 1_000 << (attempt - 1);
+        w.pass(pause * 3 / 4 - 1);
+        assert!(run(&mut w, &mut log, s, a).is_empty(), "it waits");
+        w.pass(pause / 4 + 1);
+    }
+    assert_eq!(run(&mut w, &mut log, s, a), ["1", "2"]);
+    let row = &w.core.stats().subscriptions[0];
+    assert_eq!((row.matched, row.delivered, row.redelivered), (3, 3, 3));
+}
+
+// requirement: DUR-RETRY, DUR-RESTART
+#[test]
+fn a_pause_holds_over_a_restart() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "1");
+    put(&mut w, s, "k", "2");
+    let first = turn(&mut w, &mut log, s, a);
+    assert!(w.core.nak(s, first.lease.unwrap(), 60_000).unwrap());
+    w.end(s, a, &first);
+    log.serve(&mut w);
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+    w.pass(59_000);
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+    w.pass(1_000);
+    assert_eq!(run(&mut w, &mut log, s, a), ["1", "2"]);
+}
+
+// requirement: DUR-ACK
+#[test]
+fn a_turn_may_ack_give_back_or_give_up_its_event_itself() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "acked");
+    let it = turn(&mut w, &mut log, s, a);
+    let lease = it.lease.unwrap();
+    assert!(w.core.ack(s, lease, w.at).unwrap());
+    assert!(!w.core.ack(s, lease, w.at).unwrap(), "it is done");
+    assert!(!w.core.nak(s, lease, 0).unwrap());
+    w.fail(s, &it, Code::HandlerError).unwrap();
+    assert!(
+        run(&mut w, &mut log, s, a).is_empty(),
+        "an error after the ack changes nothing"
+    );
+    assert_eq!(w.core.ack(s, lease, w.at).unwrap_err().code, Code::Fenced);
+    put(&mut w, s, "k", "again");
+    let it = turn(&mut w, &mut log, s, a);
+    assert!(w.core.nak(s, it.lease.unwrap(), 0).unwrap());
+    assert!(run(&mut w, &mut log, s, a).is_empty(), "its turn goes on");
+    w.end(s, a, &it);
+    let it = turn(&mut w, &mut log, s, a);
+    assert_eq!((text(&it).as_str(), it.attempt), ("again", 2));
+    assert!(w.core.term(s, it.lease.unwrap(), "no use", w.at).unwrap());
+    w.fail(s, &it, Code::HandlerError).unwrap();
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+    let dead = w.core.dead("default");
+    assert_eq!(
+        (dead.len(), dead[0].code, dead[0].message.as_str()),
+        (1, 0, "no use")
+    );
+    let far = Limits::default().ttl_ms_max + 1;
+    put(&mut w, s, "k", "last");
+    let it = turn(&mut w, &mut log, s, a);
+    let error = w.core.nak(s, it.lease.unwrap(), far).unwrap_err();
+    assert_eq!(error.field.as_deref(), Some("delay"));
+    w.end(s, a, &it);
+    w.emit(s, "plain");
+    let b = w.agent(s, "b", &["plain"]);
+    w.emit(s, "plain");
+    let it = w.take(s, b).unwrap();
+    let error = w.core.ack(s, it.lease.unwrap(), w.at).unwrap_err();
+    assert_eq!(error.code, Code::InvalidParams);
+    w.end(s, b, &it);
+    log.serve(&mut w);
+}
+
+// requirement: DLQ-AFTER-MAX
+#[test]
+fn an_event_is_given_up_after_so_many_attempts_and_that_is_an_event() {
+    let (mut w, mut log) = Log::world(Limits {
+        max_deliver: 2,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let ear = w.agent(s, "ear", &["loom.dead.>"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    put(&mut w, s, "k", "good");
+    for _ in 0..2 {
+        let it = turn(&mut w, &mut log, s, a);
+        assert_eq!(text(&it), "bad");
+        w.fail(s, &it, Code::ToolError).unwrap();
+        w.pass(60_000);
+    }
+    assert_eq!(run(&mut w, &mut log, s, a), ["good"], "its lane goes on");
+    let told = w.take(s, ear).unwrap();
+    assert_eq!(&*told.envelope.topic, "loom.dead.d.a");
+    let body: serde_json::Value = serde_json::from_slice(&told.envelope.payload).unwrap();
+    assert_eq!(body["consumer"], "a");
+    assert_eq!(
+        (&body["attempt"], &body["code"]),
+        (&2.into(), &"TOOL_ERROR".into())
+    );
+    assert_eq!(body["message"], "it broke");
+    w.end(s, ear, &told);
+    w.core.flush_acks();
+    log.serve(&mut w);
+    let dead = w.core.dead("default");
+    assert_eq!((dead.len(), dead[0].attempt), (1, 2));
+    assert_eq!(w.core.needs(1), Some(dead[0].n), "its data is still needed");
+}
+
+// requirement: DLQ-MISFIT
+#[test]
+fn data_that_does_not_fit_is_given_up_at_once() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    let it = turn(&mut w, &mut log, s, a);
+    w.fail(s, &it, Code::InvalidParams).unwrap();
+    log.serve(&mut w);
+    assert_eq!(w.core.dead("default").len(), 1);
+}
+
+// requirement: DLQ-REDRIVE
+#[test]
+fn a_dead_event_is_published_anew_once_for_the_consumer_that_gave_it_up() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let b = w.agent(s, "b", &["d.>"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    let it = turn(&mut w, &mut log, s, a);
+    w.fail(s, &it, Code::InvalidParams).unwrap();
+    assert_eq!(run(&mut w, &mut log, s, b), ["bad"]);
+    let dead = w.core.dead("default")[0].clone();
+    let which = (dead.consumer, dead.n);
+    let ticket = w
+        .core
+        .redrive(s, which, Some(Box::from(*b"mended")))
+        .unwrap();
+    let second = w.core.redrive(s, which, None).unwrap_err();
+    assert_eq!(second.code, Code::Conflict);
+    w.seen(s);
+    log.serve(&mut w);
+    let accepted = w.seen(s).accepted;
+    assert_eq!(accepted[0].0, ticket);
+    assert_eq!(run(&mut w, &mut log, s, a), ["mended"]);
+    assert!(
+        run(&mut w, &mut log, s, b).is_empty(),
+        "it is for nobody else"
+    );
+    assert!(w.core.dead("default").is_empty());
+    assert_eq!(
+        w.core.redrive(s, which, None).unwrap_err().code,
+        Code::NotFound
+    );
+    w.pass(50);
+    log.serve(&mut w);
+    log.restart(&mut w);
+    let s = w.session();
+    let b = w.agent(s, "b", &["d.>"]);
+    assert!(run(&mut w, &mut log, s, b).is_empty());
+}
+
+// requirement: DLQ-REDRIVE
+#[test]
+fn a_redrive_that_the_log_did_not_get_leaves_the_event_dead() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    let it = turn(&mut w, &mut log, s, a);
+    w.fail(s, &it, Code::InvalidParams).unwrap();
+    log.serve(&mut w);
+    let dead = w.core.dead("default")[0].clone();
+    let which = (dead.consumer, dead.n);
+    let ticket = w.core.redrive(s, which, None).unwrap();
+    log.feed(&mut w);
+    log.collect(&mut w);
+    log.refuse(&mut w);
+    assert_eq!(w.seen(s).refused[0].0, ticket);
+    assert_eq!(w.core.dead("default").len(), 1);
+    w.core.redrive(s, which, None).unwrap();
+    log.feed(&mut w);
+    assert_eq!(log.collect(&mut w), 1, "both records are one batch");
+    assert_eq!(log.waiting[0].batch.len(), 2);
+    log.restart(&mut w);
+    assert_eq!(
+        w.core.dead("default").len(),
+        1,
+        "what crashed in between did not happen"
+    );
+}
+
+// requirement: DUR-LEASE
+#[test]
+fn a_lease_holds_while_its_loop_moves_and_lapses_with_the_stack_when_it_does_not() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let other = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let ear = w.agent(other, "ear", &["loom.error.fenced"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "long");
+    let it = turn(&mut w, &mut log, s, a);
+    for _ in 0..10 {
+        w.pass(20_000);
+        w.core.renew(s, w.at);
+    }
+    let b = w.session();
+    let spec = AgentSpec {
+        name: "a",
+        filters: &["d.a"],
+        group: "",
+        concurrency: 4,
+        qos: Qos::Batched,
+        info: b"{}",
+        start: Start::Now,
+        max_deliver: 0,
+    };
+    let again = w.core.register(b, &spec, w.at).unwrap();
+    assert!(
+        run(&mut w, &mut log, b, again).is_empty(),
+        "a long turn is not given again"
+    );
+    w.core.stalls(s, "app.py:7 in crunch");
+    w.pass(29_999);
+    assert!(w.take(other, ear).is_none());
+    w.pass(1);
+    log.serve(&mut w);
+    let told = w.take(other, ear).unwrap();
+    let body = String::from_utf8_lossy(&told.envelope.payload).into_owned();
+    assert!(body.contains("app.py:7 in crunch"), "{body}");
+    w.end(other, ear, &told);
+    let lease = it.lease.unwrap();
+    assert_eq!(w.core.ack(s, lease, w.at).unwrap_err().code, Code::Fenced);
+    w.end(s, a, &it);
+    log.serve(&mut w);
+    let turns = [w.take(s, a), w.take(b, again)];
+    let turns: Vec<_> = turns.into_iter().flatten().collect();
+    assert_eq!(turns.len(), 1);
+    assert_eq!((text(&turns[0]).as_str(), turns[0].attempt), ("long", 2));
+}
+
+// requirement: DUR-LEASE
+#[test]
+fn a_turn_may_extend_its_own_lease() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "one");
+    put(&mut w, s, "l", "two");
+    let (one, two) = (turn(&mut w, &mut log, s, a), turn(&mut w, &mut log, s, a));
+    w.pass(20_000);
+    assert!(w.core.extend(s, two.lease.unwrap(), w.at).unwrap());
+    w.pass(10_000);
+    assert_eq!(
+        w.core.ack(s, one.lease.unwrap(), w.at).unwrap_err().code,
+        Code::Fenced
+    );
+    assert!(w.core.ack(s, two.lease.unwrap(), w.at).unwrap());
+    w.end(s, a, &two);
+    log.serve(&mut w);
+}
+
+// requirement: DUR-BEHIND
+#[test]
+fn a_full_queue_makes_its_group_read_from_the_log_and_nothing_is_lost_or_out_of_order() {
+    let (mut w, mut log) = Log::world(small(4));
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    log.serve(&mut w);
+    for at in 0..40 {
+        let qos = if at % 2 == 0 {
+            Qos::Background
+        } else {
+            Qos::Batched
+        };
+        let key = (at % 3).to_string();
+        let publish = Publish {
+            qos,
+            ..keyed(&w, s, "d.a", &key, &at.to_string())
+        };
+        logging(&mut w, s, publish);
+        log.serve(&mut w);
+    }
+    assert_eq!(
+        w.seen(s).accepted.len(),
+        40,
+        "its publishers do not wait for it"
+    );
+    assert!(w.core.stats().subscriptions[0].queued <= 4);
+    let consumers = &w.core.stats().logs[0].consumers;
+    assert!(consumers[0].behind && consumers[0].spilled > 30);
+    let all: Vec<u32> = run(&mut w, &mut log, s, a)
+        .iter()
+        .map(|text| text.parse().unwrap())
+        .collect();
+    for lane in 0..3 {
+        let own: Vec<u32> = all.iter().copied().filter(|at| at % 3 == lane).collect();
+        assert_eq!(own, (0..40).filter(|at| at % 3 == lane).collect::<Vec<_>>());
+    }
+    assert_eq!(all.len(), 40);
+    let consumers = &w.core.stats().logs[0].consumers;
+    assert!(!consumers[0].behind && consumers[0].spilled == 0);
+    assert_eq!((consumers[0].matched, consumers[0].acked), (40, 40));
+}
+
+// requirement: DUR-START
+#[test]
+fn a_new_group_starts_where_it_says_and_a_known_one_goes_on() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    for at in 0..3 {
+        put(&mut w, s, "k", &at.to_string());
+    }
+    log.serve(&mut w);
+    let accepted = w.seen(s).accepted;
+    let second = accepted[1].1.position.unwrap();
+    let begin = |w: &mut World, name: &str, start| {
+        let spec = AgentSpec {
+            name,
+            filters: &["d.a"],
+            group: "",
+            concurrency: 4,
+            qos: Qos::Batched,
+            info: b"{}",
+            start,
+            max_deliver: 0,
+        };
+        w.core.register(s, &spec, w.at)
+    };
+    let now = begin(&mut w, "now", Start::Now).unwrap();
+    let all = begin(&mut w, "all", Start::Beginning).unwrap();
+    let some = begin(&mut w, "some", Start::At(second)).unwrap();
+    assert!(run(&mut w, &mut log, s, now).is_empty());
+    assert_eq!(run(&mut w, &mut log, s, all), ["0", "1", "2"]);
+    assert_eq!(run(&mut w, &mut log, s, some), ["1", "2"]);
+    w.core.remove(s, all, w.at).unwrap();
+    put(&mut w, s, "k", "3");
+    log.serve(&mut w);
+    let all = begin(&mut w, "all", Start::Beginning).unwrap();
+    assert_eq!(
+        run(&mut w, &mut log, s, all),
+        ["3"],
+        "it goes on where it was"
+    );
+    let wrong = |p| begin(&mut w, "wrong", Start::At(p)).unwrap_err().code;
+    let elsewhere = loom_core::Position {
+        partition: 2,
+        ..second
+    };
+    let mut wrong = wrong;
+    assert_eq!(wrong(elsewhere), Code::InvalidCursor);
+    let of_no_epoch = loom_core::Position { epoch: 7, ..second };
+    assert_eq!(wrong(of_no_epoch), Code::InvalidCursor);
+    let not_yet = loom_core::Position { n: 9_999, ..second };
+    assert_eq!(wrong(not_yet), Code::InvalidCursor);
+    w.core.set_oldest(1, second.n + 1);
+    let spec_error = begin(&mut w, "late", Start::At(second)).unwrap_err();
+    assert_eq!(spec_error.code, Code::CursorExpired);
+    assert!(run(&mut w, &mut log, s, now).contains(&"3".to_owned()));
+    assert_eq!(run(&mut w, &mut log, s, some), ["3"]);
+}
+
+// requirement: DUR-GROUP
+#[test]
+fn what_a_member_leaves_goes_to_the_others_or_waits_in_the_log() {
+    let (mut w, mut log) = world();
+    let (one, two) = (w.session(), w.session());
+    let publisher = w.session();
+    let a = w.agent(one, "a", &["d.a"]);
+    let b = w.agent(two, "a", &["d.a"]);
+    log.serve(&mut w);
+    for key in ["k", "l", "m", "n"] {
+        put(&mut w, publisher, key, "1");
+        put(&mut w, publisher, key, "2");
+    }
+    log.serve(&mut w);
+    let held = w.take(one, a).unwrap();
+    w.core.close(one, w.at);
+    log.serve(&mut w);
+    let mut seen = Vec::new();
+    let mut next = w.take(two, b);
+    while let Some(it) = next {
+        let again = it.envelope.id == held.envelope.id;
+        assert_eq!(
+            it.attempt,
+            1 + u32::from(again),
+            "begun by the one that left"
+        );
+        seen.push((it.envelope.lane().to_string(), text(&it)));
+        next = w.end(two, b, &it);
+        if next.is_none() {
+            log.serve(&mut w);
+            next = w.take(two, b);
+        }
+    }
+    for lane in ["k", "l", "m", "n"] {
+        let own = seen.iter().filter(|(key, _)| key == lane);
+        assert_eq!(
+            own.map(|(_, text)| text.as_str()).collect::<Vec<_>>(),
+            ["1", "2"]
+        );
+    }
+    put(&mut w, publisher, "k", "3");
+    log.serve(&mut w);
+    w.core.close(two, w.at);
+    put(&mut w, publisher, "k", "4");
+    log.serve(&mut w);
+    let back = w.session();
+    let a = w.agent(back, "a", &["d.a"]);
+    assert_eq!(run(&mut w, &mut log, back, a), ["3", "4"]);
+}
+
+// requirement: DUR-GROUP
+#[test]
+fn an_agent_in_quarantine_finds_in_the_log_what_it_did_not_hear() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "1");
+    log.serve(&mut w);
+    w.core.set_state(s, a, Health::Quarantined, w.at).unwrap();
+    put(&mut w, s, "k", "2");
+    log.serve(&mut w);
+    assert!(w.take(s, a).is_none());
+    w.core.set_state(s, a, Health::Up, w.at).unwrap();
+    assert_eq!(run(&mut w, &mut log, s, a), ["1", "2"]);
+}
+
+// requirement: DUR-GROUP
+#[test]
+fn members_that_hear_different_things_may_come_one_after_the_other() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let of = |w: &mut World, s, name: &str, filters: &[&str]| {
+        let spec = AgentSpec {
+            name,
+            filters,
+            group: "g",
+            concurrency: 4,
+            qos: Qos::Batched,
+            info: b"{}",
+            start: Start::Now,
+            max_deliver: 0,
+        };
+        w.core.register(s, &spec, w.at).unwrap()
+    };
+    of(&mut w, s, "a", &["d.a"]);
+    of(&mut w, s, "b", &["d.b"]);
+    log.serve(&mut w);
+    log.restart(&mut w);
+    let s = w.session();
+    let a = of(&mut w, s, "a", &["d.a"]);
+    let b_event = keyed(&w, s, "d.b", "k", "b");
+    logging(&mut w, s, b_event);
+    put(&mut w, s, "l", "a");
+    assert_eq!(run(&mut w, &mut log, s, a), ["a"]);
+    let b = of(&mut w, s, "b", &["d.b"]);
+    assert_eq!(run(&mut w, &mut log, s, b), ["b"]);
+}
+
+// requirement: DUR-FLEETING
+#[test]
+fn streams_and_agents_that_take_all_as_realtime_get_a_durable_event_once_and_hold_nothing() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let stream = w.core.subscribe(s, &["d.a"], Qos::Batched).unwrap();
+    let spec = AgentSpec {
+        name: "board",
+        filters: &["d.a"],
+        group: "",
+        concurrency: 4,
+        qos: Qos::Realtime,
+        info: b"{}",
+        start: Start::Now,
+        max_deliver: 0,
+    };
+    let board = w.core.register(s, &spec, w.at).unwrap();
+    put(&mut w, s, "k", "1");
+    log.serve(&mut w);
+    let it = w.take(s, stream).unwrap();
+    assert!(!it.durable && it.envelope.position.is_some());
+    w.take(s, stream);
+    let it = w.take(s, board).unwrap();
+    assert!(!it.durable);
+    w.fail(s, &it, Code::HandlerError).unwrap();
+    assert!(w.take(s, board).is_none());
+    assert_eq!(w.core.partition(1).unwrap().consumers().count(), 0);
+    assert_eq!(w.seen(s).accepted[0].1.matched, 2);
+}
+
+// requirement: DUR-TTL
+#[test]
+fn a_durable_event_whose_time_is_up_is_not_begun_and_is_done() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "first");
+    log.serve(&mut w);
+    let held = w.take(s, a).unwrap();
+    let mut publish = keyed(&w, s, "d.a", "k", "short");
+    publish.options.as_mut().unwrap().ttl_ms = Some(10);
+    logging(&mut w, s, publish);
+    log.serve(&mut w);
+    w.pass(20);
+    w.end(s, a, &held);
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+    w.pass(50);
+    log.serve(&mut w);
+    assert_eq!(w.core.stats().subscriptions[0].expired, 1);
+    let consumer = w
+        .core
+        .partition(1)
+        .unwrap()
+        .consumers()
+        .next()
+        .unwrap()
+        .clone();
+    assert!(consumer.open.is_empty(), "{consumer:?}");
+}
+
+// requirement: DEDUP-ONCE
+#[test]
+fn a_second_publish_with_an_id_gets_the_receipt_of_the_first() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let named = |w: &World, text: &str| Publish {
+        options: Some(Box::new(id("order-7"))),
+        payload: text.as_bytes().into(),
+        ..w.publish(s, "d.a")
+    };
+    let publish = named(&w, "x");
+    let first = logging(&mut w, s, publish);
+    let publish = named(&w, "x");
+    let second = logging(&mut w, s, publish);
+    let publish = named(&w, "y");
+    assert_eq!(w.offer(s, publish).unwrap_err().code, Code::Conflict);
+    assert_eq!(log.collect(&mut w), 1, "one record");
+    log.serve(&mut w);
+    let accepted = w.seen(s).accepted;
+    let by = |ticket| {
+        accepted
+            .iter()
+            .find(|(t, _)| *t == ticket)
+            .unwrap()
+            .1
+            .clone()
+    };
+    assert_eq!(by(first), by(second));
+    let publish = named(&w, "x");
+    let third = done(w.offer(s, publish).unwrap());
+    assert_eq!(
+        (third.id, third.position),
+        (by(first).id, by(first).position)
+    );
+    assert_eq!(third.level, Level::Disk);
+    let publish = named(&w, "y");
+    assert_eq!(w.offer(s, publish).unwrap_err().code, Code::Conflict);
+    log.restart(&mut w);
+    let s = w.session();
+    let named = |w: &World, text: &str| Publish {
+        options: Some(Box::new(id("order-7"))),
+        payload: text.as_bytes().into(),
+        ..w.publish(s, "d.a")
+    };
+    let publish = named(&w, "x");
+    assert_eq!(
+        done(w.offer(s, publish).unwrap()).id,
+        by(first).id,
+        "also in another life"
+    );
+    w.pass(10 * 60 * 1_000);
+    durable(&mut w, s, "d.clock");
+    log.serve(&mut w);
+    let publish = named(&w, "y");
+    logging(&mut w, s, publish);
+    log.serve(&mut w);
+}
+
+// requirement: DEDUP-ONCE
+#[test]
+fn those_who_waited_for_a_first_publish_are_refused_with_it() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    for _ in 0..2 {
+        let publish = Publish {
+            options: Some(Box::new(id("x"))),
+            ..w.publish(s, "d.a")
+        };
+        logging(&mut w, s, publish);
+    }
+    log.collect(&mut w);
+    log.refuse(&mut w);
+    assert_eq!(w.seen(s).refused.len(), 2);
+    let publish = Publish {
+        options: Some(Box::new(id("x"))),
+        ..w.publish(s, "d.a")
+    };
+    logging(&mut w, s, publish);
+    log.serve(&mut w);
+    assert_eq!(w.seen(s).accepted.len(), 1);
+}
+
+// requirement: DUR-REFUSED
+#[test]
+fn a_log_that_is_full_loses_nothing_and_all_goes_on_when_it_takes_records_again() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.collect(&mut w);
+    log.refuse(&mut w);
+    w.pass(1_000);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "1");
+    put(&mut w, s, "k", "2");
+    log.collect(&mut w);
+    log.answer(&mut w, usize::MAX);
+    log.collect(&mut w);
+    log.refuse(&mut w);
+    w.check();
+    assert!(w.take(s, a).is_none(), "what is not noted is not begun");
+    w.pass(1_000);
+    let it = turn(&mut w, &mut log, s, a);
+    assert_eq!((text(&it).as_str(), it.attempt), ("1", 1));
+    w.end(s, a, &it);
+    w.pass(50);
+    for _ in 0..3 {
+        log.collect(&mut w);
+        log.refuse(&mut w);
+        w.check();
+        w.pass(1_000);
+    }
+    let mut left = run(&mut w, &mut log, s, a);
+    left.dedup();
+    assert_eq!(left, ["2"]);
+    w.pass(1_000);
+    log.serve(&mut w);
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    assert!(run(&mut w, &mut log, s, a).is_empty());
+}
+
+// requirement: DUR-NEEDS
+#[test]
+fn a_group_that_nobody_belongs_to_for_long_holds_nothing_any_more() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let ear = w.agent(s, "ear", &["loom.error.cursor_expired"]);
+    log.serve(&mut w);
+    w.core.remove(s, a, w.at).unwrap();
+    put(&mut w, s, "k", "1");
+    log.serve(&mut w);
+    let n = w.seen(s).accepted[0].1.position.unwrap().n;
+    assert!(w.core.needs(1).unwrap() <= n);
+    w.core.remove(s, ear, w.at).unwrap();
+    let ear = w
+        .core
+        .subscribe(s, &["loom.error.cursor_expired"], Qos::Batched)
+        .unwrap();
+    w.pass(604_800_001);
+    w.core.expire_idle(1, w.at);
+    log.serve(&mut w);
+    assert_eq!(w.core.needs(1), None);
+    assert!(w.take(s, ear).is_some(), "that is an event");
+    w.take(s, ear);
+    let a = w.agent(s, "a", &["d.a"]);
+    assert!(run(&mut w, &mut log, s, a).is_empty(), "it begins anew");
+}
+
+// requirement: DUR-MEMORY
+#[test]
+fn without_a_data_directory_a_turn_need_not_wait_for_the_log() {
+    let mut w = World::new();
+    let mut log = Log {
+        records: std::collections::BTreeMap::new(),
+        next: 1,
+        epoch: 1,
+        kept: false,
+        waiting: Vec::new(),
+    };
+    let opened = Opened {
+        partition: 1,
+        epoch: 1,
+        oldest: 0,
+        kept: false,
+        how: loom_core::Durability {
+            filters: vec!["d.>".to_owned()],
+            ..loom_core::Durability::default()
+        },
+    };
+    let at = w.at;
+    let folded = Partition::new(&Limits::default());
+    w.core
+        .open_partition("default", opened, folded, at)
+        .unwrap();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "1");
+    log.collect(&mut w);
+    log.answer(&mut w, usize::MAX);
+    assert_eq!(w.seen(s).accepted[0].1.level, Level::Accepted);
+    let it = w.take(s, a).unwrap();
+    assert_eq!((text(&it).as_str(), it.attempt), ("1", 1));
+    w.fail(s, &it, Code::HandlerError).unwrap();
+    w.pass(1_000);
+    assert_eq!(run(&mut w, &mut log, s, a), ["1"]);
 }

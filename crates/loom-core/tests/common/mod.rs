@@ -1,10 +1,12 @@
 //! A small world around a core: a clock that tests move, short ways to say things, and the law at the end.
 #![expect(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod log;
+
 use loom_core::{
     AgentSpec, CallId, Code, Core, Delivery, EffectClass, Fault, Handle, Invoke, LeaseId, Limits,
-    Moment, Nanos, Notice, Offer, Options, ProviderSpec, Publish, Qos, Receipt, Reply, Request,
-    Result, SessionId, Ticket,
+    Moment, Nanos, Notice, Offer, Options, Position, ProviderSpec, Publish, Qos, Receipt, Reply,
+    Request, Result, SessionId, Ticket,
 };
 
 pub(crate) struct World {
@@ -41,6 +43,31 @@ impl World {
             core: Core::new(limits, 7),
             at,
             sessions: Vec::new(),
+        }
+    }
+
+    /// The engine is another one: what was attached to the old one is gone.
+    pub(crate) fn forget_sessions(&mut self) {
+        self.sessions.clear();
+    }
+
+    /// Answers all that is with the log, so that nothing waits for it.
+    fn answer_rest(&mut self) {
+        while self.core.has_records() {
+            for out in self.core.take_records() {
+                let end = self
+                    .core
+                    .partition(out.partition)
+                    .map_or(1, |part| part.end());
+                let position = Position {
+                    partition: out.partition,
+                    epoch: 9,
+                    n: end + 1_000,
+                };
+                if let Some(ticket) = out.ticket {
+                    self.core.logged(ticket, position, self.at);
+                }
+            }
         }
     }
 
@@ -321,6 +348,7 @@ impl Drop for World {
             self.core.close(session, self.at);
         }
         self.core.tick(self.at);
+        self.answer_rest();
         self.check();
         let left = loom_core::Gauges::default();
         assert_eq!(self.core.gauges(), left);
