@@ -58,7 +58,7 @@ impl World {
                 let end = self
                     .core
                     .partition(out.partition)
-                    .map_or(1, |part| part.end());
+                    .map_or(1, loom_core::Partition::end);
                 let position = Position {
                     partition: out.partition,
                     epoch: 9,
