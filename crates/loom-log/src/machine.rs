@@ -157,6 +157,8 @@ pub struct Machine {
     written: u64,
     synced: u64,
     flush: bool,
+    /// Batches gather although they could be written.
+    held: bool,
     /// How many writes have ended since a sync began or ended.
     owed_writes: u32,
     /// The record that closes the log, once it is asked for.
@@ -192,6 +194,7 @@ impl Machine {
             written: recovered.end,
             synced: recovered.end,
             flush: false,
+            held: false,
             owed_writes: 0,
             closing: None,
             smeared: None,
@@ -252,6 +255,19 @@ impl Machine {
         self.pump();
     }
 
+    /// Lets batches gather that could be written, until [`Machine::release`]: for a moment after a sync, when those whom
+    /// it answered may come back. Who waits for no more than the write does not wait for that.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Writes what has gathered.
+    pub fn release(&mut self) {
+        if std::mem::take(&mut self.held) {
+            self.pump();
+        }
+    }
+
     /// Writes what is there and then this record, which says that the log was closed well. Nothing more is taken.
     pub fn close(&mut self, last: Batch) {
         if self.closing.is_none() && self.is_alive() {
@@ -288,9 +304,9 @@ impl Machine {
         into.append(&mut self.answers);
     }
 
-    /// Whether an answer waits to be taken.
-    pub fn has_answers(&self) -> bool {
-        !self.answers.is_empty()
+    /// How many answers wait to be taken.
+    pub fn answers(&self) -> usize {
+        self.answers.len()
     }
 
     /// The life of the log that this machine writes.

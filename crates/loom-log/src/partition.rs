@@ -42,6 +42,8 @@ pub(crate) struct Partition {
 pub(crate) struct Driver {
     pub(crate) machine: Machine,
     mark: MarkFile,
+    /// How many of those whom the last sync answered have not come back.
+    pub(crate) expected: usize,
     /// The last thing that went wrong, in more words than the machine keeps.
     failed: Option<LogError>,
 }
@@ -76,6 +78,7 @@ impl Partition {
             driver: Mutex::new(Driver {
                 machine,
                 mark,
+                expected: 0,
                 failed: None,
             }),
             moved: Condvar::new(),
@@ -321,6 +324,28 @@ impl Driver {
             failure
         });
         self.machine.done(id, result);
+    }
+
+    /// A commit is synced: what comes next gathers for a moment if somebody was answered; says whether it does.
+    pub(crate) fn synced(&mut self, id: OpId, result: Result<()>) -> bool {
+        self.machine.hold();
+        self.done(id, result);
+        self.expected = self.machine.answers();
+        if self.expected == 0 {
+            self.machine.release();
+        }
+        self.expected > 0
+    }
+
+    /// So many batches came: when all have come back who were answered, they are written.
+    pub(crate) fn came_back(&mut self, batches: usize) {
+        self.expected = self.expected.saturating_sub(batches);
+    }
+
+    /// The moment is over.
+    pub(crate) fn go_on(&mut self) {
+        self.expected = 0;
+        self.machine.release();
     }
 }
 

@@ -161,7 +161,7 @@ impl Walk {
             if self.next > n {
                 let salt = self.segment.as_ref().map_or(0, |segment| segment.salt);
                 let bytes = self.buffer.get(self.start - length..self.start);
-                return Ok(Frame::read(bytes.unwrap_or_default(), salt));
+                return Ok(Frame::checked(bytes.unwrap_or_default(), salt, false));
             }
         }
     }

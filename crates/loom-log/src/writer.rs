@@ -12,10 +12,13 @@ use loom_core::record::{ClockJump, Outgoing, Record};
 use crate::api::{Answer, LogStats, Options, Sink};
 use crate::error::{LogError, Result};
 use crate::partition::{Driver, Left, Partition, own};
-use crate::storage::{Op, OpId};
+use crate::storage::{File, Op, OpId};
 
 /// A jump of the wall clock over this is a record, in milliseconds.
 pub(crate) const JUMP_MS: u64 = 60_000;
+/// Those whom a sync answered have this part of its time to come back, and not more than that.
+const MOMENT: u32 = 8;
+const LONGEST_MOMENT: Duration = Duration::from_millis(1);
 /// What a record takes while it waits, besides its body, about.
 const HEAD: usize = 256;
 
@@ -113,6 +116,10 @@ impl Work {
             let waited = self.filled.wait(list);
             list = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.list).waiting.is_empty()
     }
 
     fn stop(&self) {
@@ -330,6 +337,7 @@ impl Shared {
         let mut driver = partition.driver();
         let before = driver.machine.pending_bytes() as u64;
         let mut answers = Vec::new();
+        driver.came_back(appends.len());
         for append in appends {
             let ticket = append.ticket;
             if let Err(refusal) = driver.machine.append(append) {
@@ -340,6 +348,9 @@ impl Shared {
                     result: Err(error.into()),
                 }));
             }
+        }
+        if driver.expected == 0 {
+            driver.machine.release();
         }
         let mut left = partition.drive(&mut driver, before);
         drop(driver);
@@ -443,11 +454,42 @@ impl Shared {
     /// The thread that syncs.
     pub(crate) fn sync(&self) {
         while let Some((partition, id, op)) = self.syncs.next() {
-            if matches!(op, Op::Sync { .. }) {
-                self.counts.syncs.fetch_add(1, Ordering::Relaxed);
+            if matches!(
+                op,
+                Op::Sync {
+                    file: File::Segment(_)
+                }
+            ) {
+                self.commit(&partition, id, &op);
+            } else {
+                self.work(&partition, id, &op);
             }
-            self.work(&partition, id, &op);
         }
+    }
+
+    /// Syncs a commit, answers, and gives those who were answered a moment to come back before the next one: else two
+    /// halves of them take turns, and each sync carries one half.
+    fn commit(&self, partition: &Arc<Partition>, id: OpId, op: &Op) {
+        self.counts.syncs.fetch_add(1, Ordering::Relaxed);
+        let begun = monotonic();
+        let done = self.perform(partition, op);
+        let moment = (monotonic().duration_since(begun) / MOMENT).min(LONGEST_MOMENT);
+        let mut waits = false;
+        self.ask(partition, |driver| waits = driver.synced(id, done));
+        if !waits {
+            return;
+        }
+        let until = monotonic() + moment;
+        let mut driver = partition.driver();
+        while driver.expected > 0 && self.syncs.is_empty() {
+            let left = until.saturating_duration_since(monotonic());
+            if left.is_zero() {
+                break;
+            }
+            driver = partition.wait(driver, left);
+        }
+        drop(driver);
+        self.ask(partition, Driver::go_on);
     }
 
     /// The thread that does what takes long.
@@ -458,11 +500,16 @@ impl Shared {
     }
 
     fn work(&self, partition: &Arc<Partition>, id: OpId, op: &Op) {
+        let done = self.perform(partition, op);
+        self.ask(partition, |driver| driver.done(id, done));
+    }
+
+    fn perform(&self, partition: &Partition, op: &Op) -> Result<()> {
         let done = partition.perform(op);
         if done.is_err() {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
         }
-        self.ask(partition, |driver| driver.done(id, done));
+        done
     }
 }
 

@@ -54,7 +54,8 @@ pub(super) struct Syncing {
 impl Machine {
     /// Begins the next commit if one is due.
     pub(super) fn begin_commit(&mut self) -> bool {
-        if self.pending.is_empty() || !self.may_write() {
+        let gathers = self.held && self.pending_os == 0;
+        if self.pending.is_empty() || gathers || !self.may_write() {
             return false;
         }
         let taken = self.take_pending();
