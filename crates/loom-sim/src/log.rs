@@ -37,7 +37,7 @@ impl Default for LogSetup {
 }
 
 /// What the rare states of a log are called; a campaign that does not reach all of them proves little.
-pub const RARE_IN_A_LOG: [&str; 10] = [
+pub const RARE_IN_A_LOG: [&str; 11] = [
     "busy",
     "chunked",
     "closed",
@@ -46,6 +46,7 @@ pub const RARE_IN_A_LOG: [&str; 10] = [
     "power cut",
     "refused for space",
     "rotated",
+    "storm",
     "torn",
     "lives",
 ];

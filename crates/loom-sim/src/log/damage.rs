@@ -237,7 +237,7 @@ fn run(truth: Check<Truth>, each: impl FnOnce(&mut Truth) -> Check) -> Damages {
 
 /// Flips every bit of a small log of two segments, one at a time.
 pub fn flip_every_bit(seed: u64, setup: LogSetup) -> Damages {
-    run(Truth::new(seed, setup, (8 << 10, 40)), |truth| {
+    run(Truth::new(seed, setup, (8 << 10, 24)), |truth| {
         for (first, bytes) in truth.segments() {
             for bit in 0..bytes * 8 {
                 let mut disk = truth.disk.clone();
@@ -251,7 +251,7 @@ pub fn flip_every_bit(seed: u64, setup: LogSetup) -> Damages {
 
 /// Cuts the segments of a small log short at every length.
 pub fn truncate_everywhere(seed: u64, setup: LogSetup) -> Damages {
-    run(Truth::new(seed, setup, (12 << 10, 60)), |truth| {
+    run(Truth::new(seed, setup, (8 << 10, 40)), |truth| {
         for (first, bytes) in truth.segments() {
             for length in 0..bytes {
                 let mut disk = truth.disk.clone();

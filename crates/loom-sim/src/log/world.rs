@@ -30,6 +30,10 @@ struct Habits {
     fills: u64,
     chunks: u64,
     disk_level: u64,
+    /// How often a new life ends before its first sync does.
+    storms: u64,
+    /// How often a sync fails, in a thousand.
+    sync_faults: u64,
 }
 
 impl Habits {
@@ -44,6 +48,8 @@ impl Habits {
             fills: *dice.pick(&[&0, &0, &2, &6]).unwrap_or(&0),
             chunks: *dice.pick(&[&0, &0, &15]).unwrap_or(&0),
             disk_level: *dice.pick(&[&30, &60, &90]).unwrap_or(&60),
+            storms: *dice.pick(&[&0, &0, &40]).unwrap_or(&0),
+            sync_faults: *dice.pick(&[&0, &0, &40]).unwrap_or(&0),
         }
     }
 }
@@ -208,6 +214,9 @@ impl World {
             let power = self.dice.chance(60);
             return self.crash(power);
         }
+        if self.dice.between(0, 1000) < self.habits.storms {
+            return self.storm();
+        }
         if self.dice.chance(1) && self.dice.chance(30) {
             return self.close();
         }
@@ -270,7 +279,9 @@ impl World {
         if self.full && writes && (makes || self.dice.chance(20)) {
             return Outcome::Full;
         }
-        if self.dice.between(0, 1000) < self.habits.faults {
+        let syncs = matches!(op, Op::Sync { .. });
+        let faults = self.habits.faults + if syncs { self.habits.sync_faults } else { 0 };
+        if self.dice.between(0, 1000) < faults {
             return Outcome::Broken;
         }
         Outcome::Done
@@ -396,6 +407,34 @@ impl World {
         self.open()
     }
 
+    /// Lives that write and end before anything of theirs is synced: none knows of the one before it.
+    fn storm(&mut self) -> Check {
+        self.note("storm");
+        for _ in 0..self.dice.between(2, 4) {
+            self.crash(true)?;
+            for _ in 0..self.dice.between(1, 6) {
+                self.submit()?;
+            }
+            let active = self
+                .machine
+                .active()
+                .map(|active| File::Segment(active.first));
+            let goes_on = |flying: &Flying| match flying.op {
+                // The first sync is that of what was recovered; the one after the first write is not to end.
+                Op::Sync { file } => Some(file) != active,
+                _ => true,
+            };
+            let mut starting = true;
+            while let Some(at) = self.flying.iter().position(|it| starting || goes_on(it)) {
+                let ends = self.flying.get(at).map(|flying| flying.op.clone());
+                starting &= !matches!(ends, Some(Op::SyncDirectory { .. }));
+                self.finish(at, Outcome::Done)?;
+            }
+            self.probe()?;
+        }
+        self.crash(true)
+    }
+
     /// Closes the log and opens it again.
     fn close(&mut self) -> Check {
         self.machine.close(closing());
@@ -446,7 +485,8 @@ impl World {
             crashes: 0,
             faults: 0,
             fills: 0,
-            chunks: self.habits.chunks,
+            storms: 0,
+            sync_faults: 0,
             ..self.habits
         };
         let bounds = bounds(segment_bytes);
