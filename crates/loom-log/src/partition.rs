@@ -478,6 +478,10 @@ impl Filling {
         Ok(self.is_full())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batch.records.is_empty()
+    }
+
     fn is_full(&self) -> bool {
         let full = self.batch.records.len() >= self.most.records || self.bytes >= self.most.bytes;
         full && !self.batch.records.is_empty()

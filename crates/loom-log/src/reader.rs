@@ -54,6 +54,8 @@ pub struct Verified {
 pub struct Records<'a> {
     namespace: &'a Namespace,
     walk: Walk,
+    /// Before this everything was synced: an end that comes earlier is damage.
+    durable: u64,
     next: u64,
     ready: std::vec::IntoIter<(Position, Record)>,
     ended: bool,
@@ -124,6 +126,9 @@ impl Reader {
                 let mut walk =
                     Walk::from(&namespace.log(), durable, Limit::Found, &namespace.places)?;
                 while walk.seek(u64::MAX - 1, &namespace.places)?.is_some() {}
+                if walk.next() < durable {
+                    return Err(walk.short(durable));
+                }
                 Ok((first, walk.next()))
             }
         }
@@ -136,10 +141,12 @@ impl Reader {
     pub fn records(&self, namespace: &str, from: u64) -> Result<Records<'_>> {
         let namespace = self.namespace(namespace)?;
         let limit = self.limit(namespace)?;
+        let durable = mark::read(&namespace.dir)?;
         let walk = Walk::from(&namespace.log(), from, limit, &namespace.places)?;
         Ok(Records {
             namespace,
             walk,
+            durable,
             next: from,
             ready: Vec::new().into_iter(),
             ended: false,
@@ -266,7 +273,17 @@ impl Records<'_> {
     pub fn batch(&mut self, most: ReadLimit) -> Result<Batch> {
         let bodies = |refs: &[u8]| self.namespace.blobs.find(refs)?.read();
         let mut filling = Filling::new(self.namespace.number, self.next, most);
-        let full = filling.fill(&mut self.walk, &self.namespace.places, &bodies)?;
+        let filled = filling.fill(&mut self.walk, &self.namespace.places, &bodies);
+        let filled = match filled {
+            Ok(false) if self.walk.next() < self.durable => Err(self.walk.short(self.durable)),
+            other => other,
+        };
+        let full = match filled {
+            Err(error) if filling.is_empty() => return Err(error),
+            // What stands before the damage is given; who goes on is told of it.
+            Err(_) => true,
+            Ok(full) => full,
+        };
         let batch = filling.end(!full);
         if full && self.walk.next() != batch.next {
             // It ended within a frame: the next one begins there again.
