@@ -6,6 +6,7 @@ Codes are the numbers of ``spec/errors.toml``; times are seconds as floats; ids 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, TypeAlias, final
 
 __all__ = [
@@ -21,10 +22,15 @@ __all__ = [
     "Delivery",
     "Engine",
     "EngineError",
+    "LogView",
     "Receipt",
     "Session",
     "__version__",
+    "backup",
     "has_null",
+    "holder",
+    "namespaces",
+    "restore",
 ]
 
 __version__: Final[str]
@@ -261,3 +267,20 @@ class Session:
     def drain(self, most: int, /) -> list[_Notice]: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
+
+# Of a log, without an engine; from any thread, and not bounded in time.
+
+@final
+class LogView:  # brings the view of a namespace's log, a SQLite file, up to date
+    def __new__(cls, data: Path, namespace: str, file: Path) -> LogView: ...
+    def catch_up(self) -> tuple[int, bool]: ...  # takes over a portion: its records, and whether it was the last
+    @property
+    def position(self) -> str | None: ...  # the last that the view holds; None: it is empty
+
+# (what it holds: namespace, oldest position, the one behind the newest, records), files, bytes
+_Reported: TypeAlias = tuple[list[tuple[str, int, int, int]], int, int]
+
+def namespaces(data: Path) -> list[str]: ...  # that have a log
+def holder(data: Path) -> tuple[bool, int | None]: ...  # whether an engine has it open, and in which process
+def backup(data: Path, to: Path, now_ms: int) -> _Reported: ...
+def restore(source: Path, to: Path) -> _Reported: ...

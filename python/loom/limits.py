@@ -121,6 +121,9 @@ CONSUMER_OPEN: Final = 100_000
 CONSUMERS: Final = 10_000
 READ_EVENTS: Final = 256
 CONSUMER_IDLE_SECONDS: Final = 604_800
+VIEW_DATA_BYTES: Final = 65_536
+VIEW_PORTION: Final = 4_096
+VIEW_PORTION_BYTES: Final = 8_388_608
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -722,5 +725,23 @@ LIMITS: Final[Mapping[str, Limit]] = {
         CONSUMER_IDLE_SECONDS,
         CONSUMER_IDLE_SECONDS,
         "a group that nobody has belonged to for so long holds nothing any more",
+    ),
+    "view_data_bytes": Limit(
+        "bytes",
+        VIEW_DATA_BYTES,
+        VIEW_DATA_BYTES,
+        "data, arguments or a result of more bytes is not copied into the view: the log has it",
+    ),
+    "view_portion": Limit(
+        "records",
+        VIEW_PORTION,
+        VIEW_PORTION,
+        "records that the view takes over in one transaction: Ctrl-C waits for no more",
+    ),
+    "view_portion_bytes": Limit(
+        "bytes",
+        VIEW_PORTION_BYTES,
+        VIEW_PORTION_BYTES,
+        "bytes of records that the view takes over in one transaction",
     ),
 }

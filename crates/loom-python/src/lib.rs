@@ -8,6 +8,7 @@ mod convert;
 mod delivery;
 mod engine;
 mod session;
+mod view;
 mod wake;
 
 use pyo3::prelude::*;
@@ -31,6 +32,8 @@ mod _engine {
     use crate::engine::Engine;
     #[pymodule_export]
     use crate::session::Session;
+    #[pymodule_export]
+    use crate::view::{LogView, backup, holder, namespaces, restore};
 
     #[pymodule_export]
     const NOTICE_READY: u8 = crate::convert::READY;

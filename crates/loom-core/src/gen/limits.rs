@@ -315,3 +315,12 @@ pub const READ_EVENTS: usize = 256;
 
 /// In s: a group that nobody has belonged to for so long holds nothing any more.
 pub const CONSUMER_IDLE_SECONDS: u64 = 604_800;
+
+/// In bytes: data, arguments or a result of more bytes is not copied into the view: the log has it.
+pub const VIEW_DATA_BYTES: usize = 65_536;
+
+/// In records: records that the view takes over in one transaction: Ctrl-C waits for no more.
+pub const VIEW_PORTION: usize = 4_096;
+
+/// In bytes: bytes of records that the view takes over in one transaction.
+pub const VIEW_PORTION_BYTES: usize = 8_388_608;
