@@ -119,7 +119,7 @@ impl Log {
     ) -> Result<Opened> {
         match &self.kind {
             Kind::Disk(disk) => disk.partition(namespace, boot, each),
-            Kind::Memory(memory) => Ok(memory.partition(namespace)),
+            Kind::Memory(memory) => Ok(memory.partition(namespace, boot, each)),
         }
     }
 

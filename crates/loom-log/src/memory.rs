@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loom_core::record::{Outgoing, Record};
+use loom_core::record::{Epoch, Outgoing, Record};
 use loom_core::{Envelope, Position};
 
-use crate::api::{Answer, Batch, Opened, ReadLimit};
+use crate::api::{Answer, Batch, Boot, Opened, ReadLimit, Recovered};
 use crate::error::{LogError, Result};
 
 /// The one life of what is in memory.
@@ -44,29 +44,49 @@ impl Memory {
         }
     }
 
-    /// Opens the partition of a namespace, or gives back the one that is open.
-    pub fn partition(&self, namespace: &str) -> Opened {
+    /// Opens the partition of a namespace, or gives back the one that is open. A new one begins as on a disk: with the
+    /// record of its life, which `each` is given.
+    pub fn partition(
+        &self,
+        namespace: &str,
+        boot: &Boot,
+        each: &mut dyn FnMut(Recovered<'_>),
+    ) -> Opened {
         let mut all = self.lock();
         let new = u32::try_from(all.kept.len()).unwrap_or(u32::MAX - 1) + 1;
         let partition = *all.names.entry(namespace.to_owned()).or_insert(new);
+        let mut told = None;
         if partition == new {
+            let begun = Record::Epoch(Epoch {
+                epoch: EPOCH,
+                boot: Some(boot.id.into()),
+                at_ms: boot.wall_ms,
+                version: boot.version.clone(),
+                torn_bytes: 0,
+            });
+            all.bytes += size(&begun);
             all.kept.push(Kept {
-                records: VecDeque::new(),
-                next: 0,
+                records: VecDeque::from([(0, begun.clone())]),
+                next: 1,
                 first: 0,
             });
+            told = Some(begun);
         }
         let kept = all.kept.get(partition as usize - 1);
-        let n = kept.map_or(0, |kept| kept.next - 1);
-        Opened {
+        let opened = Opened {
             partition,
             epoch: EPOCH,
-            end: at(partition, n),
-            first: kept.map_or(1, |kept| kept.first),
+            end: at(partition, kept.map_or(0, |kept| kept.next - 1)),
+            first: kept.map_or(0, |kept| kept.first),
             torn_bytes: 0,
             clean: true,
             damaged_snapshots: 0,
+        };
+        drop(all);
+        if let Some(begun) = told {
+            each(Recovered::Record(at(partition, 0), begun));
         }
+        opened
     }
 
     /// Takes batches in; the answers are there at once.
