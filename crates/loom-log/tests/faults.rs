@@ -13,12 +13,71 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
-use common::{Bench, boot, noise, open, small, step, texts, tree, try_open};
+use common::{Bench, LONG, boot, noise, open, small, step, texts, tree, try_open};
 use loom_core::{Code, Error, Level};
 use loom_log::{Boot, File, Files, LogError, MakeStorage, Op, Options, Storage};
 use tempfile::tempdir;
+
+/// Files whose syncs wait while the gate is shut.
+struct Gated {
+    files: Files,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    shut: Mutex<bool>,
+    moved: Condvar,
+}
+
+impl Storage for Gated {
+    fn perform(&self, op: &Op) -> Result<(), LogError> {
+        if matches!(op, Op::Sync { .. }) {
+            let shut = self.gate.shut.lock().unwrap();
+            let waited = self.gate.moved.wait_timeout_while(shut, LONG, |shut| *shut);
+            assert!(!waited.unwrap().1.timed_out(), "nobody opened the gate");
+        }
+        self.files.perform(op)
+    }
+}
+
+impl Gate {
+    fn set(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.moved.notify_all();
+    }
+}
+
+// requirement: LOG-VISIBLE
+#[test]
+fn what_waits_for_the_disk_is_seen_by_nobody_before_it_is_there() {
+    let dir = tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let given = Arc::clone(&gate);
+    let storage: MakeStorage = Arc::new(move |dir: &Path| {
+        let (files, gate) = (Files::new(dir), Arc::clone(&given));
+        Arc::new(Gated { files, gate }) as Arc<dyn Storage>
+    });
+    let mut bench = try_open(dir.path(), Options { storage, ..small() }, &boot()).unwrap();
+    bench.put_text("before");
+    gate.set(true);
+    let waits = bench.send(Level::Disk, step(b"waits"));
+    let written = bench.put(Level::Os, step(b"written")).unwrap();
+    assert_eq!(bench.texts(), ["before"]);
+    assert!(bench.log.get(bench.partition, written.n).is_err());
+    let reader = loom_log::Reader::open(dir.path()).unwrap();
+    let seen: Vec<_> = reader
+        .records("main", 0)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(texts(&seen), ["before"]);
+    gate.set(false);
+    assert_eq!(bench.inbox.wait(waits).unwrap().n + 1, written.n);
+    assert_eq!(bench.texts(), ["before", "waits", "written"]);
+}
 
 /// Files that fail when they are told to.
 struct Failing {
