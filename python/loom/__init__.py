@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loom.capabilities import Bound, Capability, capability
     from loom.context import Context
     from loom.directory import AgentInfo, CapabilityInfo
-    from loom.envelope import Event, Receipt, Replies
+    from loom.envelope import Event, Position, Receipt, Replies
     from loom.errors import LoomError
     from loom.middleware import Call, Item, Middleware, Next
     from loom.protocols import Answer, Memory, Model
@@ -37,6 +37,7 @@ __all__ = [
     "Middleware",
     "Model",
     "Next",
+    "Position",
     "Receipt",
     "Replies",
     "capability",
@@ -60,6 +61,7 @@ _HOMES = {
     "Middleware": "middleware",
     "Model": "protocols",
     "Next": "middleware",
+    "Position": "envelope",
     "Receipt": "envelope",
     "Replies": "envelope",
     "capability": "capabilities",

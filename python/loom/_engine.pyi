@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
+from loom.envelope import Position, Refusal
+
 __all__ = [
     "NOTICE_ACCEPTED",
     "NOTICE_ANSWER",
@@ -53,7 +55,7 @@ NOTICE_DUE: Final[int]
 
 _Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
 
-# (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes); None where not given
+# (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes, id); None where not given
 _Options: TypeAlias = tuple[
     str | None,
     str | None,
@@ -63,6 +65,7 @@ _Options: TypeAlias = tuple[
     Sequence[str] | None,
     str | None,
     Sequence[str] | None,
+    str | None,
 ]
 
 class EngineError(Exception):
@@ -83,7 +86,7 @@ class Receipt:
     @property
     def matched(self) -> int | None: ...
     @property
-    def position(self) -> str | None: ...
+    def position(self) -> Position | None: ...
 
 @final
 class Delivery:
@@ -140,9 +143,14 @@ class Delivery:
     @property
     def headers(self) -> dict[str, str]: ...
     @property
-    def position(self) -> str | None: ...
+    def position(self) -> Position | None: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def is_durable(self) -> bool: ...  # a turn that is redelivered until it is acknowledged
+    # 0 ack, 1 nak (after ms, None: by its attempts), 2 extend the lease, 3 term (a reason); what is
+    # refused is returned as the args of an EngineError
+    def settle(self, how: int, millis: int | None, reason: str | None, /) -> Refusal | None: ...
     @property
     def streamed(self) -> bool: ...  # an invocation whose caller reads chunks
     @property
@@ -154,7 +162,31 @@ class Delivery:
 class Engine:
     """Event bus, action broker and directory of one process."""
 
-    def __new__(cls, *, virtual_clock: bool = False, seed: int | None = None) -> Engine: ...
+    # data: the data directory, None: the log is in memory. durable: filters; ack: 1 os, 2 disk;
+    # record: 0 off, 1 runs, 2 all. Takes the directory's lock.
+    def __new__(
+        cls,
+        *,
+        virtual_clock: bool = False,
+        seed: int | None = None,
+        data: str | None = None,
+        durable: Sequence[str] = (),
+        ack: int = 2,
+        record: int = 0,
+        retention_bytes: int | None = None,
+        retention_age_ms: int | None = None,
+        accept_loss: bool = False,
+    ) -> Engine: ...
+    # Reads what the log of a namespace holds; waits for the disk. attach() does it where it was not done.
+    def open(self, namespace: str) -> None: ...
+    # Durable events that match, from "beginning", a position or ms since 1970; where to go on; whether
+    # that is the end. Waits for the disk.
+    def read(
+        self, namespace: str, filters: Sequence[str], start: str | int
+    ) -> tuple[list[Delivery], str, bool]: ...
+    @property
+    def is_logging(self) -> bool: ...  # the log has not answered something yet
+    def close(self) -> None: ...  # the log is synced and let go; waits for the disk, not for ever; idempotent
     def attach(self, namespace: str, name: str) -> Session: ...
     def now(self) -> float: ...  # monotonic seconds
     def wall(self) -> float: ...  # seconds since the epoch
@@ -185,6 +217,9 @@ class Session:
         concurrency: int,
         info: bytes,
         realtime: bool,  # it takes every event as realtime
+        # of a new group: "now" (None), "beginning", a position, ms since 1970
+        start: str | int | None = None,
+        max_deliver: int | None = None,  # None: as the limit says
         /,
     ) -> int: ...
     def provide(
@@ -204,6 +239,17 @@ class Session:
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
     # 0 up, 1 restarting (its queue fills, nothing is taken), 2 quarantined (it hears nothing)
     def set_state(self, handle: int, state: int, /) -> None: ...
+    def lost(self, handle: int, /) -> int: ...  # of an agent or a subscription: events dropped
+    # The state of an agent's lane, as its turn leaves it; the schema is hashed.
+    def keep_state(
+        self, sender: int, turn: Delivery, lane: str, schema: bytes, payload: bytes, /
+    ) -> None: ...
+    def states(self, sender: int, /) -> list[tuple[str, bytes]]: ...  # of that agent: lane, payload
+    # A value of the memory, None: taken away; until when, in ms since 1970.
+    def keep_memory(
+        self, sender: int, key: str, payload: bytes | None, until_ms: int | None, /
+    ) -> None: ...
+    def memories(self) -> list[tuple[str, bytes, int | None]]: ...
     def turns_done(self, handle: int, /) -> int: ...  # of an agent: turns that went well
     # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
@@ -220,6 +266,7 @@ class Session:
         payload: bytes,
         qos: int,
         options: _Options | None,
+        ack: int | None = None,  # None: as its topic is configured
         /,
     ) -> Receipt | int: ...
     # takes back an offer that waits for room; False: it has been answered
@@ -265,6 +312,10 @@ class Session:
     # loom.error.{code}
     def report(self, sender: int, turn: Delivery | None, code: int, detail: bytes, /) -> None: ...
     def drain(self, most: int, /) -> list[_Notice]: ...
+    # the loop goes on: its leases of durable turns hold
+    def renew(self) -> None: ...
+    # it stands still: where, for the error that tells of leases that lapse
+    def stalls(self, stack: str, /) -> None: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
 

@@ -15,9 +15,9 @@ from typing_extensions import TypeVar
 
 from loom.capabilities import Capability, MethodCapability, resolved, summary
 from loom.checks import check_text, check_texts, check_whole
-from loom.envelope import Event, QoS
+from loom.envelope import Event, QoS, Start, check_start
 from loom.errors import InvalidParams, NotSupported
-from loom.limits import AGENT_CONCURRENCY_MAX, AGENT_FILTERS
+from loom.limits import AGENT_CONCURRENCY_MAX, AGENT_FILTERS, MAX_DELIVER, MAX_DELIVER_MAX
 from loom.middleware import Middleware
 from loom.topics import check_filter, check_name, matches
 
@@ -99,6 +99,8 @@ class AgentSpec:
     description: str
     methods: tuple[str, ...]
     middleware: tuple[Middleware, ...] = ()
+    start: Start = "now"
+    max_deliver: int = MAX_DELIVER
 
     def route(self, topic: str) -> Route | None:
         """Return the first handler in source order that takes ``topic``."""
@@ -115,6 +117,8 @@ def spec_of(
     qos: QoS | None,
     durable: bool,
     exclusive: bool,
+    start: Start,
+    max_deliver: int,
 ) -> AgentSpec:
     """Return what was declared, checked.
 
@@ -139,6 +143,8 @@ def spec_of(
             field="qos",
             hint='an agent can only lower the class of what it hears: "realtime", or leave it out',
         )
+    check_whole(max_deliver, "max_deliver", MAX_DELIVER_MAX, limit="max_deliver")
+    begins = check_start(start)
     for topic in topics:
         check_filter(topic, field="topics")
     if inspect.isclass(target):
@@ -167,6 +173,8 @@ def spec_of(
         state_type=_state_type(target),
         description=summary(target),
         methods=methods,
+        start=begins,
+        max_deliver=max_deliver,
     )
 
 

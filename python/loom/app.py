@@ -11,14 +11,15 @@ from loom.agent import Agent, AgentSpec, Handler, spec_of
 from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
 from loom.checks import check_text, check_texts
 from loom.directory import Effect
-from loom.envelope import Event
+from loom.envelope import Event, Start
 from loom.errors import Conflict, InvalidParams, NotSupported
-from loom.limits import AGENT_CONCURRENCY
+from loom.limits import AGENT_CONCURRENCY, MAX_DELIVER
 from loom.middleware import Middleware, check_middleware
 from loom.routes import Routes
 from loom.topics import check_name
 
 if TYPE_CHECKING:
+    from loom.config import DataDir
     from loom.context import Context
     from loom.runtime.running import Running
 
@@ -60,6 +61,8 @@ class App:
         qos: Literal["realtime"] | None = None,
         durable: bool = False,
         exclusive: bool = False,
+        start: Start = "now",
+        max_deliver: int = MAX_DELIVER,
     ) -> "AgentDecorator":
         """Add the decorated class or async function ``(ctx, event)`` as an agent.
 
@@ -67,6 +70,10 @@ class App:
         name); at most ``concurrency`` of its events are handled at a time, events of one key or
         thread one after the other. ``qos="realtime"`` lowers the class of all it hears: its queue
         keeps the newest, and no sender waits for it.
+
+        Of durable events a group that is new begins with those that come; ``start="beginning"``,
+        a position or a time lets it begin with older ones. One that has begun goes on where it
+        was. What a handler could not do after ``max_deliver`` attempts becomes a dead letter.
 
         Raises:
             InvalidParams: names what is wrong in the declaration.
@@ -86,6 +93,8 @@ class App:
                     qos=qos,
                     durable=durable,
                     exclusive=exclusive,
+                    start=start,
+                    max_deliver=max_deliver,
                 )
             )
 
@@ -173,18 +182,23 @@ class App:
     # -- running ----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def running(self) -> "AsyncGenerator[Context[Any]]":
+    async def running(self, *, data: "DataDir | None" = None) -> "AsyncGenerator[Context[Any]]":
         """Run the app while the block runs: ``async with app.running() as ctx``.
 
         Leaving it lets the agents finish what was published, within ``stop_seconds``.
 
+        Args:
+            data: the data directory of the log, by default that of the configuration; without
+                either the log is in memory, and what is durable ends with the process.
+
         Raises:
-            LoomError: an agent's or capability's registration was refused.
+            LoomError: an agent's or capability's registration was refused; or the log cannot be
+                opened: another engine has it (CONFLICT), it is damaged (INTERNAL) …
             NotSupported: the app is running already.
         """
         from loom.runtime.running import running
 
-        async with running(self) as run:
+        async with running(self, data=data) as run:
             yield run.context
 
     def check_idle(self) -> None:
@@ -216,22 +230,22 @@ class App:
             self.routes.bind(None)
             self._running = None
 
-    async def serve(self) -> None:
-        """Run the app until this task is cancelled."""
-        async with self.running():
+    async def serve(self, *, data: "DataDir | None" = None) -> None:
+        """Run the app until this task is cancelled; ``data`` is that of ``running``."""
+        async with self.running(data=data):
             await asyncio.get_running_loop().create_future()
 
-    def run(self) -> None:
-        """Run the app until Ctrl-C or SIGTERM.
+    def run(self, *, data: "DataDir | None" = None) -> None:
+        """Run the app until Ctrl-C or SIGTERM; ``data`` is that of ``running``.
 
         The first lets it finish, a second one ends it at once.
         """
         try:
-            asyncio.run(self._until_signalled())
+            asyncio.run(self._until_signalled(data))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGINT) from None
 
-    async def _until_signalled(self) -> None:
+    async def _until_signalled(self, data: "DataDir | None") -> None:
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[None]", asyncio.current_task())
         stop = asyncio.Event()
@@ -244,7 +258,7 @@ class App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, told)
         try:
-            async with self.running():
+            async with self.running(data=data):
                 await stop.wait()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -9,17 +9,45 @@ default.
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from loom.errors import InvalidParams
+from loom.topics import check_filter
 
 MODEL_FACTORY: Final = "loom.models.select:from_environment"
 MEMORY_FACTORY: Final = "loom.memory.in_process:InProcessMemory"
-_KEYS: Final = {"app": ("target",), "models": ("default",)}
-_RESERVED: Final = ("log", "bridge", "control", "memory", "routing", "limits", "mcp", "otel")
+_RESERVED: Final = ("bridge", "control", "memory", "routing", "limits", "mcp", "otel")
+_WHOLE_MAX: Final = 2**53  # what every reader of numbers reads
+
+DataDir: TypeAlias = str | os.PathLike[str]
+"""A folder that is the log's own, and made where there is none."""
+
+Recording: TypeAlias = Literal["off", "runs", "all"]
+"""What is recorded of turns: nothing, what belongs to runs, or the engine's own events, too."""
+
+RECORD_CODES: Final[Mapping[Recording, int]] = {"off": 0, "runs": 1, "all": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """How the log is kept.
+
+    ``dir`` is the data directory, None: in memory; ``durable`` filters of durable topics; ``ack``
+    what such an event must have reached before its publisher goes on; ``record`` what is recorded
+    of turns; segments go when the log is larger than ``retention_bytes``, or when they are older
+    than ``retention_age`` seconds.
+    """
+
+    dir: Path | None = None
+    durable: tuple[str, ...] = ()
+    ack: Literal["disk", "os"] = "disk"
+    record: Recording = "runs"
+    retention_bytes: int | None = None
+    retention_age: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +62,7 @@ class Config:
     model: str
     environment: Mapping[str, str]
     origins: Mapping[str, str]
+    log: LogConfig = LogConfig()
 
     @property
     def target_folder(self) -> Path | None:
@@ -49,27 +78,62 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
         InvalidParams: a file is not TOML, or has a key that does not exist; ``field`` names it.
     """
     env = dict(os.environ) if environment is None else dict(environment)
-    values = {"app.target": "", "models.default": "auto"}
+    values: dict[str, Any] = {key: known.default for key, known in _KEYS.items()}
     origins = dict.fromkeys(values, "default")
     for path, table in _tables(Path.cwd() if cwd is None else cwd, env):
         for key, value in _flat(table, path):
             values[key], origins[key] = value, str(path)
     _check_variables(env)
-    for key in values:
-        variable = "LOOM_" + key.upper().replace(".", "__")
+    for key, known in _KEYS.items():
+        variable = _variable(key)
         if variable in env:
-            values[key], origins[key] = env[variable], variable
+            values[key], origins[key] = known.read(known.of_text(env[variable]), variable), variable
     return Config(
         target=values["app.target"],
         model=values["models.default"],
         environment=env,
         origins=origins,
+        log=LogConfig(
+            dir=_directory(values["log.dir"], origins["log.dir"]),
+            durable=values["log.durable"],
+            ack=values["log.ack"],
+            record=values["log.record"],
+            retention_bytes=values["log.retention_bytes"] or None,
+            retention_age=values["log.retention_age"] or None,
+        ),
     )
+
+
+def log_of(config: Config, data: DataDir | None) -> LogConfig:
+    """Return how the log is kept: as configured, in ``data`` where that is given.
+
+    Raises:
+        InvalidParams: ``data`` is no path.
+    """
+    if data is None:
+        return config.log
+    path = os.fspath(data) if isinstance(data, os.PathLike) else data
+    if not isinstance(path, str) or not path or "\0" in path:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidParams(
+            f"the data directory is {data!r}, not a path", field="data", hint='data="./data"'
+        )
+    return replace(config.log, dir=Path(path))
+
+
+def _directory(text: str, origin: str) -> Path | None:
+    """Return the data directory; one that a file names is relative to the folder of that file."""
+    if not text:
+        return None
+    return Path(origin).parent / text if origin.endswith(".toml") else Path(text)
+
+
+def _variable(key: str) -> str:
+    return "LOOM_" + key.upper().replace(".", "__")
 
 
 def _check_variables(env: Mapping[str, str]) -> None:
     """Refuse a variable that looks like a key of ours and is none."""
-    ours = [f"LOOM_{section}__{key}".upper() for section in _KEYS for key in _KEYS[section]]
+    ours = [_variable(key) for key in _KEYS]
     for variable in env:
         section, nested, _ = variable.removeprefix("LOOM_").lower().partition("__")
         is_ours = variable.startswith("LOOM_") and nested and section not in _RESERVED
@@ -109,26 +173,90 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidParams(f"{path} is not TOML: {error}", field=str(path)) from None
 
 
-def _flat(table: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str]]:
+def _flat(table: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    tables = tuple(dict.fromkeys(key.partition(".")[0] for key in _KEYS))
     for section, content in table.items():
         if section in _RESERVED:
             continue
-        known = _KEYS.get(section)
-        if known is None or not isinstance(content, Mapping):
+        if section not in tables or not isinstance(content, Mapping):
             raise InvalidParams(
                 f"{path}: there is no table [{section}]",
                 field=section,
-                hint=f"tables: {', '.join((*_KEYS, *_RESERVED))}",
+                hint=f"tables: {', '.join((*tables, *_RESERVED))}",
             )
-        for key, value in cast("Mapping[str, Any]", content).items():
-            if key not in known:
+        names = [key.partition(".")[2] for key in _KEYS if key.startswith(f"{section}.")]
+        for name, value in cast("Mapping[str, Any]", content).items():
+            if name not in names:
                 raise InvalidParams(
-                    f"{path}: [{section}] has no key {key!r}",
-                    field=f"{section}.{key}",
-                    hint=f"keys: {', '.join(known)}",
+                    f"{path}: [{section}] has no key {name!r}",
+                    field=f"{section}.{name}",
+                    hint=f"keys: {', '.join(names)}",
                 )
-            if not isinstance(value, str):
-                raise InvalidParams(
-                    f"{path}: {key} in [{section}] is {value!r}, not text", field=f"{section}.{key}"
-                )
-            yield f"{section}.{key}", value
+            known = _KEYS[f"{section}.{name}"]
+            yield f"{section}.{name}", known.read(value, f"{path}: {name} in [{section}]")
+
+
+# -- what a value may be --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One key.
+
+    ``read(value, where)`` checks what a file says; ``of_text`` makes that of a variable's text.
+    """
+
+    default: Any
+    read: Callable[[Any, str], Any]
+    of_text: Callable[[str], Any] = str
+
+
+def _text(field: str, value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise InvalidParams(f"{where} is {value!r}, not text", field=field)
+
+
+def _choice(field: str, choices: tuple[str, ...], value: Any, where: str) -> str:
+    if value in choices:
+        return value
+    raise InvalidParams(f"{where} is {value!r}", field=field, hint=f"one of: {', '.join(choices)}")
+
+
+def _filters(field: str, value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(one, str) for one in cast("list[object]", value)
+    ):
+        raise InvalidParams(
+            f"{where} is {value!r}, not a list of filters",
+            field=field,
+            hint='durable = ["order.>"], and in the environment order.>,invoice.*',
+        )
+    found = cast("list[str]", value)
+    return tuple(check_filter(one, field=field) for one in found)
+
+
+def _whole(field: str, value: Any, where: str) -> int:
+    if type(value) is int and 0 <= value <= _WHOLE_MAX:
+        return value
+    raise InvalidParams(f"{where} is {value!r}, not a whole number from 0 on", field=field)
+
+
+def _number(text: str) -> Any:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+_KEYS: Final[Mapping[str, _Key]] = {
+    "app.target": _Key("", partial(_text, "app.target")),
+    "models.default": _Key("auto", partial(_text, "models.default")),
+    "log.dir": _Key("", partial(_text, "log.dir")),
+    "log.durable": _Key((), partial(_filters, "log.durable"), _parts),
+    "log.ack": _Key("disk", partial(_choice, "log.ack", ("disk", "os"))),
+    "log.record": _Key("runs", partial(_choice, "log.record", ("runs", "off", "all"))),
+    "log.retention_bytes": _Key(0, partial(_whole, "log.retention_bytes"), _number),
+    "log.retention_age": _Key(0, partial(_whole, "log.retention_age"), _number),
+}

@@ -29,6 +29,7 @@ from loom.checks import check_number, check_seconds, check_text, check_whole
 from loom.codec import CANNOT_ENCODE, WRITERS, decode, encode
 from loom.directory import AgentInfo, CapabilityInfo
 from loom.envelope import (
+    ACK_CODES,
     BYTES_TYPE,
     QOS_CODES,
     AckLevel,
@@ -37,6 +38,8 @@ from loom.envelope import (
     QoS,
     Receipt,
     Replies,
+    Start,
+    check_start,
     opened,
 )
 from loom.errors import (
@@ -52,7 +55,7 @@ from loom.middleware import Call, around
 from loom.protocols import Memory, Model
 from loom.record import Record
 from loom.runtime.host import Host
-from loom.runtime.stream import Subscription
+from loom.runtime.stream import FromLog, Subscription
 from loom.topics import matches
 from loom.validation import adapter_of, check_returns, checked, validated
 
@@ -75,6 +78,7 @@ class EmitOptions(TypedDict, total=False):
     ttl: float | None
     headers: Mapping[str, str] | None
     thread: str | None
+    id: str | None
 
 
 class Context(Record, Generic[S], gc=False, eq=False):
@@ -97,10 +101,15 @@ class Context(Record, Generic[S], gc=False, eq=False):
         a subscriber has no room (batched, the default); realtime replaces what is oldest,
         background is refused.
 
+        ``ack`` makes the event durable and says what it must have reached before this returns:
+        "os" (written), "disk" (synced). ``id`` is the publisher's own: a second event with it,
+        within ten minutes, is the same one, and gets the first one's receipt.
+
         Raises:
             InvalidParams: the topic, the data or an option is wrong; ``field`` names it.
-            Exhausted: no room, or too many hops.
-            NotSupported: an ack above "accepted".
+            Exhausted: no room, too many hops, or the disk is full.
+            Conflict: another event with this ``id`` was published.
+            NotSupported: an ack above "accepted" where the log has no data directory.
         """
         host = self._host
         if not options:
@@ -131,20 +140,25 @@ class Context(Record, Generic[S], gc=False, eq=False):
                     field=name,
                     hint=f"options: {', '.join(EmitOptions.__annotations__)}",
                 )
-        ack, ttl = options.get("ack"), options.get("ttl")
-        if ack is not None and ack != "accepted":
-            _refuse_ack(ack)
+        ack = _ack_code(options.get("ack"))
+        if ack and not host.services.engine.has_directory:
+            raise NotSupported(
+                f"ack={options.get('ack')!r} needs a log on disk",
+                field="ack",
+                hint="name a data directory: app.running(data=…), loom run --data DIR, [log] dir",
+            )
         qos = _qos_code(options.get("qos"))
         more = _options(
             data,
             key=options.get("key"),
-            ttl=ttl,
+            ttl=options.get("ttl"),
             headers=options.get("headers"),
             thread=options.get("thread"),
+            ident=options.get("id"),
         )
         payload = encode(data, "data", host.link.has_null)
         try:
-            return host.session.offer(host.sender, self._envelope, topic, payload, qos, more)
+            return host.session.offer(host.sender, self._envelope, topic, payload, qos, more, ack)
         except host.link.refusal as error:
             raise host.link.translate(error) from None
         except TypeError as error:
@@ -441,7 +455,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     @asynccontextmanager
     async def watch(
-        self, *patterns: str, qos: QoS = "realtime"
+        self, *patterns: str, qos: QoS = "realtime", start: Start = "now"
     ) -> AsyncGenerator[AsyncIterator[Event[Any]]]:
         """Listen to events that match any of ``patterns`` from now on.
 
@@ -451,17 +465,28 @@ class Context(Record, Generic[S], gc=False, eq=False):
         oldest, counted as dropped; with ``qos="batched"`` those who publish wait for it as they do
         for an agent.
 
+        With another ``start`` than "now" it gives durable events from there on, out of the log,
+        and then what comes: no durable event is missing and none comes twice, whatever is lost on
+        the way. A position stands for itself and what follows.
+
         Raises:
             InvalidParams: one of ``patterns`` is not a filter, or there is none.
+            InvalidCursor: ``start`` is no position of this log (from the ``async for``).
+            CursorExpired: what stood there is not kept any more (from the ``async for``).
         """
         for pattern in patterns:
             check_text(pattern, "patterns")
         _qos_code(qos)
-        subscription = Subscription(self._host.link, patterns, qos=qos)
+        begins = check_start(start)
+        services = self._host.services
+        live = Subscription(self._host.link, patterns, qos=qos)
+        events: Subscription | FromLog = live
+        if begins != "now":
+            events = FromLog(services.engine, services.namespace, live, patterns, begins)
         try:
-            yield subscription
+            yield events
         finally:
-            subscription.close()
+            events.close()
 
     @asynccontextmanager
     async def join_thread(self, thread_id: str) -> AsyncGenerator["Thread"]:
@@ -847,11 +872,14 @@ def _options(
     ttl: float | None = None,
     headers: Mapping[str, str] | None = None,
     thread: str | None = None,
+    ident: str | None = None,
 ) -> Any:
     """Return the engine's options tuple for what is not the usual case."""
     ttl_ms = None
     if key is not None and not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidParams(f"the key is {key!r}, not text", field="key")
+    if ident is not None and not check_text(ident, "id"):
+        raise InvalidParams("the id is empty", field="id", hint="leave it out, or give one")
     if ttl is not None:
         if not isinstance(ttl, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidParams(
@@ -873,7 +901,7 @@ def _options(
         )
     content_type = BYTES_TYPE if type(data) is bytes else None
     pairs = None if headers is None else [_header(name, value) for name, value in headers.items()]
-    return (key, thread, ttl_ms, content_type, pairs, None, None, None)
+    return (key, thread, ttl_ms, content_type, pairs, None, None, None, ident)
 
 
 def _header(name: Any, value: Any) -> tuple[str, str]:
@@ -894,13 +922,11 @@ def _qos_code(qos: object) -> int:
     )
 
 
-def _refuse_ack(ack: str) -> NoReturn:
-    if ack not in ("os", "disk"):
-        raise InvalidParams(
-            f"{ack!r} is not an ack level", field="ack", hint='use "accepted", "os" or "disk"'
-        )
-    raise NotSupported(
-        f"ack={ack!r} needs the log, which is not built yet", field="ack", hint='use "accepted"'
+def _ack_code(ack: object) -> int | None:
+    if isinstance(ack, str | None) and ack in ACK_CODES:
+        return ACK_CODES[ack]
+    raise InvalidParams(
+        f"{ack!r} is not an ack level", field="ack", hint='use "accepted", "os" or "disk"'
     )
 
 

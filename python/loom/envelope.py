@@ -7,12 +7,14 @@ An Event is a view of the engine's immutable Envelope; its data is decoded when 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias
+from datetime import datetime
+from typing import Any, Final, Generic, Literal, NewType, Protocol, TypeAlias
 
 from typing_extensions import TypeVar
 
+from loom.checks import check_number, check_text
 from loom.codec import decode
-from loom.errors import LoomError
+from loom.errors import InvalidParams, LoomError, error_from_code
 from loom.record import Record
 
 QoS: TypeAlias = Literal["realtime", "batched", "background"]
@@ -21,11 +23,29 @@ QoS: TypeAlias = Literal["realtime", "batched", "background"]
 AckLevel: TypeAlias = Literal["accepted", "os", "disk"]
 """What a publish is promised: in memory, written, or synced to disk."""
 
+ACK_CODES: Final[Mapping[str | None, int | None]] = {
+    None: None,
+    "accepted": 0,
+    "os": 1,
+    "disk": 2,
+}
+
+Position = NewType("Position", str)
+"""A place in a log: opaque text. Texts of one log are ordered as the log is, with gaps."""
+
+Start: TypeAlias = Literal["now", "beginning"] | Position | datetime
+"""Where reading the log begins: with what comes, with the oldest, at a position, at a time."""
+
+Refusal: TypeAlias = tuple[int, str, str | None, str | None, str | None, float | None]
+"""What the engine refused: code, message, field, limit, hint, seconds until it may be tried."""
+
 QOS_CODES: Final[Mapping[str | None, int]] = {None: 1, "realtime": 0, "batched": 1, "background": 2}
 _QOS_NAMES: Final[tuple[QoS, ...]] = ("realtime", "batched", "background")
 
 T = TypeVar("T", default=Any, covariant=True)
 BYTES_TYPE: Final = "application/octet-stream"
+_ACK, _NAK, _EXTEND, _TERM = range(4)  # how the engine counts what is said of a durable event
+_LONGEST_DELAY: Final = 30 * 24 * 3600  # seconds
 
 
 class Envelope(Protocol):
@@ -82,9 +102,12 @@ class Envelope(Protocol):
     @property
     def headers(self) -> dict[str, str]: ...
     @property
-    def position(self) -> str | None: ...
+    def position(self) -> Position | None: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def is_durable(self) -> bool: ...
+    def settle(self, how: int, millis: int | None, reason: str | None, /) -> Refusal | None: ...
     @property
     def streamed(self) -> bool: ...
     @property
@@ -108,7 +131,7 @@ class Receipt(Protocol):
     @property
     def matched(self) -> int | None: ...
     @property
-    def position(self) -> str | None: ...
+    def position(self) -> Position | None: ...
 
 
 class Event(Record, Generic[T], frozen=True, gc=False, eq=False):
@@ -239,17 +262,104 @@ class Event(Record, Generic[T], frozen=True, gc=False, eq=False):
         return self._envelope.headers
 
     @property
-    def position(self) -> str | None:
-        """Its place in the log, opaque and ordered, or None where nothing is logged."""
+    def position(self) -> Position | None:
+        """Its place in the log, opaque and ordered; None for one that is not durable."""
         return self._envelope.position
 
     @property
     def attempt(self) -> int:
-        """1 for the first delivery."""
+        """1 for the first delivery; of a durable event counted across restarts."""
         return self._envelope.attempt
+
+    async def ack(self) -> None:
+        """Say that this durable event is done: it is not delivered again, whatever comes after.
+
+        A handler that returns has said it. An error after it is told, and nothing is redelivered.
+
+        Raises:
+            InvalidParams: the event is not durable, or was not delivered to a handler.
+            Fenced: its turn is over, or it was said already how the turn ends.
+        """
+        self._settle(_ACK)
+
+    async def nak(self, *, delay: float | None = None) -> None:
+        """Say that this durable event could not be handled: it is delivered again.
+
+        Args:
+            delay: seconds until then; by default the pause grows with each attempt.
+
+        Raises:
+            InvalidParams: as ``ack`` does, or ``delay`` is no number of seconds from 0 on.
+            Fenced: as ``ack`` does.
+        """
+        if delay is None:
+            self._settle(_NAK)
+            return
+        seconds = check_number(delay, "delay")
+        if not 0 <= seconds <= _LONGEST_DELAY:
+            raise InvalidParams(
+                f"a delay of {delay} s is out of range",
+                field="delay",
+                hint=f"give seconds, from 0 to {_LONGEST_DELAY:,}",
+            )
+        self._settle(_NAK, millis=round(seconds * 1000))
+
+    async def extend(self) -> None:
+        """Say that this durable event is being worked on: its lease starts anew.
+
+        The lease of a handler whose event loop runs is renewed by itself; this is for one that
+        keeps the loop from running for long at a time.
+
+        Raises:
+            InvalidParams: the event is not durable, or was not delivered to a handler.
+            Fenced: its turn is over, or its lease has lapsed.
+        """
+        self._settle(_EXTEND)
+
+    async def term(self, *, reason: str | None = None) -> None:
+        """Give this durable event up: it becomes a dead letter, with ``reason``.
+
+        Raises:
+            InvalidParams: as ``ack`` does, or ``reason`` is no text.
+            Fenced: as ``ack`` does.
+        """
+        self._settle(_TERM, reason="" if reason is None else check_text(reason, "reason"))
+
+    def _settle(self, how: int, *, millis: int | None = None, reason: str | None = None) -> None:
+        refused = self._envelope.settle(how, millis, reason)
+        if refused is not None:
+            code, message, field, limit, hint, retry_after = refused
+            raise error_from_code(
+                code, message, field=field, limit=limit, hint=hint, retry_after=retry_after
+            )
 
     def __repr__(self) -> str:
         return f"<Event {self.topic} {self.id} from {self.sender}>"
+
+
+def check_start(start: object) -> Start:
+    """Return ``start`` if it says where reading begins; a position is read where the log is.
+
+    Raises:
+        InvalidParams: it is something else, or a time without a time zone.
+    """
+    hint = 'use "now", "beginning", a position, or a datetime with a time zone'
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise InvalidParams(
+                f"the time {start.isoformat()} has no time zone",
+                field="start",
+                hint="datetime.now(UTC), or .astimezone() for one of this machine",
+            )
+        return start
+    if not isinstance(start, str) or not start:
+        raise InvalidParams(f"start is {start!r}", field="start", hint=hint)
+    return Position(start)
+
+
+def start_code(start: Start) -> str | int:
+    """Return ``start`` as the engine reads it: text, or milliseconds since 1970."""
+    return int(start.timestamp() * 1000) if isinstance(start, datetime) else start
 
 
 def opened(envelope: Envelope) -> Event[Any]:

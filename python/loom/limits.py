@@ -112,6 +112,7 @@ DEDUP_WINDOW_MS: Final = 600_000
 DEDUP_IDS: Final = 1_000_000
 DEAD_LETTERS: Final = 100_000
 MAX_DELIVER: Final = 20
+MAX_DELIVER_MAX: Final = 1_000
 LEASE_MS: Final = 30_000
 REDELIVER_BASE_MS: Final = 1_000
 REDELIVER_CAP_SECONDS: Final = 60
@@ -124,6 +125,7 @@ CONSUMER_IDLE_SECONDS: Final = 604_800
 VIEW_DATA_BYTES: Final = 65_536
 VIEW_PORTION: Final = 4_096
 VIEW_PORTION_BYTES: Final = 8_388_608
+LOG_SNAPSHOT_RECORDS: Final = 100_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -669,7 +671,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "max_deliver": Limit(
         "attempts",
         MAX_DELIVER,
-        MAX_DELIVER,
+        MAX_DELIVER_MAX,
         "an event that fails each time is given up, and its lane goes on",
     ),
     "lease_ms": Limit(
@@ -743,5 +745,11 @@ LIMITS: Final[Mapping[str, Limit]] = {
         VIEW_PORTION_BYTES,
         VIEW_PORTION_BYTES,
         "bytes of records that the view takes over in one transaction",
+    ),
+    "log_snapshot_records": Limit(
+        "records",
+        LOG_SNAPSHOT_RECORDS,
+        LOG_SNAPSHOT_RECORDS,
+        "records of a log between two snapshots: what a start has to read is bounded by it",
     ),
 }

@@ -121,6 +121,7 @@ def test_an_event_is_read_field_by_field(engine: Engine, session: Session) -> No
         ["urgent"],
         "00-aa-bb-01",
         None,
+        None,
     )
     receipt = session.offer(session.root, None, "question.new", b"hi", BATCHED, options)
     assert isinstance(receipt, Receipt)
@@ -309,7 +310,7 @@ def test_an_offer_without_room_is_a_ticket_first(session: Session) -> None:
 @pytest.mark.requirement("BAD-INPUT")
 def test_wrong_arguments_name_their_field(session: Session) -> None:
     offers: list[tuple[tuple[Any, ...], tuple[int, str, str | None]]]
-    nothing = [None] * 8
+    nothing = [None] * 9
     offers = [
         (("a..b",), (INVALID_PARAMS, "topic", None)),
         (("a" * 300,), (INVALID_PARAMS, "topic", "topic_bytes")),

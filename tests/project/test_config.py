@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,20 @@ def home(tmp_path: Path) -> dict[str, str]:
 
 def write(folder: Path, key: str, value: str) -> None:
     table, name = key.split(".")
-    (folder / "loom.toml").write_text(f'[{table}]\n{name} = "{value}"\n', encoding="utf-8")
+    (folder / "loom.toml").write_text(f"[{table}]\n{name} = {value}\n", encoding="utf-8")
+
+
+def sound(key: str) -> tuple[str, str]:
+    """A value other than the default, as TOML and as the text of a variable."""
+    match KEYS[key]:
+        case {"kind": "strings"}:
+            return '["order.>", "invoice.*"]', "order.>, invoice.*"
+        case {"kind": "whole"}:
+            return "7", "7"
+        case {"choices": [_, other, *_]}:
+            return f'"{other}"', other
+        case _:
+            return '"other"', "other"
 
 
 @pytest.mark.requirement("CONFIG-KEYS")
@@ -36,9 +50,87 @@ def test_a_key_is_read_from_the_file_and_the_environment_wins(
     key: str, tmp_path: Path, home: dict[str, str]
 ) -> None:
     variable = "LOOM_" + key.upper().replace(".", "__")
-    write(tmp_path, key, "extractive")
-    assert load(cwd=tmp_path, environment=home).origins[key] == str(tmp_path / "loom.toml")
-    assert load(cwd=tmp_path, environment={**home, variable: "x"}).origins[key] == variable
+    in_toml, in_text = sound(key)
+    write(tmp_path, key, in_toml)
+    from_file = load(cwd=tmp_path, environment=home)
+    assert from_file.origins[key] == str(tmp_path / "loom.toml")
+    from_variable = load(cwd=tmp_path, environment={**home, variable: in_text})
+    assert from_variable.origins[key] == variable
+    if key != "log.dir":  # which is relative to the file that names it
+        assert replace(from_file, environment={}, origins={}) == replace(
+            from_variable, environment={}, origins={}
+        )
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+def test_the_defaults_are_those_of_the_specification(tmp_path: Path, home: dict[str, str]) -> None:
+    written = load(cwd=tmp_path, environment=home)
+    for key, rule in KEYS.items():
+        default = rule["default"]
+        write(tmp_path, key, f'"{default}"' if isinstance(default, str) else str(default))
+        same = load(cwd=tmp_path, environment=home)
+        if key != "app.target":  # says where it was found
+            assert replace(same, origins={}) == replace(written, origins={}), key
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+def test_a_data_directory_is_relative_to_the_file_that_names_it(
+    tmp_path: Path, home: dict[str, str]
+) -> None:
+    write(tmp_path, "log.dir", '"data"')
+    below = tmp_path / "below"
+    below.mkdir()
+    assert load(cwd=below, environment=home).log.dir == tmp_path / "data"
+    named = load(cwd=below, environment={**home, "LOOM_LOG__DIR": "data"})
+    assert named.log.dir == Path("data")
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("log.dir", "3"),
+        ("log.durable", '"order.>"'),
+        ("log.durable", "[1]"),
+        ("log.durable", '["order..x"]'),
+        ("log.ack", '"accepted"'),
+        ("log.ack", "1"),
+        ("log.ack", "[]"),
+        ("log.record", '"turns"'),
+        ("log.record", "true"),
+        ("log.retention_bytes", "-1"),
+        ("log.retention_bytes", "true"),
+        ("log.retention_bytes", "1.5"),
+        ("log.retention_age", '"7d"'),
+    ],
+)
+def test_a_value_that_is_none_of_its_kind_is_refused_by_its_key(
+    key: str, value: str, tmp_path: Path, home: dict[str, str]
+) -> None:
+    write(tmp_path, key, value)
+    with pytest.raises(InvalidParams) as refused:
+        load(cwd=tmp_path, environment=home)
+    assert refused.value.field == key
+
+
+@pytest.mark.requirement("CONFIG-KEYS")
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("log.durable", "order.."),
+        ("log.ack", "accepted"),
+        ("log.record", "everything"),
+        ("log.retention_bytes", "-1"),
+        ("log.retention_age", "a week"),
+    ],
+)
+def test_a_variable_that_is_none_of_its_kind_is_refused_by_its_key(
+    key: str, text: str, tmp_path: Path, home: dict[str, str]
+) -> None:
+    variable = "LOOM_" + key.upper().replace(".", "__")
+    with pytest.raises(InvalidParams) as refused:
+        load(cwd=tmp_path, environment={**home, variable: text})
+    assert refused.value.field == key
 
 
 @pytest.mark.requirement("CONFIG-KEYS")
@@ -46,7 +138,7 @@ def test_a_key_is_read_from_the_file_and_the_environment_wins(
 def test_a_table_that_is_kept_for_later_is_read_over(
     table: str, tmp_path: Path, home: dict[str, str]
 ) -> None:
-    write(tmp_path, f"{table}.anything", "x")
+    write(tmp_path, f"{table}.anything", '"x"')
     load(cwd=tmp_path, environment=home)
 
 
@@ -55,7 +147,7 @@ def test_a_table_that_is_kept_for_later_is_read_over(
 def test_a_key_that_does_not_exist_is_refused_by_its_name(
     key: str, tmp_path: Path, home: dict[str, str]
 ) -> None:
-    write(tmp_path, key, "x")
+    write(tmp_path, key, '"x"')
     with pytest.raises(InvalidParams) as refused:
         load(cwd=tmp_path, environment=home)
     assert refused.value.field is not None
@@ -87,4 +179,4 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path, home: dict[str, str]) ->
     with pytest.raises(InvalidParams) as caught:
         load(cwd=tmp_path, environment={**home, "LOOM_MODELS__DEFALT": "x"})
     assert caught.value.field == "LOOM_MODELS__DEFALT"
-    assert load(cwd=tmp_path, environment={"LOOM_LOG__LATER": "x"}).target == ""
+    assert load(cwd=tmp_path, environment={"LOOM_BRIDGE__LATER": "x"}).target == ""

@@ -468,8 +468,8 @@ impl Core {
         }
     }
 
-    /// The pause before the next attempt: it doubles, and a quarter of it is chance.
-    fn pause(&mut self, attempt: u32) -> u64 {
+    /// The pause before the next attempt, in milliseconds: it doubles, and a quarter of it is chance.
+    pub fn pause(&mut self, attempt: u32) -> u64 {
         let cap = self.limits.redeliver_cap_seconds * 1_000;
         let doubled = self.limits.redeliver_base_ms << attempt.saturating_sub(1).min(20);
         let pause = doubled.min(cap);

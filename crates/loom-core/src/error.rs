@@ -27,7 +27,8 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+    /// An error of a kind, with what happened.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
@@ -38,41 +39,48 @@ impl Error {
         }
     }
 
-    pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Self {
+    /// `INVALID_PARAMS` about an argument.
+    pub fn invalid(field: &str, message: impl Into<String>) -> Self {
         Self::new(Code::InvalidParams, message).field(field)
     }
 
-    pub(crate) fn exhausted(limit: &'static str, message: impl Into<String>) -> Self {
+    /// `EXHAUSTED`: this limit was reached.
+    pub fn exhausted(limit: &'static str, message: impl Into<String>) -> Self {
         Self {
             limit: Some(limit),
             ..Self::new(Code::Exhausted, message)
         }
     }
 
-    pub(crate) fn fenced(message: impl Into<String>) -> Self {
+    /// `FENCED`.
+    pub fn fenced(message: impl Into<String>) -> Self {
         Self::new(Code::Fenced, message)
     }
 
+    /// Names the argument.
     #[must_use]
-    pub(crate) fn field(mut self, field: &str) -> Self {
+    pub fn field(mut self, field: &str) -> Self {
         self.field = Some(field.to_owned());
         self
     }
 
+    /// Names the limit.
     #[must_use]
-    pub(crate) fn limit(mut self, limit: &'static str) -> Self {
+    pub fn limit(mut self, limit: &'static str) -> Self {
         self.limit = Some(limit);
         self
     }
 
+    /// Says the way out.
     #[must_use]
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
+    /// Says when the same again may help.
     #[must_use]
-    pub(crate) fn retry_after(mut self, millis: u64) -> Self {
+    pub fn retry_after(mut self, millis: u64) -> Self {
         self.retry_after_ms = Some(millis);
         self
     }

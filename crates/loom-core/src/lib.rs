@@ -40,6 +40,7 @@ mod input;
 mod job;
 mod lane;
 mod limits;
+mod logs;
 mod notice;
 mod park;
 mod part;
@@ -84,6 +85,7 @@ pub use crate::input::{
     Start,
 };
 pub use crate::limits::Limits;
+pub use crate::logs::digest;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 pub use crate::part::{Durability, Opened};
 pub use crate::partition::{Begun, ConsumerState, DeadLetter, KeptMemory, KeptState, Partition};
@@ -97,4 +99,4 @@ pub use crate::stats::{
     Stats, SubscriptionStats, TopicStats, Waits,
 };
 pub use crate::time::{Moment, Nanos};
-pub use crate::topic::{Filter, check_topic};
+pub use crate::topic::{Filter, check_name, check_topic};

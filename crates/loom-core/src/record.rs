@@ -621,6 +621,9 @@ pub struct Memory {
     /// It was taken away.
     #[prost(bool, tag = "4")]
     pub gone: bool,
+    /// It is forgotten then, in milliseconds since 1970.
+    #[prost(uint64, optional, tag = "5")]
+    pub until_ms: Option<u64>,
 }
 
 /// The header of an envelope.

@@ -112,7 +112,10 @@ impl Filter {
 }
 
 /// Reads the name of an agent, a session, a group or a namespace: tokens joined by dots.
-pub(crate) fn check_name(field: &str, text: &str, limits: &Limits) -> Result<()> {
+///
+/// # Errors
+/// `INVALID_PARAMS`, naming the field.
+pub fn check_name(field: &str, text: &str, limits: &Limits) -> Result<()> {
     if text.len() > limits.name_bytes {
         let message = format!(
             "this {field} has {} bytes of at most {}",

@@ -18,6 +18,7 @@ pub(crate) enum Clock {
     },
     Virtual {
         nanos: AtomicU64,
+        start_ms: AtomicU64,
     },
 }
 
@@ -37,16 +38,17 @@ impl Clock {
     pub(crate) fn manual() -> Self {
         Self::Virtual {
             nanos: AtomicU64::new(0),
+            start_ms: AtomicU64::new(VIRTUAL_START_MS),
         }
     }
 
     pub(crate) fn moment(&self) -> Moment {
         match self {
-            Self::Virtual { nanos } => {
+            Self::Virtual { nanos, start_ms } => {
                 let now = nanos.load(Ordering::Relaxed);
                 Moment {
                     now: Nanos(now),
-                    wall_ms: VIRTUAL_START_MS + now / 1_000_000,
+                    wall_ms: start_ms.load(Ordering::Relaxed) + now / 1_000_000,
                 }
             }
             Self::Real {
@@ -69,10 +71,17 @@ impl Clock {
         }
     }
 
+    /// Lets the wall of a virtual clock begin where an earlier one has ended, as a log tells it.
+    pub(crate) fn not_before(&self, wall: u64) {
+        if let Self::Virtual { start_ms, .. } = self {
+            start_ms.fetch_max(wall, Ordering::Relaxed);
+        }
+    }
+
     /// Moves a virtual clock; `false` for a real one.
     pub(crate) fn advance(&self, nanos: u64) -> bool {
         match self {
-            Self::Virtual { nanos: at } => {
+            Self::Virtual { nanos: at, .. } => {
                 at.fetch_add(nanos, Ordering::Relaxed);
                 true
             }

@@ -37,7 +37,21 @@ pub(crate) fn has_null(payload: &[u8]) -> bool {
     NULL.find(payload).is_some()
 }
 
+/// What an error says, as the `args` of an `EngineError`.
+pub(crate) type Refusal = (
+    u16,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<f64>,
+);
+
 pub(crate) fn refuse(error: Error) -> PyErr {
+    EngineError::new_err(parts(error))
+}
+
+pub(crate) fn parts(error: Error) -> Refusal {
     let Error {
         code,
         message,
@@ -47,7 +61,8 @@ pub(crate) fn refuse(error: Error) -> PyErr {
         retry_after_ms,
     } = error;
     let retry_after = retry_after_ms.map(seconds_of_millis);
-    EngineError::new_err((code.number(), message, field, limit, hint, retry_after))
+    let limit = limit.map(str::to_owned);
+    (code.number(), message, field, limit, hint, retry_after)
 }
 
 pub(crate) fn refusal(code: Code, message: &str, field: Option<&str>) -> PyErr {
@@ -110,13 +125,14 @@ type RawOptions = (
     Option<Vec<String>>,
     Option<String>,
     Option<Vec<String>>,
+    Option<String>,
 );
 
 pub(crate) fn options(given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Box<Options>>> {
     let Some(given) = given else { return Ok(None) };
     let raw: PyResult<RawOptions> = given.extract();
-    let (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes) = raw
-        .map_err(|error| {
+    let (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes, dedup) =
+        raw.map_err(|error| {
             refusal(
                 Code::InvalidParams,
                 &format!("an option has the wrong type: {error}"),
@@ -132,7 +148,7 @@ pub(crate) fn options(given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Box<O
         labels: labels.unwrap_or_default(),
         traceparent,
         causes: causes.unwrap_or_default(),
-        dedup: None,
+        dedup,
     })))
 }
 

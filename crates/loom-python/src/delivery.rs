@@ -1,12 +1,16 @@
 //! Deliveries and receipts, read field by field: Python pays for what it looks at.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
-use loom_core::show_uuid;
+use loom_core::{Envelope, Error, SessionId, show_uuid};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::clock::{seconds, seconds_of_millis};
+use crate::convert::{Refusal, parts};
+use crate::engine::Shared;
+use crate::wake::Wake;
 
 /// What a publish was promised.
 #[pyclass(frozen, module = "loom._engine")]
@@ -50,11 +54,82 @@ pub(crate) struct Delivery {
     inner: loom_core::Delivery,
     /// The number of the engine that delivered it: its lease means nothing to another one.
     engine: u64,
+    /// Who can say how a durable turn ends; none for what is not durable.
+    holder: Option<Arc<Holder>>,
+}
+
+/// What can be said of a durable turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Settle<'a> {
+    Ack,
+    Nak(Option<u64>),
+    Extend,
+    Term(&'a str),
+}
+
+/// The session that a durable turn was given to.
+pub(crate) struct Holder {
+    pub(crate) shared: Weak<Shared>,
+    pub(crate) session: SessionId,
+    pub(crate) wake: Arc<Wake>,
 }
 
 impl Delivery {
     pub(crate) fn new(inner: loom_core::Delivery, engine: u64) -> Self {
-        Self { inner, engine }
+        Self {
+            inner,
+            engine,
+            holder: None,
+        }
+    }
+
+    /// One that was taken: a durable one can be settled.
+    pub(crate) fn taken(inner: loom_core::Delivery, engine: u64, holder: &Arc<Holder>) -> Self {
+        let holder = inner.durable.then(|| Arc::clone(holder));
+        Self {
+            inner,
+            engine,
+            holder,
+        }
+    }
+
+    /// One that was read from the log: nobody's turn.
+    pub(crate) fn read(envelope: Arc<Envelope>, engine: u64) -> Self {
+        let inner = loom_core::Delivery {
+            lease: None,
+            envelope,
+            asked: false,
+            attempt: 1,
+            work: None,
+            durable: false,
+        };
+        Self::new(inner, engine)
+    }
+
+    fn end(&self, how: Settle<'_>) -> Result<(), Error> {
+        let (Some(holder), Some(lease)) = (&self.holder, self.inner.lease) else {
+            let message = "this event is not durable, or was not given to a handler";
+            return Err(Error::invalid("event", message).hint(
+                "only durable events are acknowledged: [log] durable, or emit(…, ack=…); see event.attempt and event.position",
+            ));
+        };
+        let Some(shared) = holder.shared.upgrade() else {
+            return Err(Error::fenced("the engine of this turn is gone"));
+        };
+        let session = holder.session;
+        shared.outside(|core, at| match how {
+            Settle::Ack => core.ack(session, lease, at),
+            Settle::Nak(millis) => {
+                let pause = millis.unwrap_or_else(|| core.pause(self.inner.attempt));
+                core.nak(session, lease, pause)
+            }
+            Settle::Extend => core.extend(session, lease, at),
+            Settle::Term(reason) => core.term(session, lease, reason, at),
+        })??;
+        if holder.wake.is_pending() {
+            holder.wake.write();
+        }
+        Ok(())
     }
 
     pub(crate) fn is_of(&self, engine: u64) -> bool {
@@ -215,6 +290,22 @@ impl Delivery {
     #[getter]
     fn attempt(&self) -> u32 {
         self.inner.attempt
+    }
+
+    #[getter]
+    fn is_durable(&self) -> bool {
+        self.inner.durable
+    }
+
+    #[pyo3(signature = (how, millis, reason, /))]
+    fn settle(&self, how: u8, millis: Option<u64>, reason: Option<&str>) -> Option<Refusal> {
+        let how = match how {
+            0 => Settle::Ack,
+            1 => Settle::Nak(millis),
+            2 => Settle::Extend,
+            _ => Settle::Term(reason.unwrap_or_default()),
+        };
+        self.end(how).err().map(parts)
     }
 
     #[getter]

@@ -2,15 +2,19 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use loom_core::{Code, Core, DirectoryKind, Limits, Moment, SessionId};
+use loom_core::{Code, Core, DirectoryKind, Durability, Error, Level, Limits, Moment, SessionId};
+use loom_log::{Boot, Retention};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, seconds, seconds_of_millis};
 use crate::convert::{refusal, refuse, text};
+use crate::delivery::Delivery;
+use crate::history::{Start, look};
+use crate::log::{Settings, Store, Waiting};
 use crate::session::Session;
 use crate::wake::{Wake, generation};
 
@@ -28,6 +32,14 @@ pub(crate) struct Shared {
     generation: u32,
     /// Tells engines of one process apart.
     number: u64,
+    /// There from the end of its making on.
+    pub(crate) store: OnceLock<Store>,
+    pub(crate) waiting: Waiting,
+    settings: Settings,
+    /// Names this engine in its logs.
+    boot: u128,
+    /// Only one namespace is opened at a time.
+    opening: Mutex<()>,
 }
 
 static ENGINES: AtomicU64 = AtomicU64::new(1);
@@ -42,13 +54,17 @@ impl Shared {
     }
 
     pub(crate) fn lock(&self) -> PyResult<MutexGuard<'_, State>> {
+        self.guard().map_err(refuse)
+    }
+
+    fn guard(&self) -> loom_core::Result<MutexGuard<'_, State>> {
         if self.is_forked() {
             let message = "this process was forked after the engine was made; make the app's engine anew in the child";
-            return Err(refusal(Code::Fenced, message, None));
+            return Err(Error::fenced(message));
         }
         self.state
             .lock()
-            .map_err(|_| refusal(Code::Internal, "the engine failed in an earlier call", None))
+            .map_err(|_| Error::new(Code::Internal, "the engine failed in an earlier call"))
     }
 
     pub(crate) fn moment(&self) -> Moment {
@@ -65,8 +81,11 @@ impl Shared {
         let at = self.moment();
         let mut state = self.lock()?;
         let outcome = step(&mut state.core, at);
+        if state.core.has_records() || state.core.has_reads() {
+            self.serve(&mut state.core, at);
+        }
         if state.core.has_woken() {
-            let wakes = state.wake(caller);
+            let wakes = state.wake(Some(caller));
             drop(state);
             for wake in wakes {
                 wake.write();
@@ -74,18 +93,79 @@ impl Shared {
         }
         outcome.map_err(refuse)
     }
+
+    /// Does one step of the core for a thread that is no session's: everybody whose inbox got something is woken.
+    pub(crate) fn outside<T>(
+        &self,
+        step: impl FnOnce(&mut Core, Moment) -> T,
+    ) -> loom_core::Result<T> {
+        let at = self.moment();
+        let mut state = self.guard()?;
+        let outcome = step(&mut state.core, at);
+        self.serve(&mut state.core, at);
+        let wakes = state.wake(None);
+        drop(state);
+        for wake in wakes {
+            wake.write();
+        }
+        Ok(outcome)
+    }
+
+    #[cold]
+    fn serve(&self, core: &mut Core, at: Moment) {
+        if let Some(store) = self.store.get() {
+            store.serve(core, &self.waiting, at);
+        }
+    }
+
+    /// Opens the log of a namespace, once.
+    pub(crate) fn open(&self, namespace: &str) -> loom_core::Result<()> {
+        if self.guard()?.core.partition_of(namespace).is_some() {
+            return Ok(());
+        }
+        let opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let limits = {
+            let state = self.guard()?;
+            if state.core.partition_of(namespace).is_some() {
+                return Ok(());
+            }
+            loom_core::check_name("namespace", namespace, state.core.limits())?;
+            state.core.limits().clone()
+        };
+        let Some(store) = self.store.get() else {
+            return Ok(());
+        };
+        let boot = Boot {
+            wall_ms: self.moment().wall_ms,
+            id: self.boot,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            accept_loss: self.settings.accept_loss,
+        };
+        let (opened, folded) = store.fold(namespace, &boot, &limits, &self.settings.durability)?;
+        self.clock.not_before(folded.clock_ms());
+        let done = self.outside(|core, at| core.open_partition(namespace, opened, folded, at));
+        drop(opening);
+        done?
+    }
+
+    fn close(&self) -> loom_core::Result<()> {
+        if self.is_forked() {
+            return Ok(());
+        }
+        self.store.get().map_or(Ok(()), |store| store.close(self))
+    }
 }
 
 impl State {
     /// Marks those whose inbox got something; returns those whose loop has to be told.
-    fn wake(&mut self, caller: SessionId) -> Vec<Arc<Wake>> {
+    fn wake(&mut self, caller: Option<SessionId>) -> Vec<Arc<Wake>> {
         let mut others = Vec::new();
         for session in self.core.take_woken() {
             let Some(wake) = self.wakes.get(&session) else {
                 continue;
             };
             wake.set_pending(true);
-            if session != caller || !wake.is_mine() {
+            if Some(session) != caller || !wake.is_mine() {
                 others.push(Arc::clone(wake));
             }
         }
@@ -102,8 +182,49 @@ pub(crate) struct Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (*, virtual_clock = false, seed = None))]
-    fn new(virtual_clock: bool, seed: Option<u64>) -> Self {
+    #[pyo3(signature = (
+        *,
+        virtual_clock = false,
+        seed = None,
+        data = None,
+        durable = Vec::new(),
+        ack = 2,
+        record = 0,
+        retention_bytes = None,
+        retention_age_ms = None,
+        accept_loss = false,
+    ))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "an engine is made once, by keywords"
+    )]
+    fn new(
+        py: Python<'_>,
+        virtual_clock: bool,
+        seed: Option<u64>,
+        data: Option<&str>,
+        durable: Vec<String>,
+        ack: u8,
+        record: u8,
+        retention_bytes: Option<u64>,
+        retention_age_ms: Option<u64>,
+        accept_loss: bool,
+    ) -> PyResult<Self> {
+        let durability = Durability {
+            filters: durable,
+            ack: Level::from_number(ack).map_err(refuse)?,
+        };
+        let retention = Retention {
+            age_ms: retention_age_ms,
+            bytes: retention_bytes,
+        };
+        let settings = Settings {
+            data: data.map(Into::into),
+            durability,
+            retention,
+            accept_loss,
+        };
+        let _ = record;
         let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(generation()));
         let core = Core::new(Limits::default(), seed);
         let clock = if virtual_clock {
@@ -115,22 +236,70 @@ impl Engine {
             core,
             wakes: FxHashMap::default(),
         });
-        Self {
-            shared: Arc::new(Shared {
-                state,
-                clock,
-                generation: generation(),
-                number: ENGINES.fetch_add(1, Ordering::Relaxed),
-            }),
-        }
+        let shared = Arc::new(Shared {
+            state,
+            clock,
+            generation: generation(),
+            number: ENGINES.fetch_add(1, Ordering::Relaxed),
+            store: OnceLock::new(),
+            waiting: Waiting::default(),
+            settings,
+            boot: random_id(),
+            opening: Mutex::new(()),
+        });
+        py.detach(|| {
+            let store = Store::open(&shared.settings, &shared)?;
+            shared.store.get_or_init(|| store).go(&shared)
+        })
+        .map_err(refuse)?;
+        Ok(Self { shared })
+    }
+
+    fn open(&self, py: Python<'_>, namespace: &Bound<'_, PyString>) -> PyResult<()> {
+        let namespace = text("namespace", namespace)?;
+        py.detach(|| self.shared.open(namespace)).map_err(refuse)
+    }
+
+    #[pyo3(signature = (namespace, filters, start))]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's strings is extracted"
+    )]
+    fn read(
+        &self,
+        py: Python<'_>,
+        namespace: &Bound<'_, PyString>,
+        filters: Vec<String>,
+        start: &Bound<'_, PyAny>,
+    ) -> PyResult<(Vec<Delivery>, String, bool)> {
+        let namespace = text("namespace", namespace)?;
+        let start = Start::of(start)?;
+        let seen = py
+            .detach(|| look(&self.shared, namespace, &filters, start))
+            .map_err(refuse)?;
+        let number = self.shared.number();
+        let events = seen.events.into_iter();
+        let events = events.map(|env| Delivery::read(env, number)).collect();
+        Ok((events, seen.next, seen.at_end))
+    }
+
+    #[getter]
+    fn is_logging(&self) -> bool {
+        self.shared.waiting.is_any()
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.shared.close()).map_err(refuse)
     }
 
     fn attach(
         &self,
+        py: Python<'_>,
         namespace: &Bound<'_, PyString>,
         name: &Bound<'_, PyString>,
     ) -> PyResult<Session> {
         let (namespace, name) = (text("namespace", namespace)?, text("name", name)?);
+        py.detach(|| self.shared.open(namespace)).map_err(refuse)?;
         Session::attach(&self.shared, namespace, name)
     }
 
@@ -164,11 +333,20 @@ impl Engine {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let stats = self.shared.lock()?.core.stats();
-        Ok(PyBytes::new(
-            py,
-            &serde_json::to_vec(&stats).unwrap_or_default(),
-        ))
+        let (mut stats, log) = {
+            let state = self.shared.lock()?;
+            let log = self
+                .shared
+                .store
+                .get()
+                .map(|store| store.stats(&state.core));
+            (serde_json::to_value(state.core.stats()), log)
+        };
+        if let (Ok(serde_json::Value::Object(stats)), Some(log)) = (&mut stats, log) {
+            stats.insert("log".to_owned(), log);
+        }
+        let shown = serde_json::to_vec(&stats.unwrap_or_default()).unwrap_or_default();
+        Ok(PyBytes::new(py, &shown))
     }
 
     fn audit<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
@@ -213,4 +391,17 @@ impl Engine {
         };
         Ok(infos.iter().map(|info| PyBytes::new(py, info)).collect())
     }
+}
+
+impl Drop for Engine {
+    /// An engine that was not closed is closed now, at most as long as a stop may take.
+    fn drop(&mut self) {
+        // There is nobody left to be told of an error.
+        let _ = self.shared.close();
+    }
+}
+
+fn random_id() -> u128 {
+    let half = || u128::from(RandomState::new().hash_one(generation()));
+    half() << 64 | half()
 }

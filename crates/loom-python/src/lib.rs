@@ -1,12 +1,14 @@
 //! `loom._engine`: conversion between Python and `loom-core`, and the file descriptor that wakes a loop.
 //!
-//! It is the one place where Rust meets Python. Rust never calls Python, starts no thread, and holds no Python object
-//! under its lock; Python offers and drains.
+//! It is the one place where Rust meets Python. Rust never calls Python, and holds no Python object under its lock; Python
+//! offers and drains. It starts threads only for a log on disk, and they never touch Python.
 
 mod clock;
 mod convert;
 mod delivery;
 mod engine;
+mod history;
+mod log;
 mod session;
 mod view;
 mod wake;

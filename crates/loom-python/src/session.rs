@@ -2,17 +2,19 @@
 
 use std::sync::Arc;
 
+use loom_core::record::{Memory, Record, State};
 use loom_core::{
-    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, LogLine, Offer,
-    ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket,
+    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level, LogLine,
+    Offer, ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket,
 };
 use pyo3::prelude::*;
-use pyo3::types::PyString;
+use pyo3::types::{PyBytes, PyString};
 
 use crate::clock::seconds;
 use crate::convert::{millis, refusal, show_notice, text};
-use crate::delivery::{Delivery, Receipt};
+use crate::delivery::{Delivery, Holder, Receipt};
 use crate::engine::Shared;
+use crate::history::{Start, begin};
 use crate::wake::Wake;
 
 /// One process instance attached to an engine: its registrations, its waiting calls, its inbox.
@@ -22,6 +24,8 @@ pub(crate) struct Session {
     id: SessionId,
     root: Handle,
     wake: Arc<Wake>,
+    holder: Arc<Holder>,
+    namespace: String,
 }
 
 impl Session {
@@ -39,7 +43,13 @@ impl Session {
             shared: Arc::clone(shared),
             id,
             root,
+            holder: Arc::new(Holder {
+                shared: Arc::downgrade(shared),
+                session: id,
+                wake: Arc::clone(&wake),
+            }),
             wake,
+            namespace: namespace.to_owned(),
         })
     }
 
@@ -104,7 +114,7 @@ impl Session {
         self.root.0
     }
 
-    #[pyo3(signature = (name, filters, group, concurrency, info, realtime, /))]
+    #[pyo3(signature = (name, filters, group, concurrency, info, realtime, start = None, max_deliver = None, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -115,15 +125,23 @@ impl Session {
     )]
     fn register(
         &self,
+        py: Python<'_>,
         name: &Bound<'_, PyString>,
         filters: Vec<Bound<'_, PyString>>,
         group: &Bound<'_, PyString>,
         concurrency: u32,
         info: &[u8],
         realtime: bool,
+        start: Option<&Bound<'_, PyAny>>,
+        max_deliver: Option<u32>,
     ) -> PyResult<u64> {
         let filters = text_of("filters", &filters)?;
         let (name, group) = (text("name", name)?, text("group", group)?);
+        let member_of = if group.is_empty() { name } else { group };
+        let start = start.map(Start::of).transpose()?.unwrap_or(Start::Now);
+        let start = py
+            .detach(|| begin(&self.shared, &self.namespace, member_of, start))
+            .map_err(crate::convert::refuse)?;
         let spec = AgentSpec {
             name,
             filters: &filters,
@@ -135,8 +153,8 @@ impl Session {
                 Qos::Batched
             },
             info,
-            start: loom_core::Start::Now,
-            max_deliver: 0,
+            start,
+            max_deliver: max_deliver.unwrap_or(0),
         };
         self.step(|core, at| core.register(self.id, &spec, at))
             .map(|handle| handle.0)
@@ -253,7 +271,7 @@ impl Session {
         }
     }
 
-    #[pyo3(signature = (sender, turn, topic, payload, qos, options, /))]
+    #[pyo3(signature = (sender, turn, topic, payload, qos, options, ack = None, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -267,6 +285,7 @@ impl Session {
         payload: &[u8],
         qos: u8,
         options: Option<&Bound<'py, PyAny>>,
+        ack: Option<u8>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let publish = Publish {
             sender: Handle(sender),
@@ -275,7 +294,10 @@ impl Session {
             payload: payload.into(),
             qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
             options: crate::convert::options(options)?,
-            ack: None,
+            ack: ack
+                .map(Level::from_number)
+                .transpose()
+                .map_err(crate::convert::refuse)?,
             eager: false,
         };
         match self.step(|core, at| core.offer(self.id, publish, at))? {
@@ -379,7 +401,7 @@ impl Session {
     fn take(&self, handle: u64, done: Option<&Bound<'_, Delivery>>) -> PyResult<Option<Delivery>> {
         let done = self.lease_of(done)?;
         let taken = self.step(|core, at| core.take(self.id, Handle(handle), done, at))?;
-        Ok(taken.map(|taken| Delivery::new(taken, self.shared.number())))
+        Ok(taken.map(|taken| Delivery::taken(taken, self.shared.number(), &self.holder)))
     }
 
     #[pyo3(signature = (lease, payload, content_type, /))]
@@ -419,6 +441,108 @@ impl Session {
             detail,
         };
         self.step(|core, at| core.fail(self.id, fault, at))
+    }
+
+    #[pyo3(signature = (handle, /))]
+    fn lost(&self, handle: u64) -> PyResult<u64> {
+        self.step(|core, _| core.lost(self.id, Handle(handle)))
+    }
+
+    #[pyo3(signature = (sender, turn, lane, schema, payload, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    fn keep_state(
+        &self,
+        sender: u64,
+        turn: &Bound<'_, Delivery>,
+        lane: &Bound<'_, PyString>,
+        schema: &[u8],
+        payload: Vec<u8>,
+    ) -> PyResult<()> {
+        let lane = text("key", lane)?;
+        self.lease_of(Some(turn))?;
+        let schema_hash = if schema.is_empty() {
+            Vec::new()
+        } else {
+            loom_core::digest(schema).to_vec()
+        };
+        self.step(|core, _| {
+            let state = State {
+                agent: core.name_of(self.id, Handle(sender))?.to_owned(),
+                key: lane.to_owned(),
+                turn: 0,
+                schema_hash,
+            };
+            core.keep(&self.namespace, Record::State(state, payload.into()))
+        })
+    }
+
+    #[pyo3(signature = (sender, /))]
+    fn states<'py>(
+        &self,
+        py: Python<'py>,
+        sender: u64,
+    ) -> PyResult<Vec<(String, Bound<'py, PyBytes>)>> {
+        let found = self.step(|core, _| {
+            let agent = core.name_of(self.id, Handle(sender))?.to_owned();
+            let folded = core
+                .partition_of(&self.namespace)
+                .and_then(|number| core.partition(number));
+            let states = folded.into_iter().flat_map(loom_core::Partition::states);
+            let own = states.filter(|state| state.agent == agent);
+            let own = own.map(|state| (state.key.clone(), Arc::clone(&state.body)));
+            Ok(own.collect::<Vec<_>>())
+        })?;
+        Ok(found
+            .into_iter()
+            .map(|(key, body)| (key, PyBytes::new(py, &body)))
+            .collect())
+    }
+
+    #[pyo3(signature = (sender, key, payload, until_ms, /))]
+    fn keep_memory(
+        &self,
+        sender: u64,
+        key: &Bound<'_, PyString>,
+        payload: Option<Vec<u8>>,
+        until_ms: Option<u64>,
+    ) -> PyResult<()> {
+        let key = text("key", key)?;
+        self.step(|core, _| {
+            let memory = Memory {
+                key: key.to_owned(),
+                writer: core.name_of(self.id, Handle(sender))?.to_owned(),
+                turn: 0,
+                gone: payload.is_none(),
+                until_ms,
+            };
+            let record = Record::Memory(memory, payload.unwrap_or_default().into());
+            core.keep(&self.namespace, record)
+        })
+    }
+
+    #[expect(
+        clippy::type_complexity,
+        reason = "a list of what Python unpacks at once"
+    )]
+    fn memories<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Vec<(String, Bound<'py, PyBytes>, Option<u64>)>> {
+        let found = self.step(|core, _| {
+            let folded = core
+                .partition_of(&self.namespace)
+                .and_then(|number| core.partition(number));
+            let all = folded.into_iter().flat_map(loom_core::Partition::memories);
+            let all = all.map(|it| (it.key.clone(), Arc::clone(&it.body), it.until_ms));
+            Ok(all.collect::<Vec<_>>())
+        })?;
+        Ok(found
+            .into_iter()
+            .map(|(key, body, until_ms)| (key, PyBytes::new(py, &body), until_ms))
+            .collect())
     }
 
     #[pyo3(signature = (sender, turn, level, payload, /))]
@@ -479,9 +603,26 @@ impl Session {
             .collect()
     }
 
+    fn renew(&self) -> PyResult<()> {
+        self.step(|core, at| {
+            core.renew(self.id, at);
+            Ok(())
+        })
+    }
+
+    #[pyo3(signature = (stack, /))]
+    fn stalls(&self, stack: &str) -> PyResult<()> {
+        self.step(|core, _| {
+            core.stalls(self.id, stack);
+            Ok(())
+        })
+    }
+
     fn tick(&self) -> PyResult<Option<f64>> {
-        let next =
-            self.step(|core, at| Ok(core.tick(at).map(|next| next.0.saturating_sub(at.now.0))))?;
+        let next = self.step(|core, at| {
+            core.renew(self.id, at);
+            Ok(core.tick(at).map(|next| next.0.saturating_sub(at.now.0)))
+        })?;
         Ok(next.map(seconds))
     }
 

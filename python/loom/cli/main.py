@@ -39,6 +39,12 @@ _TARGET = typer.Argument(
     "Default: [app] target of loom.toml.",
     show_default=False,
 )
+_DATA = typer.Option(
+    "--data",
+    metavar="DIR",
+    help="The data directory of the log, made where there is none. Default: [log] dir.",
+    show_default=False,
+)
 _JSON = typer.Option("--json", help="Print JSON instead of text, one object a line.")
 
 
@@ -60,7 +66,7 @@ def _root(
 
 
 @app.command(
-    epilog="Examples:  loom run app.py   ·   loom run shop.agents:app --json   ·   "
+    epilog="Examples:  loom run app.py   ·   loom run shop.agents:app --data ./data   ·   "
     "loom run examples/trio/app.py -- 'What is asyncio?'"
 )
 def run(
@@ -71,6 +77,14 @@ def run(
         typer.Argument(help="What the module's `main(ctx, args)` gets, after `--`."),
     ] = None,
     *,
+    data: Annotated[str | None, _DATA] = None,
+    accept_loss: Annotated[
+        bool,
+        typer.Option(
+            "--accept-loss",
+            help="Go on although the log is damaged; what is lost is marked in it as a gap.",
+        ),
+    ] = False,
     json: Annotated[bool, _JSON] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no events and no figures, only the result.")
@@ -82,10 +96,12 @@ def run(
     the app runs until Ctrl-C. The first Ctrl-C lets it finish what was published, the second ends
     it at once.
     """
-    from loom.cli.run import run_target
+    from loom.cli.run import Shown, run_target
 
     after: list[str] = context.obj or []
-    raise typer.Exit(run_target(target, [*(args or []), *after], as_json=json, quiet=quiet))
+    shown = Shown(as_json=json, quiet=quiet)
+    arguments = [*(args or []), *after]
+    raise typer.Exit(run_target(target, arguments, shown, data=data, accept_loss=accept_loss))
 
 
 @app.command(

@@ -7,8 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 
@@ -28,7 +30,16 @@ _MAIN_TAKES = 2  # the context and the arguments
 _Main = Callable[[Context[Any], list[str]], Awaitable[Any]]
 
 
-def run_target(target: str | None, args: list[str], *, as_json: bool, quiet: bool) -> int:
+class Shown(NamedTuple):
+    """What of a run is shown, and how."""
+
+    as_json: bool
+    quiet: bool
+
+
+def run_target(
+    target: str | None, args: list[str], shown: Shown, *, data: str | None, accept_loss: bool
+) -> int:
     """Run the app; return the exit code."""
     app, module = load_target(target)
     main = _main_of(module)
@@ -39,11 +50,12 @@ def run_target(target: str | None, args: list[str], *, as_json: bool, quiet: boo
             hint="add `async def main(ctx, args)` to the module, or leave them out",
         )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    view = _View(as_json=as_json, quiet=quiet)
+    view = _View(as_json=shown.as_json, quiet=shown.quiet)
     stop = _Stop(view.stopping)
     with asyncio.Runner() as runner:
         try:
-            runner.run(_run(app, main, args, view, stop))
+            started = partial(running, app, data=data, accept_loss=accept_loss)
+            runner.run(_run(started, app, main, args, view, stop))
         except asyncio.CancelledError:
             if not stop.exit_code:
                 raise
@@ -123,7 +135,14 @@ class _View:
             print_figures(self._console, told)
 
 
-async def _run(app: App, main: _Main | None, args: list[str], view: _View, stop: "_Stop") -> None:
+async def _run(
+    started: Callable[..., AbstractAsyncContextManager[Running]],
+    app: App,
+    main: _Main | None,
+    args: list[str],
+    view: _View,
+    stop: "_Stop",
+) -> None:
     readers: list[tuple[Subscription, asyncio.Task[None]]] = []
 
     def listen(run: Running) -> None:
@@ -142,7 +161,7 @@ async def _run(app: App, main: _Main | None, args: list[str], view: _View, stop:
 
     begun = time.perf_counter()
     with stop:
-        async with running(app, before_start=listen, before_close=sum_up) as run:
+        async with started(before_start=listen, before_close=sum_up) as run:
             view.started(app)
             if main is None:
                 await stop.wait()

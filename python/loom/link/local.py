@@ -12,17 +12,18 @@ flag or the loop sees the descriptor.
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loom.codec import decode
-from loom.envelope import Envelope, Receipt
+from loom.config import RECORD_CODES, LogConfig
+from loom.envelope import ACK_CODES, Envelope, Receipt
 from loom.errors import Cancelled, LoomError, NotSupported, error_from_code
 from loom.limits import DRAIN_BATCH, REPLIES, STREAM_CHUNKS
 from loom.link.clock import Clock, SystemClock, VirtualClock
 
 if TYPE_CHECKING:
-    from loom._engine import Engine, Session
+    from loom._engine import Delivery, Engine, Session
 
 _SLACK: Final = 0.0005  # an alarm fires this much late, so that what is due has come due
 
@@ -370,10 +371,28 @@ class Link:
 class Local:
     """An engine of this process."""
 
-    def __init__(self, engine: "Engine", refusal: type[Exception], *, virtual: bool) -> None:
+    def __init__(
+        self,
+        engine: "Engine",
+        refusal: type[Exception],
+        *,
+        virtual: bool,
+        has_directory: bool = False,
+    ) -> None:
         self._engine = engine
         self._refusal = refusal
         self.clock: Clock = VirtualClock(engine) if virtual else SystemClock(engine)
+        self.has_directory: bool = has_directory  # its log outlives the process
+        self._reading = 0  # threads that wait for the disk
+
+    async def open(self, namespace: str) -> None:
+        """Open the log of a namespace: what it holds is read, off the event loop.
+
+        Raises:
+            LoomError: it cannot be opened; says where and what to do.
+        """
+        if self.has_directory:
+            await self._aside(self._engine.open, namespace)
 
     def attach(self, namespace: str, name: str) -> Link:
         """Return a link with a session of its own.
@@ -385,6 +404,67 @@ class Local:
         except self._refusal as error:
             raise _refused(error, "data") from None
         return Link(session, self.clock, self._refusal)
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether the log has not answered something yet: what waits for it goes on by itself."""
+        return self._reading > 0 or self._engine.is_logging
+
+    async def read(
+        self, namespace: str, filters: Sequence[str], start: str | int
+    ) -> "tuple[list[Delivery], str, bool]":
+        """Read durable events that match any of ``filters``, in order, off the event loop.
+
+        Args:
+            namespace: whose log.
+            filters: what to read of it.
+            start: "beginning", a position (with the event there), or milliseconds since 1970.
+
+        Returns:
+            Some events, the position to go on at, and whether there were no more.
+
+        Raises:
+            LoomError: the position is no longer kept, or none of this log; or it is damaged there.
+        """
+        return await self._aside(self._engine.read, namespace, filters, start)
+
+    async def close(self) -> None:
+        """Close the log: what was appended is synced, within ``stop_seconds``.
+
+        Raises:
+            LoomError: it could not be closed well.
+        """
+        if self.has_directory:
+            await self._aside(self._engine.close)
+
+    async def _aside(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``fn`` returns, which waits for the disk: it runs in a thread of its own.
+
+        The thread is daemonic, so that a disk that hangs does not keep a program alive.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+
+        def tell(how: Callable[[Any], None], value: Any) -> None:
+            if not done.done():
+                how(value)
+
+        def work() -> None:
+            try:
+                result = fn(*args)
+            except self._refusal as error:
+                answer = (done.set_exception, _refused(error, "data"))
+            else:
+                answer = (done.set_result, result)
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, *answer)
+
+        self._reading += 1
+        try:
+            threading.Thread(target=work, name="loom log", daemon=True).start()
+            return await done
+        finally:
+            self._reading -= 1
 
     def stats(self) -> dict[str, Any]:
         """Return the engine's counters."""
@@ -428,11 +508,43 @@ class RouteTable:
         return decode(self._engine.routes(self._namespace))
 
 
-def open_local(*, virtual: bool = False, seed: int | None = None) -> Local:
-    """Make an engine in this process."""
+def open_local(
+    *,
+    virtual: bool = False,
+    seed: int | None = None,
+    log: LogConfig | None = None,
+    accept_loss: bool = False,
+) -> Local:
+    """Make an engine in this process.
+
+    Args:
+        virtual: its clock moves only by hand.
+        seed: what its ids and its choices follow from.
+        log: how its log is kept; by default in memory.
+        accept_loss: go on behind damage of the log, at the price of a gap.
+
+    Raises:
+        LoomError: the data directory cannot be used: another engine has it, it is no log …
+    """
     from loom._engine import Engine, EngineError
 
-    return Local(Engine(virtual_clock=virtual, seed=seed), EngineError, virtual=virtual)
+    kept = LogConfig() if log is None else log
+    age = kept.retention_age
+    try:
+        engine = Engine(
+            virtual_clock=virtual,
+            seed=seed,
+            data=None if kept.dir is None else str(kept.dir),
+            durable=kept.durable,
+            ack=ACK_CODES[kept.ack] or 0,
+            record=RECORD_CODES["off" if kept.dir is None else kept.record],
+            retention_bytes=kept.retention_bytes,
+            retention_age_ms=None if age is None else age * 1000,
+            accept_loss=accept_loss,
+        )
+    except EngineError as error:
+        raise _refused(error, "data") from None
+    return Local(engine, EngineError, virtual=virtual, has_directory=kept.dir is not None)
 
 
 def _has_null() -> Callable[[bytes], bool]:

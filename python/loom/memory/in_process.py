@@ -1,4 +1,4 @@
-"""A memory that lives as long as the app runs."""
+"""A memory in this process. Where the log has a data directory, it finds there what it had."""
 
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator
@@ -11,18 +11,32 @@ from loom.limits import MEMORY_BYTES
 _ENTRY_BYTES = 200  # what one entry costs besides its key and value, roughly
 
 
-class _Now(Protocol):
+class _Clock(Protocol):
     def now(self) -> float: ...
+    def wall(self) -> float: ...
+
+
+class _Keeper(Protocol):
+    def values(self) -> list[tuple[str, bytes, float | None]]: ...
+    def keep(self, key: str, payload: bytes | None, until: float | None = None) -> None: ...
 
 
 class InProcessMemory:
-    """Keys and JSON values in a dict, at most ``MEMORY_BYTES`` in all. Gone when the app stops."""
+    """Keys and JSON values in a dict, at most ``MEMORY_BYTES`` in all.
 
-    def __init__(self, clock: _Now) -> None:
+    With a ``keeper`` it begins with what that has, and tells it of each change.
+    """
+
+    def __init__(self, clock: _Clock, keeper: _Keeper | None = None) -> None:
         self._clock = clock
+        self._keeper = keeper
         self._entries: dict[str, tuple[bytes, float | None]] = {}
         self._keys: list[str] = []
         self._bytes = 0
+        for key, payload, until in keeper.values() if keeper is not None else ():
+            left = None if until is None else until - clock.wall()
+            if left is None or left > 0:
+                self._put(key, payload, None if left is None else clock.now() + left)
 
     async def get(self, key: str, default: Any = None) -> Any:
         """Return the value of ``key``, or ``default``."""
@@ -43,6 +57,12 @@ class InProcessMemory:
         if isinstance(value, bytes):
             raise InvalidParams("a memory keeps JSON values, not bytes", field="value")
         payload = encode(value, field="value")
+        self._make_room(key, payload)
+        if self._keeper is not None:
+            self._keeper.keep(key, payload, None if ttl is None else self._clock.wall() + ttl)
+        self._put(key, payload, None if ttl is None else self._clock.now() + ttl)
+
+    def _make_room(self, key: str, payload: bytes) -> None:
         old = self._entries.get(key)
         grown = self._bytes + _cost(key, payload) - (0 if old is None else _cost(key, old[0]))
         if grown > MEMORY_BYTES:
@@ -56,15 +76,20 @@ class InProcessMemory:
                 limit="memory_bytes",
                 hint="delete what is not needed, or give values a ttl",
             )
+
+    def _put(self, key: str, payload: bytes, until: float | None) -> None:
+        old = self._entries.get(key)
         if old is None:
             insort(self._keys, key)
-        self._bytes = grown
-        self._entries[key] = (payload, None if ttl is None else self._clock.now() + ttl)
+        self._bytes += _cost(key, payload) - (0 if old is None else _cost(key, old[0]))
+        self._entries[key] = (payload, until)
 
     async def delete(self, key: str) -> bool:
         """Forget ``key``; tell whether it was there."""
         there = self._live(key) is not None
         if there:
+            if self._keeper is not None:
+                self._keeper.keep(key, None)
             self._drop(key)
         return there
 

@@ -30,6 +30,7 @@ from loom.runtime.gauges import Gauges
 if TYPE_CHECKING:
     from loom.agent import AgentSpec
     from loom.link.local import Session
+    from loom.runtime.keeping import States
 
 
 _LONGEST_PAUSE = 2**53 / 1000  # seconds; as milliseconds the most that every JSON reader can count
@@ -63,6 +64,7 @@ class Host:
     middleware: tuple[Middleware, ...] = ()
     state_type: type[Any] | None = None
     states: dict[str, Any] = field(default_factory=dict[str, Any])
+    kept: "States | None" = None  # where the log keeps them
     link: Link = field(init=False)  # these three are the services', at hand for the hot path
     session: "Session" = field(init=False)
     emit: Callable[[int, Any, str, bytes], Receipt | None] = field(init=False)

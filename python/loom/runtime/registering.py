@@ -9,6 +9,7 @@ from loom.capabilities import Capability
 from loom.codec import encode
 from loom.context import HOST, TURN
 from loom.directory import EFFECTS
+from loom.envelope import start_code
 from loom.errors import LoomError
 from loom.runtime.host import Host, Services
 from loom.runtime.pool import Pool
@@ -30,6 +31,8 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
             spec.concurrency,
             _agent_info(spec, methods),
             spec.realtime,
+            start_code(spec.start),
+            spec.max_deliver,
         )
     except link.refusal as error:
         raise link.translate(error) from None

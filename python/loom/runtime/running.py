@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
 from loom.agent import AgentSpec
-from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, load
+from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, DataDir, load, log_of
 from loom.context import Context
 from loom.errors import Cancelled, NotFound
 from loom.limits import LOOP_STALL_SECONDS, STOP_SECONDS
@@ -19,6 +19,7 @@ from loom.link import Link, Local, VirtualClock, open_local
 from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 from loom.runtime.host import Host, Services
+from loom.runtime.keeping import keeper_of
 from loom.runtime.pool import Pool
 from loom.runtime.registering import bus_logger, provide
 from loom.runtime.serving import Serving
@@ -103,6 +104,7 @@ class Running:
             and all(agent.health != "restarting" for agent in self.agents)
             and not self.link.session.pending
             and not self.link.waiting
+            and not self.engine.is_logging
         )
 
     def is_calm(self) -> bool:
@@ -112,6 +114,7 @@ class Running:
             return False
         return (
             not self.services.gauges.busy_outside
+            and not self.engine.is_logging
             and all(pool.is_quiet or pool.blocked_workers() for pool in self.pools)
             and all(agent.is_calm for agent in self.agents)
         )
@@ -157,14 +160,16 @@ class Running:
                 await agent.settled()
             self.link.look()
             await self.link.settled()
-            await asyncio.sleep(0)  # whatever the pools say, the loop goes on
+            # whatever the pools say, the loop goes on
+            await asyncio.sleep(_POLL if self.engine.is_logging else 0)
 
     async def calm(self) -> None:
         """Return once nothing can go on by itself."""
         rounds = 0
         while rounds < _CALM_ROUNDS:
             rounds = rounds + 1 if self.is_calm() else 0
-            await asyncio.sleep(_POLL if self.services.gauges.busy_outside else 0)
+            outside = self.services.gauges.busy_outside or self.engine.is_logging
+            await asyncio.sleep(_POLL if outside else 0)
 
     async def finish(self) -> None:
         """Let what was published be handled, at most ``STOP_SECONDS`` long.
@@ -195,6 +200,8 @@ async def running(
     model: Model | None = None,
     memory: Memory | None = None,
     config: Config | None = None,
+    data: DataDir | None = None,
+    accept_loss: bool = False,
     middleware: Sequence[Middleware] = (),
     loop_stall: float = LOOP_STALL_SECONDS,
     before_start: Callable[[Running], None] | None = None,
@@ -202,13 +209,21 @@ async def running(
 ) -> AsyncGenerator[Running]:
     """Start ``app`` on an engine of its own; leaving stops it, at most ``STOP_SECONDS`` later.
 
-    ``before_start`` is called when the engine is there and no agent is yet: who subscribes in it
-    misses nothing; ``before_close`` when all work has ended and the engine still knows of it.
+    ``data`` is the data directory, by default that of ``config``; ``accept_loss`` goes on behind
+    damage of its log. ``before_start`` is called when the engine is there and no agent is yet: who
+    subscribes in it misses nothing; ``before_close`` when all work has ended and the engine still
+    knows of it.
     """
     app.check_idle()
     settled = load() if config is None else config
-    engine = open_local(virtual=virtual_clock, seed=seed)
-    link = engine.attach(app.namespace, app.name)
+    log = log_of(settled, data)
+    engine = open_local(virtual=virtual_clock, seed=seed, log=log, accept_loss=accept_loss)
+    try:
+        await engine.open(app.namespace)
+        link = engine.attach(app.namespace, app.name)
+    except BaseException:
+        await engine.close()
+        raise
     made: list[Model] = [] if model is None else [model]
 
     async def start(spec: AgentSpec) -> None:
@@ -218,7 +233,7 @@ async def running(
         engine=engine,
         link=link,
         namespace=app.namespace,
-        memory=memory or _factory(MEMORY_FACTORY)(engine.clock),
+        memory=memory or _factory(MEMORY_FACTORY)(engine.clock, keeper_of(link, engine)),
         model=_once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
         random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
         start=start,
@@ -244,6 +259,7 @@ async def running(
                 await _stop(run, before_close)
             finally:
                 watchdog.stop()
+                await engine.close()
             if model is None and made:
                 await made[0].aclose()
 

@@ -1,12 +1,13 @@
 """An ordered stream of events: what ``ctx.watch`` and ``ctx.join_thread`` read."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from loom.envelope import QOS_CODES, Event, QoS, opened
+from loom.envelope import QOS_CODES, Envelope, Event, QoS, Start, opened, start_code
 from loom.errors import InvalidParams
-from loom.link import Link
+from loom.link import Link, Local
 
 
 class Subscription:
@@ -35,12 +36,14 @@ class Subscription:
             self._link.look()
             if item is not None:
                 self._done = item
-                try:
-                    return opened(item)
-                except InvalidParams:  # one bad payload must not end who watches
-                    return Event(item, item.payload)
+                return _shown(item)
             await self._ready.wait()
         raise StopAsyncIteration
+
+    @property
+    def lost(self) -> int:
+        """How many events it has lost so far."""
+        return 0 if self._closed else self._link.session.lost(self._handle)
 
     def close(self) -> None:
         """Stop listening. The reader, if one waits, ends."""
@@ -52,3 +55,78 @@ class Subscription:
     def _end(self) -> None:
         self._closed = True
         self._ready.set()
+
+
+class FromLog:
+    """An async iterator over durable events from a place in the log on, then over all that come.
+
+    It listens from its making on, and reads the log until it has come to what it hears. What it
+    hears and has read is skipped; when it has lost some of what it hears, it reads them.
+    """
+
+    def __init__(
+        self,
+        engine: Local,
+        namespace: str,
+        live: Subscription,
+        filters: Sequence[str],
+        start: Start,
+    ) -> None:
+        self._engine = engine
+        self._namespace = namespace
+        self._live = live
+        self._filters = filters
+        self._next: str | int = start_code(start)
+        self._last = ""  # the position of the last durable event given
+        self._lost = -1  # how many had been lost when the log was read: -1, it was not yet
+        self._read: deque[Envelope] = deque()
+
+    def __aiter__(self) -> "FromLog":
+        return self
+
+    async def __anext__(self) -> Event[Any]:
+        while True:
+            while self._read:
+                item = self._read.popleft()
+                if self._is_new(item):
+                    return _shown(item)
+            if self._live.lost != self._lost and not await self._catch_up():
+                continue
+            if self._read:
+                continue
+            event = await anext(self._live)
+            if event.position is None:
+                return event
+            # where some were lost, others are missing before it: it will be read with them
+            if self._live.lost == self._lost and self._is_new(event.envelope):
+                return event
+
+    def _is_new(self, item: Envelope) -> bool:
+        """Whether a durable event comes behind those that were given; then it was given."""
+        position = item.position or ""
+        if position <= self._last:
+            return False
+        self._last = position
+        return True
+
+    async def _catch_up(self) -> bool:
+        """Read on; tell whether that was the end, behind which the stream goes on."""
+        lost = self._live.lost
+        items, self._next, at_end = await self._engine.read(
+            self._namespace, self._filters, self._next
+        )
+        self._read.extend(items)
+        if at_end:
+            self._lost = lost  # what is lost from here on is read again
+        return at_end
+
+    def close(self) -> None:
+        """Stop listening. The reader, if one waits, ends."""
+        self._live.close()
+
+
+def _shown(item: Envelope) -> Event[Any]:
+    try:
+        return opened(item)
+    except InvalidParams:  # one bad payload must not end who watches
+        return Event(item, item.payload)

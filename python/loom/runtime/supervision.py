@@ -27,6 +27,7 @@ from loom.limits import (
     STOP_SECONDS,
 )
 from loom.runtime.host import Host, error_detail, error_number, is_stopped
+from loom.runtime.keeping import States
 from loom.runtime.pool import Pool, waits
 from loom.runtime.registering import bus_logger, pool_of, provide, register
 from loom.runtime.serving import Serving
@@ -95,6 +96,8 @@ class Supervised:
             middleware=app.middleware + spec.middleware,
             state_type=spec.state_type,
         )
+        if spec.state_type is not None and app.services.engine.has_directory:
+            self.host.kept = States(self.host)
         self.servings: list[Serving] = [serving for serving, _ in offered]
         self.pools: list[Pool] = [*(pool for _, pool in offered), self._turns_pool()]
         self._handles = [pool.handle for pool in self.pools]

@@ -12,7 +12,7 @@ from loom.codec import encode
 from loom.envelope import BYTES_TYPE, Envelope, Event
 from loom.errors import Cancelled, HandlerError, InvalidParams, LoomError
 from loom.limits import TOPIC_CACHE
-from loom.middleware import Middleware, around
+from loom.middleware import around
 from loom.runtime.host import Host, is_stopped, log_failure, tell_failure
 from loom.runtime.pool import Target
 from loom.validation import expected_of, invalid
@@ -30,7 +30,7 @@ class Turns:
         self._watch = watch
         self.is_retired: bool = False  # its object is being replaced: what it raises says nothing
         self._spec = spec
-        self._made = [_target(agent, route, host.middleware) for route in spec.routes]
+        self._made = [_target(agent, route, host) for route in spec.routes]
         self._targets: dict[str, Target] = {}
         self.only: Target | None = self._made[0] if len(self._made) == 1 else None
 
@@ -107,10 +107,12 @@ class Turns:
         return f"{self.host.services.namespace}/{self.host.name}"
 
 
-def _target(agent: Any, route: Route, middleware: tuple[Middleware, ...]) -> Target:
+def _target(agent: Any, route: Route, host: Host) -> Target:
     handle = agent if route.attribute is None else getattr(agent, route.attribute)
-    if middleware:
-        handle = around(middleware, handle, Event)
+    if host.middleware:
+        handle = around(host.middleware, handle, Event)
+    if host.kept is not None:
+        handle = host.kept.around(handle)
     return Target(handle, route.accepts, _validator(route.accepts))
 
 

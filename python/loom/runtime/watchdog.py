@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -52,6 +53,8 @@ class Watchdog:
     def _sign(self) -> None:
         self._signed = time.monotonic()
         self._is_asked = False
+        with suppress(self._host.link.refusal):  # the app has stopped
+            self._host.link.session.renew()
 
     def _count(self) -> None:
         self._host.services.gauges.loop_stalls += 1
@@ -81,6 +84,8 @@ class Watchdog:
         told = f"the event loop of {self._host.name} has stood still for {self._limit:g} s"
         _logger.error("%s\n%s", told, stack)
         self._loop.call_soon_threadsafe(self._count)
+        with suppress(self._host.link.refusal):
+            self._host.link.session.stalls(_places(frame))
         hint = "put what blocks into a plain function that is offered as a capability"
         self._report(f"{told} at {_places(frame)}", hint)
 

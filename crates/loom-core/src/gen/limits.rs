@@ -288,6 +288,8 @@ pub const DEAD_LETTERS: usize = 100_000;
 
 /// In attempts: an event that fails each time is given up, and its lane goes on.
 pub const MAX_DELIVER: usize = 20;
+/// How far [`MAX_DELIVER`] may be raised.
+pub const MAX_DELIVER_MAX: usize = 1_000;
 
 /// In ms: a loop that has not moved for this long gives its durable turns back.
 pub const LEASE_MS: u64 = 30_000;
@@ -324,3 +326,6 @@ pub const VIEW_PORTION: usize = 4_096;
 
 /// In bytes: bytes of records that the view takes over in one transaction.
 pub const VIEW_PORTION_BYTES: usize = 8_388_608;
+
+/// In records: records of a log between two snapshots: what a start has to read is bounded by it.
+pub const LOG_SNAPSHOT_RECORDS: usize = 100_000;

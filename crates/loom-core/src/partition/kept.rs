@@ -29,6 +29,8 @@ pub struct KeptMemory {
     pub writer: String,
     /// It as JSON.
     pub body: Arc<[u8]>,
+    /// It is forgotten then, in milliseconds since 1970.
+    pub until_ms: Option<u64>,
 }
 
 /// All that is kept of them.
@@ -66,6 +68,8 @@ struct MemoryImage {
     writer: String,
     #[prost(bytes = "vec", tag = "3")]
     body: Vec<u8>,
+    #[prost(uint64, optional, tag = "4")]
+    until_ms: Option<u64>,
 }
 
 impl Kept {
@@ -97,6 +101,7 @@ impl Kept {
             key: record.key.clone(),
             writer: record.writer.clone(),
             body: body.share(),
+            until_ms: record.until_ms,
         };
         self.memories.insert(record.key.clone(), value);
     }
@@ -112,6 +117,7 @@ impl Kept {
             key: it.key.clone(),
             writer: it.writer.clone(),
             body: it.body.to_vec(),
+            until_ms: it.until_ms,
         });
         Image {
             states: states.collect(),
@@ -135,6 +141,7 @@ impl Kept {
                 key: it.key.clone(),
                 writer: it.writer,
                 body: it.body.into(),
+                until_ms: it.until_ms,
             };
             (it.key, value)
         });

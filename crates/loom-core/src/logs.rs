@@ -1,0 +1,100 @@
+//! What a shell asks of the open logs.
+
+use std::sync::Arc;
+
+use crate::arena::{Handle, SessionId};
+use crate::core::{Core, Kind};
+use crate::envelope::Position;
+use crate::error::{Code, Error, Result};
+use crate::read::{Fed, Read};
+use crate::report::Subject;
+use crate::time::Moment;
+
+/// blake3 of some bytes.
+pub fn digest(bytes: &[u8]) -> [u8; 32] {
+    blake3::hash(bytes).into()
+}
+
+impl Core {
+    /// The open logs: their namespaces and numbers, by number.
+    pub fn partitions(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.parts
+            .iter()
+            .map(|(number, part)| (&*part.namespace, *number))
+    }
+
+    /// The oldest position that a log keeps.
+    pub fn oldest(&self, partition: u32) -> u64 {
+        self.parts
+            .get(&partition)
+            .map_or(0, |part| part.opened.oldest)
+    }
+
+    /// Checks a place that somebody wants to read a log from.
+    ///
+    /// # Errors
+    /// `INVALID_CURSOR` for one of another log or another life of it, `CURSOR_EXPIRED` for what is not kept any more.
+    pub fn cursor(&self, partition: u32, at: Position) -> Result<u64> {
+        let part = self
+            .parts
+            .get(&partition)
+            .ok_or_else(|| Error::new(Code::NotSupported, "no log is open here").field("start"))?;
+        part.folded.check_cursor(partition, part.opened.oldest, at)
+    }
+
+    /// Retention has deleted a file of a log: it is told on `loom.log.deleted` with these facts, in JSON.
+    pub fn deleted(&mut self, partition: u32, oldest: Option<u64>, facts: &[u8], at: Moment) {
+        if let Some(oldest) = oldest {
+            self.set_oldest(partition, oldest);
+        }
+        let space = self
+            .parts
+            .get(&partition)
+            .and_then(|part| self.space_index.get(&part.namespace).copied());
+        if let Some(space) = space {
+            self.say(space, "loom.log.deleted".to_owned(), None, || {
+                facts.to_vec()
+            });
+        }
+        self.flush(at);
+    }
+
+    /// The log cannot be read where a consumer is: it is told as an error, and the consumer stays there.
+    pub fn unread(&mut self, read: Read, error: &Error, at: Moment) {
+        let namespace = self
+            .parts
+            .get(&read.partition)
+            .map(|part| Arc::clone(&part.namespace));
+        let space = namespace.and_then(|name| self.space_index.get(&name).copied());
+        if let Some(space) = space {
+            self.tell_error(space, error.code, &error.detail(), &Subject::default());
+        }
+        let nothing = Fed {
+            token: read.token,
+            events: Vec::new(),
+            next: read.from,
+            at_end: true,
+        };
+        self.fed(nothing, at);
+    }
+
+    /// The name that a handle sends as.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle of another session.
+    pub fn name_of(&self, session: SessionId, handle: Handle) -> Result<&str> {
+        self.registration(session, handle).map(|found| &*found.name)
+    }
+
+    /// How many events a subscription has lost so far.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle of another session; `INVALID_PARAMS` for one that hears nothing.
+    pub fn lost(&self, session: SessionId, handle: Handle) -> Result<u64> {
+        let Kind::Subscription(sub) = self.registration(session, handle)?.kind else {
+            return Err(Error::invalid("handle", "only a subscription loses events"));
+        };
+        let total = self.subs.get(sub).map(|sub| sub.books.total());
+        Ok(total.map_or(0, |total| total.dropped.total()))
+    }
+}

@@ -1,0 +1,537 @@
+//! The log under an engine: where records go, where answers come back, and who reads.
+//!
+//! Appending happens under the core's lock, in the order in which the core gave the records out, and never waits.
+//! Answers come on a thread of the log, which takes the core's lock for a bounded portion of them at a time. Nothing
+//! here touches Python.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use loom_core::record::Record;
+use loom_core::spec::limits as spec;
+use loom_core::{
+    Code, Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
+};
+use loom_log::{Answer, Batch, Boot, Deleted, Log, Options, ReadLimit, Recovered, Retention, Sink};
+
+use crate::engine::Shared;
+
+/// Answers that are applied under one hold of the core's lock.
+const PORTION: usize = 256;
+/// How often the keeper looks whether something is too old.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// How the log of an engine is kept.
+pub(crate) struct Settings {
+    pub(crate) data: Option<PathBuf>,
+    pub(crate) durability: Durability,
+    pub(crate) retention: Retention,
+    pub(crate) accept_loss: bool,
+}
+
+/// The log of one engine, and the threads that read and tidy where it is on disk.
+pub(crate) struct Store {
+    log: Log,
+    dir: Option<PathBuf>,
+    reads: Queue<Read>,
+    keeper: Keeper,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// What opening each partition found.
+    found: Mutex<BTreeMap<u32, loom_log::Opened>>,
+}
+
+/// What a thread does until it is told to end.
+type Work = fn(&Store, &Shared);
+
+/// What waits for the log, by count: the first two only grow.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    asked: AtomicU64,
+    answered: AtomicU64,
+    reading: AtomicU64,
+    gate: Mutex<()>,
+    moved: Condvar,
+}
+
+/// What is to be read: a consumer asks for one portion after the other, so each has one entry at most.
+struct Queue<T> {
+    inner: Mutex<(VecDeque<T>, bool)>,
+    filled: Condvar,
+}
+
+/// When snapshots are due.
+struct Keeper {
+    /// Records since the last look.
+    records: AtomicU64,
+    stop: Mutex<bool>,
+    due: Condvar,
+    /// Where the last snapshot of each partition stands, and how many were taken.
+    taken: Mutex<BTreeMap<u32, (u64, u64)>>,
+    deleted: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a thread that died has left is whole: each step ends with the books in order.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tells when a thread has waited long enough"
+)]
+fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// How long a stop and a look may wait for the disk.
+fn patience() -> Duration {
+    Duration::from_secs(spec::STOP_SECONDS)
+}
+
+impl<T> Queue<T> {
+    fn new() -> Self {
+        Self {
+            inner: Mutex::new((VecDeque::new(), false)),
+            filled: Condvar::new(),
+        }
+    }
+
+    fn push(&self, items: Vec<T>) {
+        lock(&self.inner).0.extend(items);
+        self.filled.notify_one();
+    }
+
+    /// Waits for the next one; none: it was stopped.
+    fn next(&self) -> Option<T> {
+        let mut inner = lock(&self.inner);
+        loop {
+            if inner.1 {
+                return None;
+            }
+            if let Some(item) = inner.0.pop_front() {
+                return Some(item);
+            }
+            let woken = self.filled.wait(inner);
+            inner = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn stop(&self) {
+        lock(&self.inner).1 = true;
+        self.filled.notify_all();
+    }
+}
+
+impl Waiting {
+    fn answer(&self, count: u64) {
+        self.answered.fetch_add(count, Ordering::SeqCst);
+        // Who has looked and not slept yet holds the gate.
+        drop(lock(&self.gate));
+        self.moved.notify_all();
+    }
+
+    pub(crate) fn is_any(&self) -> bool {
+        self.asked.load(Ordering::SeqCst) != self.answered.load(Ordering::SeqCst)
+            || self.reading.load(Ordering::SeqCst) > 0
+    }
+
+    /// Waits until all that was asked before is answered; `false`: that takes too long.
+    pub(crate) fn wait(&self) -> bool {
+        let asked = self.asked.load(Ordering::SeqCst);
+        let until = monotonic() + patience();
+        let mut gate = lock(&self.gate);
+        while self.answered.load(Ordering::SeqCst) < asked {
+            let left = until.saturating_duration_since(monotonic());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.moved.wait_timeout(gate, left);
+            gate = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+/// Gives the log's answers to the core.
+struct Answers(Weak<Shared>);
+
+impl Sink for Answers {
+    fn answered(&self, answers: &mut Vec<Answer>) {
+        let Some(shared) = self.0.upgrade() else {
+            return;
+        };
+        let mut all = answers.drain(..);
+        loop {
+            let portion: Vec<Answer> = all.by_ref().take(PORTION).collect();
+            if portion.is_empty() {
+                return;
+            }
+            let count = portion.len() as u64;
+            // An engine that failed in an earlier call tells everybody so itself.
+            let _ = shared.outside(|core, at| {
+                for answer in portion {
+                    apply(core, answer, at);
+                }
+            });
+            shared.waiting.answer(count);
+        }
+    }
+}
+
+fn apply(core: &mut Core, answer: Answer, at: Moment) {
+    match answer.result {
+        Ok(position) => core.logged(answer.ticket, position, at),
+        Err(error) => core.refused(answer.ticket, error, at),
+    }
+}
+
+/// Events and where to go on, or what is wrong with the log there.
+type Found = loom_log::Result<(Vec<(Position, Arc<Envelope>)>, u64, bool)>;
+
+fn feed(core: &mut Core, read: Read, found: Found, at: Moment) {
+    match found {
+        Ok((events, next, at_end)) => {
+            let fed = Fed {
+                token: read.token,
+                events,
+                next,
+                at_end,
+            };
+            core.fed(fed, at);
+        }
+        Err(error) => core.unread(read, &error.into(), at),
+    }
+}
+
+impl Store {
+    /// Takes the lock of a data directory; without one the log is in memory.
+    ///
+    /// # Errors
+    /// Says where and what to do.
+    pub(crate) fn open(settings: &Settings, shared: &Arc<Shared>) -> Result<Self> {
+        let clock = Arc::downgrade(shared);
+        let options = Options {
+            retention: settings.retention,
+            clock: Arc::new(move || clock.upgrade().map_or(0, |shared| shared.moment().wall_ms)),
+            ..Options::default()
+        };
+        let log = match &settings.data {
+            None => Log::memory(&options),
+            Some(dir) => Log::open(dir, options, Arc::new(Answers(Arc::downgrade(shared))))?,
+        };
+        Ok(Self {
+            log,
+            dir: settings.data.clone(),
+            reads: Queue::new(),
+            keeper: Keeper {
+                records: AtomicU64::new(0),
+                stop: Mutex::new(false),
+                due: Condvar::new(),
+                taken: Mutex::default(),
+                deleted: AtomicU64::new(0),
+            },
+            threads: Mutex::default(),
+            found: Mutex::default(),
+        })
+    }
+
+    /// Starts the threads of a log on disk; they end with [`Self::close`].
+    ///
+    /// # Errors
+    /// `EXHAUSTED`: there is no thread left.
+    pub(crate) fn go(&self, shared: &Arc<Shared>) -> Result<()> {
+        if !self.log.is_durable() {
+            return Ok(());
+        }
+        let works: [(&str, Work); 2] = [
+            ("loom-log-read", Self::read_all),
+            ("loom-log-keep", Self::keep),
+        ];
+        for (name, work) in works {
+            let shared = Arc::clone(shared);
+            let thread = std::thread::Builder::new().name(name.to_owned());
+            let started = thread.spawn(move || {
+                if let Some(store) = shared.store.get() {
+                    work(store, &shared);
+                }
+            });
+            let started = started.map_err(|error| {
+                Error::new(Code::Exhausted, format!("no thread for the log: {error}"))
+            })?;
+            lock(&self.threads).push(started);
+        }
+        Ok(())
+    }
+
+    /// Opens the partition of a namespace, and folds what it holds.
+    ///
+    /// # Errors
+    /// What the log says.
+    pub(crate) fn fold(
+        &self,
+        namespace: &str,
+        boot: &Boot,
+        limits: &Limits,
+        how: &Durability,
+    ) -> Result<(loom_core::Opened, Partition)> {
+        let mut folded = Partition::new(limits);
+        let (mut broken, mut snapshot) = (None, 0);
+        let found = self
+            .log
+            .partition(namespace, boot, &mut |found| match found {
+                Recovered::Snapshot(at, bytes) => match Partition::restore(bytes, limits) {
+                    Ok(restored) => (folded, snapshot) = (restored, at.n),
+                    Err(error) => broken = Some(error),
+                },
+                Recovered::Record(position, record) => folded.apply(position, &record),
+            })?;
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        let opened = loom_core::Opened {
+            partition: found.partition,
+            epoch: found.epoch,
+            oldest: found.first,
+            kept: self.log.is_durable(),
+            how: how.clone(),
+        };
+        lock(&self.keeper.taken).insert(found.partition, (snapshot, 0));
+        lock(&self.found).insert(found.partition, found);
+        Ok((opened, folded))
+    }
+
+    /// Hands out what the core left: appends its records, and lets its reads be read. A log in memory answers at once.
+    pub(crate) fn serve(&self, core: &mut Core, waiting: &Waiting, at: Moment) {
+        while core.has_records() {
+            let out = core.take_records();
+            let tickets: Vec<_> = out.iter().filter_map(|one| one.ticket).collect();
+            let records: usize = out.iter().map(|one| one.batch.len()).sum();
+            match self.log.append(out) {
+                Ok(answers) if self.log.is_durable() => {
+                    drop(answers);
+                    waiting
+                        .asked
+                        .fetch_add(tickets.len() as u64, Ordering::SeqCst);
+                    self.keeper.count(records as u64);
+                }
+                Ok(answers) => answers.into_iter().for_each(|one| apply(core, one, at)),
+                Err(error) => {
+                    let error = Error::from(error);
+                    for ticket in tickets {
+                        core.refused(ticket, error.clone(), at);
+                    }
+                }
+            }
+        }
+        if !core.has_reads() {
+            return;
+        }
+        let reads = core.take_reads();
+        waiting
+            .reading
+            .fetch_add(reads.len() as u64, Ordering::SeqCst);
+        if self.log.is_durable() {
+            self.reads.push(reads);
+            return;
+        }
+        for read in reads {
+            let found = self.look(read);
+            feed(core, read, found, at);
+            waiting.reading.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.serve(core, waiting, at);
+    }
+
+    /// Reads records from a position on.
+    ///
+    /// # Errors
+    /// What the log says.
+    pub(crate) fn read(
+        &self,
+        partition: u32,
+        from: u64,
+        most: ReadLimit,
+    ) -> loom_log::Result<Batch> {
+        self.log.read(partition, from, most)
+    }
+
+    /// Reads until there are as many events as a consumer wants, or no more.
+    fn look(&self, read: Read) -> Found {
+        let (mut events, mut next) = (Vec::new(), read.from);
+        loop {
+            let most = ReadLimit {
+                records: (read.most - events.len()).max(1),
+                ..ReadLimit::default()
+            };
+            let batch = self.log.read(read.partition, next, most)?;
+            next = batch.next;
+            for (position, record) in batch.records {
+                if let Record::Event(env) = record {
+                    events.push((position, env));
+                }
+            }
+            if batch.at_end || events.len() >= read.most {
+                return Ok((events, next, batch.at_end));
+            }
+        }
+    }
+
+    /// The thread that reads for consumers that are behind.
+    fn read_all(&self, shared: &Shared) {
+        while let Some(read) = self.reads.next() {
+            let found = self.look(read);
+            let fed = shared.outside(|core, at| feed(core, read, found, at));
+            shared.waiting.reading.fetch_sub(1, Ordering::SeqCst);
+            if fed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The thread that takes snapshots and lets old segments go.
+    fn keep(&self, shared: &Shared) {
+        let mut stop = lock(&self.keeper.stop);
+        while !*stop {
+            let waited = self.keeper.due.wait_timeout(stop, LOOK);
+            stop = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if *stop {
+                return;
+            }
+            drop(stop);
+            self.snapshot(shared, spec::LOG_SNAPSHOT_RECORDS as u64);
+            self.retain(shared);
+            stop = lock(&self.keeper.stop);
+        }
+    }
+
+    /// Takes a snapshot of each partition that has grown by so many records since its last one.
+    fn snapshot(&self, shared: &Shared, grown: u64) {
+        self.keeper.records.store(0, Ordering::Relaxed);
+        for number in numbers(shared) {
+            let (last, count) = lock(&self.keeper.taken)
+                .get(&number)
+                .copied()
+                .unwrap_or_default();
+            let folded = shared.outside(|core, _| {
+                let folded = core.partition(number)?;
+                let n = folded.end().checked_sub(1)?;
+                let at = Position {
+                    partition: number,
+                    epoch: folded.epoch(),
+                    n,
+                };
+                (n >= last + grown).then(|| (at, folded.clone()))
+            });
+            // The copy is written out of the core's lock. What cannot be kept now is kept the next time.
+            if let Ok(Some((at, folded))) = folded
+                && self.log.snapshot(at, &folded.snapshot()).is_ok()
+            {
+                lock(&self.keeper.taken).insert(number, (at.n, count + 1));
+            }
+        }
+    }
+
+    /// Lets go what retention no longer keeps, and says so.
+    fn retain(&self, shared: &Shared) {
+        for number in numbers(shared) {
+            let needs = shared.outside(|core, _| core.needs(number));
+            let Ok(deleted) = needs.and_then(|needs| Ok(self.log.retain(number, needs)?)) else {
+                continue;
+            };
+            self.keeper
+                .deleted
+                .fetch_add(deleted.len() as u64, Ordering::Relaxed);
+            let _ = shared.outside(|core, at| tell_deleted(core, number, &deleted, at));
+        }
+    }
+
+    /// Figures for people, as JSON.
+    pub(crate) fn stats(&self, core: &Core) -> serde_json::Value {
+        let found = lock(&self.found);
+        let taken = lock(&self.keeper.taken);
+        let partitions = core.partitions().map(|(namespace, number)| {
+            let opened = found.get(&number);
+            let (snapshot, snapshots) = taken.get(&number).copied().unwrap_or_default();
+            serde_json::json!({
+                "namespace": namespace,
+                "partition": number,
+                "epoch": opened.map(|it| it.epoch),
+                "oldest": core.oldest(number),
+                "end": core.partition(number).map(Partition::end),
+                "needs": core.needs(number),
+                "torn_bytes": opened.map(|it| it.torn_bytes),
+                "clean": opened.map(|it| it.clean),
+                "snapshot": snapshot,
+                "snapshots": snapshots,
+            })
+        });
+        let partitions: Vec<serde_json::Value> = partitions.collect();
+        let figures = self.log.stats();
+        serde_json::json!({
+            "dir": self.dir,
+            "records": figures.records,
+            "bytes": figures.bytes,
+            "syncs": figures.syncs,
+            "pending_bytes": figures.pending_bytes,
+            "failed": figures.failed,
+            "refused": figures.refused,
+            "clock_jumps": figures.clock_jumps,
+            "pieces": figures.pieces,
+            "blob_bytes": figures.blob_bytes,
+            "files_deleted": self.keeper.deleted.load(Ordering::Relaxed),
+            "partitions": partitions,
+        })
+    }
+
+    /// Stops the threads, and syncs what was appended.
+    ///
+    /// # Errors
+    /// What the log says when it could not be closed well in time.
+    pub(crate) fn close(&self, shared: &Shared) -> Result<()> {
+        if !self.log.is_durable() {
+            return Ok(());
+        }
+        let until = monotonic() + patience();
+        self.reads.stop();
+        *lock(&self.keeper.stop) = true;
+        self.keeper.due.notify_all();
+        let threads: Vec<_> = lock(&self.threads).drain(..).collect();
+        for thread in threads {
+            // One that died has left its message where the process writes those.
+            let _ = thread.join();
+        }
+        shared.outside(|core, _| core.flush_acks())?;
+        if shared.waiting.wait() {
+            self.snapshot(shared, 1);
+        }
+        self.log
+            .close(until.saturating_duration_since(monotonic()))?;
+        Ok(())
+    }
+}
+
+fn numbers(shared: &Shared) -> Vec<u32> {
+    let all = shared.outside(|core, _| core.partitions().map(|(_, number)| number).collect());
+    all.unwrap_or_default()
+}
+
+fn tell_deleted(core: &mut Core, number: u32, deleted: &[Deleted], at: Moment) {
+    for one in deleted {
+        let oldest = one.positions.map(|(_, behind)| behind);
+        let facts = serde_json::json!({"file": one.file, "bytes": one.bytes, "why": one.why});
+        core.deleted(number, oldest, facts.to_string().as_bytes(), at);
+    }
+}
+
+impl Keeper {
+    fn count(&self, records: u64) {
+        let before = self.records.fetch_add(records, Ordering::Relaxed);
+        if before + records >= spec::LOG_SNAPSHOT_RECORDS as u64 {
+            self.due.notify_one();
+        }
+    }
+}
