@@ -140,8 +140,9 @@ impl Reader {
     /// [`LogError::Unknown`], [`LogError::Expired`], [`LogError::Corrupt`], and what the operating system says.
     pub fn records(&self, namespace: &str, from: u64) -> Result<Records<'_>> {
         let namespace = self.namespace(namespace)?;
-        let limit = self.limit(namespace)?;
+        // The mark may move on between the two: what must be there is looked at first.
         let durable = mark::read(&namespace.dir)?;
+        let limit = self.limit(namespace)?;
         let walk = Walk::from(&namespace.log(), from, limit, &namespace.places)?;
         Ok(Records {
             namespace,
@@ -200,8 +201,9 @@ impl Reader {
     pub fn verify(&self) -> Result<Vec<Verified>> {
         let mut all = Vec::new();
         for (name, namespace) in &self.namespaces {
+            let durable = mark::read(&namespace.dir)?;
             let limit = self.limit(namespace)?;
-            all.push(namespace.verify(name, limit)?);
+            all.push(namespace.verify(name, limit, durable)?);
         }
         Ok(all)
     }
@@ -226,7 +228,7 @@ impl Namespace {
         self.dir.join("log")
     }
 
-    fn verify(&self, name: &str, limit: Limit) -> Result<Verified> {
+    fn verify(&self, name: &str, limit: Limit, durable: u64) -> Result<Verified> {
         let first = segments(&self.log())?.first().copied().unwrap_or(0);
         let mut verified = Verified {
             namespace: name.to_owned(),
@@ -253,7 +255,6 @@ impl Namespace {
             }
             verified.positions.1 = frame.next();
         }
-        let durable = mark::read(&self.dir)?;
         if verified.positions.1 < durable {
             return Err(walk.short(durable));
         }

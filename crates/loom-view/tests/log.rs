@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use loom_core::{Code, Level, Outgoing, Position, Record, Ticket};
@@ -149,6 +150,33 @@ fn beside_an_engine_it_holds_all_that_is_on_the_disk_and_after_it_the_rest() {
     assert_eq!(lives, "opened0,closed30,opened31");
     assert_eq!(data.count(), 30);
     writer.close();
+}
+
+// requirement: VIEW-BESIDE
+#[test]
+fn one_who_reads_without_pause_beside_a_busy_engine_never_takes_the_end_for_damage() {
+    let data = Data::new();
+    let writer = Writer::open(&data.path());
+    writer.write(events(1..2));
+    thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            for id in 2..400 {
+                writer.write(events(id..id + 1));
+            }
+            writer.write(vec![event(SENT, 5, 1, "last", b"1")]);
+            writer
+        });
+        let mut follower = data.follower();
+        let db = Connection::open(data.view()).unwrap();
+        loop {
+            catch_up(&mut follower).unwrap();
+            if one(&db, "SELECT count(*) FROM events WHERE topic = 'last'") {
+                break;
+            }
+        }
+        writing.join().unwrap().close();
+    });
+    assert_eq!(data.count(), 400);
 }
 
 // requirement: VIEW-BESIDE
