@@ -107,6 +107,7 @@ LOG_BATCH_BYTES: Final = 4_194_304
 LOG_COMMIT_BYTES: Final = 2_097_152
 LOG_UNSYNCED_BYTES: Final = 12_582_912
 LOG_RESERVE_BYTES: Final = 32_768
+LOG_CLOCK_JUMP_MS: Final = 60_000
 LOG_BACKUP_FILES: Final = 100_000
 DEDUP_WINDOW_MS: Final = 600_000
 DEDUP_IDS: Final = 1_000_000
@@ -643,6 +644,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_RESERVE_BYTES,
         LOG_RESERVE_BYTES,
         "room in each segment for the records that open and close a log on a full disk",
+    ),
+    "log_clock_jump_ms": Limit(
+        "ms",
+        LOG_CLOCK_JUMP_MS,
+        LOG_CLOCK_JUMP_MS,
+        "a wall clock that jumps further is noted in the log; less is the drift that any clock has",
     ),
     "log_backup_files": Limit(
         "files",

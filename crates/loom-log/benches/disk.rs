@@ -1,6 +1,6 @@
 //! How fast a log on a real disk is: beside a bare append and fdatasync, under many publishers, read, and recovered.
 //! `cargo bench -p loom-log --bench disk [-- EVENTS] [DIRECTORY]`; without one it is below `target`.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::disallowed_methods,

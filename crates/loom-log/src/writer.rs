@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use loom_core::record::{ClockJump, Outgoing, Record};
+use loom_core::spec::limits as spec;
 
 use crate::api::{Answer, LogStats, Options, Sink};
 use crate::error::{LogError, Result};
@@ -15,7 +16,7 @@ use crate::partition::{Driver, Left, Partition, own};
 use crate::storage::{File, Op, OpId};
 
 /// A jump of the wall clock over this is a record, in milliseconds.
-pub(crate) const JUMP_MS: u64 = 60_000;
+pub(crate) const JUMP_MS: u64 = spec::LOG_CLOCK_JUMP_MS;
 /// Those whom a sync answered have this part of its time to come back, and not more than that.
 const MOMENT: u32 = 8;
 const LONGEST_MOMENT: Duration = Duration::from_millis(1);

@@ -1,11 +1,11 @@
 //! The log on a real directory: what is answered is there, in order, in this life and the next.
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test says what it expects by failing"
 )]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
 use std::sync::Arc;

@@ -1,12 +1,11 @@
 //! What a log does when the disk, the directory or another engine is not as it should be.
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
-    clippy::cognitive_complexity,
     reason = "a test says what it expects by failing"
 )]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
 use std::fs;
@@ -409,7 +408,7 @@ fn a_start_that_was_cut_short_is_made_good() {
     }
 }
 
-// requirement: LOG-DAMAGE
+// requirement: LOG-DAMAGED-FILE
 #[test]
 fn damage_is_told_with_file_and_place_and_passed_over_only_on_request() {
     let dir = tempdir().unwrap();

@@ -1,12 +1,12 @@
 //! Large bodies, snapshots, retention, backup and restore on a real directory.
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     clippy::cognitive_complexity,
     reason = "a test says what it expects by failing"
 )]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
 //! A disk that is really full, filled and freed over and over; and a log that has no disk at all.
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
@@ -7,6 +7,7 @@
     reason = "a test says what it expects by failing"
 )]
 
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod common;
 
 use std::fs;

@@ -274,6 +274,9 @@ pub const LOG_UNSYNCED_BYTES: usize = 12_582_912;
 /// In bytes: room in each segment for the records that open and close a log on a full disk.
 pub const LOG_RESERVE_BYTES: usize = 32_768;
 
+/// In ms: a wall clock that jumps further is noted in the log; less is the drift that any clock has.
+pub const LOG_CLOCK_JUMP_MS: u64 = 60_000;
+
 /// In files: a backup that names more files is not one of ours.
 pub const LOG_BACKUP_FILES: usize = 100_000;
 

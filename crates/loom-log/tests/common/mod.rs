@@ -1,5 +1,4 @@
 //! What the tests of the log on real files share.
-#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
