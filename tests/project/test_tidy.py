@@ -29,7 +29,8 @@ def limits() -> dict[int, str]:
     found: dict[int, str] = {}
     for name, limit in spec("limits.toml").items():
         for value in (limit["default"], limit["maximum"]):
-            if value >= DISTINCTIVE:
+            # A power of ten is how many of one unit make another, wherever it stands.
+            if value >= DISTINCTIVE and str(value).rstrip("0") != "1":
                 found.setdefault(value, name)
     return found
 
@@ -53,7 +54,8 @@ def test_numbers_of_limits_are_written_in_the_specification_only() -> None:
     rust = [
         p
         for p in (ROOT / "crates").glob("*/src/**/*.rs")
-        if "gen" not in p.parts and "tests" not in p.parts and p.name != "tests.rs"
+        # The simulator has a disk of its own, with pages of its own.
+        if not {"gen", "tests", "loom-sim"} & set(p.parts) and p.name != "tests.rs"
     ]
     repeated = [
         f"{shown(path)}: {value} is limits.{named[value]}"

@@ -12,7 +12,7 @@ use crate::engine::Shared;
 
 /// Events that one look gives at most, and records that it goes through.
 const EVENTS: usize = 1_024;
-const RECORDS: usize = 65_536;
+const RECORDS: usize = 1 << 16;
 /// What stands before a number that only this module has given out.
 const NEXT: char = '@';
 
