@@ -726,7 +726,7 @@ impl Core {
     }
 
     /// From now on members say when they have room.
-    fn make_hungry(&mut self, id: ConsumerId) {
+    pub(crate) fn make_hungry(&mut self, id: ConsumerId) {
         let members = self.group_of(id).and_then(|group| self.groups.get(group));
         for member in members
             .map(|group| group.members.clone())

@@ -92,7 +92,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// All of them.
+    /// Those that show without a log, too.
     #[cfg(feature = "planted")]
     pub const ALL: [Self; 32] = [
         Self::LostWake,
@@ -127,6 +127,22 @@ impl Planted {
         Self::RunUncounted,
         Self::TopicKept,
         Self::BackgroundUnshed,
+    ];
+}
+
+#[cfg(feature = "planted")]
+impl Planted {
+    /// Those that show in a life with a log only.
+    pub const OF_THE_LOG: [Self; 9] = [
+        Self::ShownEarly,
+        Self::LogUnordered,
+        Self::FloorOverParked,
+        Self::IdsForgotten,
+        Self::AttemptsForgotten,
+        Self::AckedEarly,
+        Self::GivenWhileLeased,
+        Self::DeadDropped,
+        Self::RedrivenTwice,
     ];
 }
 

@@ -114,9 +114,12 @@ impl Core {
             mut events, next, ..
         } = fed;
         events.retain(|(position, _)| position.n < end);
+        let attended = self.consuming(id).is_some_and(|found| found.attended);
         match purpose {
             Purpose::Redrive(redriving) => self.fed_dead(id, *redriving, events, at),
             Purpose::Lane(lane) => self.fed_lane(id, &lane, events, at),
+            // Nobody is there any more: it is read again when somebody comes.
+            Purpose::Unread | Purpose::Next if !attended => {}
             Purpose::Unread => self.fed_open(id, events, next.min(end), at),
             Purpose::Next => self.fed_next(id, events, next.min(end), at),
         }
@@ -154,7 +157,7 @@ impl Core {
         next: u64,
         at: Moment,
     ) {
-        let mut seen = next;
+        let (mut seen, mut full) = (next, false);
         for (position, env) in events {
             let Some(found) = self.consuming(id) else {
                 return;
@@ -162,7 +165,7 @@ impl Core {
             if found.is_unread(position.n)
                 && !self.take_over(id, position.n, &placed(env, position), at)
             {
-                seen = position.n;
+                (seen, full) = (position.n, true);
                 break;
             }
         }
@@ -171,7 +174,7 @@ impl Core {
         for n in lost.unwrap_or_default() {
             self.lost_read(id, None, n, at);
         }
-        self.ask_feed(id);
+        self.go_on(id, full);
     }
 
     fn fed_next(
@@ -181,14 +184,14 @@ impl Core {
         next: u64,
         at: Moment,
     ) {
-        let mut reached = next;
+        let (mut reached, mut full) = (next, false);
         let first = self.consuming(id).map_or(0, |found| found.next);
         for (position, env) in events {
             if position.n < first {
                 continue;
             }
             if !self.read_one(id, position.n, &placed(env, position), at) {
-                reached = position.n;
+                (reached, full) = (position.n, true);
                 break;
             }
         }
@@ -202,7 +205,16 @@ impl Core {
         if found.next >= end {
             found.behind = false;
         }
-        self.ask_feed(id);
+        self.go_on(id, full);
+    }
+
+    /// Reads on, or waits for room: the member that has the lane may be full while others are not.
+    fn go_on(&mut self, id: ConsumerId, full: bool) {
+        if full {
+            self.make_hungry(id);
+        } else {
+            self.ask_feed(id);
+        }
     }
 
     /// One event that a consumer comes upon. `false`: there is no room for it.
