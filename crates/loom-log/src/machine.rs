@@ -272,6 +272,7 @@ impl Machine {
     pub fn close(&mut self, last: Batch) {
         if self.closing.is_none() && self.is_alive() {
             self.closing = Some(last);
+            self.held = false;
             self.pump();
         }
     }

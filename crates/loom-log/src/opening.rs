@@ -17,6 +17,7 @@ use crate::error::{LogError, Result};
 use crate::files::{sync_dir, write_whole};
 use crate::format::Stored;
 use crate::machine::{Ahead, Bounds, Machine, Refusal};
+use crate::mark;
 use crate::partition::{Partition, decode, gap, open as open_file, own};
 use crate::recovery::{End, Found, Known, Recovery, Source, Unreadable, Why};
 use crate::snapshots::{self, Snapshot};
@@ -83,7 +84,9 @@ pub(crate) fn open(
         accept_loss: boot.accept_loss,
         latest: 0,
     };
-    let known = telling.snapshot(snapshot.as_ref(), boot, options);
+    let mut known = telling.snapshot(snapshot.as_ref(), boot, options);
+    // The mark is never ahead of a sync: what it covers is no torn tail, even in the very last commit.
+    known.durable = known.durable.max(mark::read(&place.dir)?);
     let source = OnDisk {
         dir: place.dir.join("log"),
         blobs: &blobs,

@@ -225,8 +225,12 @@ impl World {
         }
         if self.dice.chance(45) {
             self.submit()?;
-        } else if self.dice.chance(3) {
-            self.machine.flush();
+        } else if self.dice.chance(9) {
+            match self.dice.between(0, 2) {
+                0 => self.machine.flush(),
+                1 => self.machine.hold(),
+                _ => self.machine.release(),
+            }
             self.take()?;
         } else {
             self.finish_one()?;
@@ -309,6 +313,8 @@ impl World {
 
     /// Ends all that is under way, well.
     fn finish_all(&mut self) -> Check {
+        self.machine.release();
+        self.take()?;
         for _ in 0..10_000 {
             if self.flying.is_empty() {
                 return Ok(());
