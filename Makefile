@@ -26,7 +26,12 @@ setup: $(STAMPS)/node $(STAMPS)/engine-dev ## Install all that development needs
 	@echo "ready: $(PY), the loom command is $(VENV)/bin/loom"
 
 demo: $(STAMPS)/engine-release ## Let the trio answer a question: make demo Q="..."
-	@$(VENV)/bin/loom run examples/trio/app.py -- $(if $(Q),"$$Q")
+	@data=$$(mktemp -d -t loom-demo-XXXXXX); \
+	$(VENV)/bin/loom run examples/trio/app.py --data "$$data" -- $(if $(Q),"$$Q"); \
+	echo; echo "Look into this run:"; \
+	for command in runs logs "logs --level error" 'sql "SELECT topic, count(*) FROM events GROUP BY topic"'; do \
+		echo "  $(VENV)/bin/loom $$command --data $$data"; \
+	done
 
 test: setup ## Check and test everything; prints the time of each stage
 	@$(PY) tools/stages.py test

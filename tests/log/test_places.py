@@ -24,6 +24,22 @@ def shop() -> loom.App:
     return app
 
 
+def damage(path: Path) -> Path:
+    """Flip a bit in what was synced, and take away what would stand in for it."""
+    (segment, *_) = sorted(path.glob("default/log/*.seg"))
+    written = bytearray(segment.read_bytes())
+    written[written.index(b'"n":3')] ^= 1
+    segment.write_bytes(written)
+    for snapshot in path.glob("default/snapshots/*"):
+        snapshot.unlink()
+    return segment
+
+
+def run(script: Path, data: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "loom", "run", str(script), "--quiet", "--data", str(data)]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+
 async def filled(path: Path) -> None:
     async with Harness(shop(), data=path) as h:
         for n in range(20):
@@ -64,13 +80,7 @@ async def test_a_log_that_is_damaged_says_where_and_goes_on_only_when_told_to(
     tmp_path: Path,
 ) -> None:
     await filled(tmp_path)
-    (segment, *_) = sorted(tmp_path.glob("default/log/*.seg"))
-    written = bytearray(segment.read_bytes())
-    at = written.index(b'"n":3')
-    written[at] ^= 1
-    segment.write_bytes(written)
-    for path in tmp_path.glob("default/snapshots/*"):
-        path.unlink()
+    segment = damage(tmp_path)
     with pytest.raises(LoomError) as refused:
         async with Harness(shop(), data=tmp_path):
             raise AssertionError
@@ -78,11 +88,10 @@ async def test_a_log_that_is_damaged_says_where_and_goes_on_only_when_told_to(
     assert "--accept-loss" in str(refused.value.hint)
     script = tmp_path.parent / "app.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    command = [sys.executable, "-m", "loom", "run", str(script), "--quiet", "--data", str(tmp_path)]
-    blocked = subprocess.run(command, capture_output=True, text=True, check=False)
+    blocked = run(script, tmp_path)
     assert blocked.returncode == 1
     assert segment.name in blocked.stderr
-    told = subprocess.run([*command, "--accept-loss"], capture_output=True, text=True, check=False)
+    told = run(script, tmp_path, "--accept-loss")
     assert (told.returncode, told.stdout) == (0, "done\n"), told.stderr
     async with Harness(shop(), data=tmp_path) as h:
         assert (await h.ctx.emit("order.new", 1, ack="disk")).level == "disk"

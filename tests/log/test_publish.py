@@ -66,9 +66,7 @@ async def test_a_topic_that_is_durable_by_configuration_needs_no_ack(tmp_path: P
 
 
 @pytest.mark.requirement("SDKLOG-ACK")
-async def test_without_a_directory_durable_events_end_with_the_process_and_no_more_is_promised() -> (
-    None
-):
+async def test_without_a_directory_no_more_is_promised_than_memory_can_keep() -> None:
     app, heard = collecting()
     async with Harness(app, durable=["order.>"]) as h:
         kept = await h.ctx.emit("order.new", 1)
@@ -130,10 +128,13 @@ async def test_what_is_no_path_is_no_data_directory(data: Any) -> None:
 async def test_wrong_terms_of_a_consumer_are_refused_by_their_name(
     how: dict[str, Any], field: str | None
 ) -> None:
-    with pytest.raises(LoomError) as refused:
+    async def declare_and_run() -> None:
         app, _ = collecting(**how)
         async with Harness(app):
             raise AssertionError
+
+    with pytest.raises(LoomError) as refused:
+        await declare_and_run()
     assert refused.value.code == ("INVALID_PARAMS" if field else "INVALID_CURSOR")
     assert refused.value.field == (field or "start")
 

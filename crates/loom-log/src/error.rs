@@ -185,7 +185,7 @@ impl LogError {
             Self::Newer { .. } => "update Loom; an older one would destroy what it cannot read",
             Self::Held { .. } => "stop that process, or name another directory",
             Self::Corrupt { .. } => {
-                "restore a backup, or open it with accept_loss and lose what cannot be read"
+                "restore a backup, or start it with `loom run --accept-loss` and lose what cannot be read"
             }
             Self::NoSpace { .. } => "free space on that disk; writing goes on by itself",
             Self::Denied { .. } => "let this user write there, and mount it writable",
