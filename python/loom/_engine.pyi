@@ -170,7 +170,7 @@ class Engine:
         virtual_clock: bool = False,
         seed: int | None = None,
         data: str | None = None,
-        durable: Sequence[str] = (),
+        durable: Sequence[str] = ...,
         ack: int = 2,
         record: int = 0,
         retention_bytes: int | None = None,
