@@ -141,6 +141,7 @@ impl Core {
                 extended: at.now,
                 fate: Fate::Open,
             })),
+            turn: 0,
         });
         self.place(id, n, Place::Leased(lease));
         let kept = self
@@ -242,11 +243,13 @@ impl Core {
             };
             durable.out = true;
             let (consumer, n) = (durable.consumer, durable.n);
+            let attempt = durable.attempt;
             durable.extended = at.now;
             let waited = at.now.micros_since(durable.since);
             books.latency.record(waited);
             let (session, topic) = (found.session, found.env.books);
             self.topics.books(topic).latency.record(waited);
+            self.tape_turn(lease, id, (attempt, waited), at);
             self.watch_leases(session, at);
             if self.has(Planted::AckedEarly) {
                 self.done(consumer, n, at);
@@ -332,6 +335,7 @@ impl Core {
         let Some(lease) = self.leases.remove(id) else {
             return;
         };
+        self.tape_cut(&lease, "its loop stood still", at);
         let Some(consumer) = lease.durable.as_ref().map(|durable| durable.consumer) else {
             return;
         };

@@ -15,6 +15,7 @@ use crate::lane::{As, Item};
 use crate::notice::{Notice, Offer, Receipt};
 use crate::planted::Planted;
 use crate::record::Level;
+use crate::recorder::Tape;
 use crate::report::EngineEvent;
 use crate::request::Failure;
 use crate::space::SpaceId;
@@ -66,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) own: Option<SubId>,
     /// The request it is.
     pub(crate) call: Option<CallId>,
+    /// Where it is recorded.
+    pub(crate) tape: Option<Tape>,
 }
 
 /// What became of an event at one of those it is for.
@@ -106,6 +109,7 @@ impl Core {
             deadline: None,
         };
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
+        let tape = self.tape(source.space, publish.turn);
         let eager = publish.eager;
         let mut env = self.compose(source, draft, at)?;
         env.books = topic;
@@ -127,6 +131,7 @@ impl Core {
                 targets,
                 own,
                 call: None,
+                tape,
             };
             self.send(session, plan, eager, at)
         };
@@ -591,6 +596,7 @@ impl Core {
     /// Puts an event into all its queues: the same code whether it was logged, had waited, or went at once.
     pub(crate) fn apply(&mut self, plan: &Plan, at: Moment) -> Receipt {
         self.totals.count_published(plan.env.qos);
+        self.tape_sent(plan.tape, &plan.env, plan.targets.len());
         let count = plan.targets.len();
         let books = self.topics.books(plan.env.books);
         books.published += 1;
@@ -865,9 +871,17 @@ impl Core {
             books: topic,
         });
         let targets = self.pick(topic, env.lane());
+        let tape = Tape {
+            space: event.space,
+            turn: event.turn,
+        };
         if self.check_fanout(targets.len()).is_err() {
             // There is nobody who could be told; it is counted, and the engine goes on.
             return self.totals.count_error(Code::Exhausted);
+        }
+        if targets.is_empty() && self.is_taped(event.space, &event.topic) {
+            // It is recorded, and that is all.
+            return self.tape_sent(Some(tape), &env, 0);
         }
         self.apply(
             &Plan {
@@ -875,6 +889,7 @@ impl Core {
                 targets,
                 own: None,
                 call: None,
+                tape: Some(tape),
             },
             at,
         );

@@ -21,6 +21,7 @@ use crate::part::Part;
 use crate::planted::Planted;
 use crate::read::{Purpose, Read};
 use crate::record::Outgoing;
+use crate::recorder::{Recorder, Tape};
 use crate::report::EngineEvent;
 use crate::request::{Asked, Failure};
 use crate::run::Runs;
@@ -67,6 +68,8 @@ pub(crate) struct Lease {
     pub(crate) answered: bool,
     /// Of a durable event.
     pub(crate) durable: Option<Box<Durable>>,
+    /// The number of a recorded turn; 0: it is not recorded.
+    pub(crate) turn: u64,
 }
 
 /// What a waiting session waits for.
@@ -84,6 +87,8 @@ pub(crate) struct Pending {
     pub(crate) env: Arc<Envelope>,
     pub(crate) deadline: Nanos,
     pub(crate) started: Nanos,
+    /// Where it is recorded.
+    pub(crate) tape: Option<Tape>,
     pub(crate) wanted: Wanted,
 }
 
@@ -151,6 +156,7 @@ pub struct Core {
     pub(crate) todo: VecDeque<Todo>,
     pub(crate) woken: Vec<SessionId>,
     pub(crate) totals: Totals,
+    pub(crate) recorder: Recorder,
     #[cfg(feature = "planted")]
     pub(crate) planted: Option<crate::planted::Planted>,
 }
@@ -189,6 +195,7 @@ impl Core {
             todo: VecDeque::new(),
             woken: Vec::new(),
             totals: Totals::default(),
+            recorder: Recorder::default(),
             #[cfg(feature = "planted")]
             planted: None,
         }

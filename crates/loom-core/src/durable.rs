@@ -237,6 +237,7 @@ impl Core {
             targets: fleeting,
             own: None,
             call: None,
+            tape: None,
         };
         self.apply(&plan, at);
         for consumer in consumers {

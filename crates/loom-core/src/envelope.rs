@@ -69,6 +69,11 @@ pub enum EffectClass {
 }
 
 impl EffectClass {
+    /// Its number, as it crosses languages.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
     /// Reads the number as it crosses languages.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl Job {
         begun && self.effect != EffectClass::Pure
     }
 
+    /// Which version it asks for, and what it may change outside.
+    pub(crate) fn terms(&self) -> (&Arc<Version>, EffectClass) {
+        (&self.version, self.effect)
+    }
+
     pub(crate) const fn is_pausing(&self) -> bool {
         matches!(self.stage, Stage::Pausing(_))
     }
@@ -145,6 +150,7 @@ impl Core {
         self.check_credit(invoke.credit)?;
         let key = invoke.key.map(|key| self.read_key(key)).transpose()?;
         let (space, parent) = (source.space, invoke.turn);
+        let tape = self.tape(space, parent).filter(|tape| tape.turn > 0);
         let place = match self.find_place(space, &invoke, key.as_ref(), at) {
             Ok(place) => place,
             Err(error) => {
@@ -187,12 +193,14 @@ impl Core {
             env,
             deadline,
             started: at.now,
+            tape,
             wanted: Wanted::Call(job),
         });
         self.enter_call(job, call);
         if let Some(provider) = provider {
             self.queue_job(job, provider, at);
         }
+        self.tape_call(call, provider.is_none(), at);
         self.flush(at);
         Ok(call)
     }
@@ -442,6 +450,7 @@ impl Core {
             asked: true,
             answered: false,
             durable: None,
+            turn: 0,
         });
         provider.queue.pop_front();
         provider.held.insert(lease);
@@ -468,6 +477,7 @@ impl Core {
             asked: true,
             attempt,
             work: Some(work),
+            turn: 0,
         })
     }
 
@@ -770,6 +780,7 @@ impl Core {
                 detail.json().into()
             }
         };
+        self.tape_outcome(pending, code, &body, at);
         if self.has(Planted::SecondOutcome) && code.is_some() {
             self.notify(pending.session, Notice::Outcome(call, code, body.clone()));
         }

@@ -60,6 +60,8 @@ pub struct Delivery {
     pub durable: bool,
     /// Of an invocation.
     pub work: Option<Work>,
+    /// The number of a recorded turn; 0: it is not recorded.
+    pub turn: u64,
 }
 
 /// What a session finds in its inbox.

@@ -12,6 +12,7 @@ use crate::error::{Code, Error, Result};
 use crate::partition::{Partition, START_NOW};
 use crate::planted::Planted;
 use crate::record::{Level, Record};
+use crate::recorder::{Recording, Track};
 use crate::time::Moment;
 use crate::topic::{Filter, check_name};
 
@@ -37,6 +38,8 @@ pub struct Durability {
     pub filters: Vec<String>,
     /// The level that their publishers wait for, unless they say so themselves.
     pub ack: Level,
+    /// What is recorded in it.
+    pub record: Recording,
 }
 
 impl Default for Durability {
@@ -44,6 +47,7 @@ impl Default for Durability {
         Self {
             filters: Vec::new(),
             ack: Level::Disk,
+            record: Recording::Off,
         }
     }
 }
@@ -71,6 +75,7 @@ pub(crate) struct Part {
     pub(crate) letters_lost: u64,
     /// Dead events that are being published anew.
     pub(crate) redriving: BTreeSet<(u32, u64)>,
+    pub(crate) track: Track,
 }
 
 impl Core {
@@ -106,6 +111,7 @@ impl Core {
             consumers.insert(state.consumer, Consuming::again(state, heard?));
         }
         let partition = opened.partition;
+        let record = opened.how.record;
         let part = Part {
             consumers,
             next_consumer: folded.next_consumer(),
@@ -120,8 +126,10 @@ impl Core {
             folded,
             order: VecDeque::new(),
             flying: FxHashMap::default(),
+            track: Track::new(record),
         };
         self.parts.insert(partition, part);
+        self.begin_recording(record);
         self.part_index.insert(Arc::clone(&namespace), partition);
         if let Some(space) = self.space_index.get(&namespace).copied()
             && let Some(space) = self.space_mut(space)

@@ -494,12 +494,6 @@ pub struct Turn {
     /// 1 for the first.
     #[prost(uint32, tag = "6")]
     pub attempt: u32,
-    /// blake3 of the state before; empty: it has none.
-    #[prost(bytes = "vec", tag = "7")]
-    pub state_hash: Vec<u8>,
-    /// blake3 of topic, key, class, content type, data and labels of the event.
-    #[prost(bytes = "vec", tag = "8")]
-    pub event_hash: Vec<u8>,
     /// Milliseconds since 1970.
     #[prost(uint64, tag = "9")]
     pub at_ms: u64,
@@ -518,6 +512,10 @@ pub struct Sent {
     pub turn: u64,
     /// The event.
     pub envelope: Arc<Envelope>,
+    /// How many subscriptions and groups it was for.
+    pub matched: u32,
+    /// Somebody waited for an answer to it.
+    pub asks: bool,
 }
 
 /// A request of a recorded turn ended.
@@ -581,9 +579,6 @@ pub struct TurnEnd {
     /// What the error said.
     #[prost(string, tag = "3")]
     pub message: String,
-    /// blake3 of the state after; empty: it has none.
-    #[prost(bytes = "vec", tag = "4")]
-    pub state_hash: Vec<u8>,
     /// Milliseconds since 1970.
     #[prost(uint64, tag = "5")]
     pub at_ms: u64,
@@ -681,10 +676,13 @@ struct EventHead {
     /// The one consumer that a redriven event is for.
     #[prost(uint32, optional, tag = "23")]
     only: Option<u32>,
+    /// Of a recorded event: how many it was for.
+    #[prost(uint32, tag = "24")]
+    matched: u32,
 }
 
 impl EventHead {
-    fn of(env: &Envelope, turn: u64) -> Self {
+    fn of(env: &Envelope, sent: Option<&Sent>) -> Self {
         let extra = env.extra.as_deref();
         let (thread_id, thread) = match &env.thread {
             Ident::Uuid(id) => (Some((*id).into()), None),
@@ -720,8 +718,9 @@ impl EventHead {
                 e.causes.iter().map(|id| (*id).into()).collect()
             }),
             dedup: extra.and_then(|e| e.dedup.as_deref().map(Into::into)),
-            turn,
-            asks: env.reply_to.is_some(),
+            turn: sent.map_or(0, |sent| sent.turn),
+            asks: sent.map_or(env.reply_to.is_some(), |sent| sent.asks),
+            matched: sent.map_or(0, |sent| sent.matched),
             only: extra.and_then(|e| e.only),
         }
     }
@@ -817,8 +816,10 @@ impl Record {
     /// Appends its head.
     pub fn encode_head(&self, out: &mut Vec<u8>) {
         let message: &dyn Head = match self {
-            Self::Event(env) => return EventHead::of(env, 0).put(out),
-            Self::Sent(sent) => return EventHead::of(&sent.envelope, sent.turn).put(out),
+            Self::Event(env) => return EventHead::of(env, None).put(out),
+            Self::Sent(sent) => {
+                return EventHead::of(&sent.envelope, Some(sent)).put(out);
+            }
             Self::Epoch(it) => it,
             Self::Closed(it) => it,
             Self::Gap(it) => it,
@@ -888,9 +889,14 @@ impl Record {
             30 => Self::Turn(read(kind, head)?),
             31 => {
                 let head: EventHead = read(kind, head)?;
-                let turn = head.turn;
+                let (turn, matched, asks) = (head.turn, head.matched, head.asks);
                 let envelope = Arc::new(head.envelope(body)?);
-                Self::Sent(Sent { turn, envelope })
+                Self::Sent(Sent {
+                    turn,
+                    envelope,
+                    matched,
+                    asks,
+                })
             }
             32 => Self::Ended(read(kind, head)?),
             33 => Self::Step(read(kind, head)?, body.into()),

@@ -20,6 +20,8 @@ pub(crate) struct EngineEvent {
     pub(crate) payload: Vec<u8>,
     pub(crate) origin: Arc<Origin>,
     pub(crate) cause: Option<Arc<Envelope>>,
+    /// The recorded turn in which it arose; 0: none.
+    pub(crate) turn: u64,
 }
 
 /// What an error is about.
@@ -103,7 +105,7 @@ impl Core {
         cause: Option<&Arc<Envelope>>,
         body: impl FnOnce() -> Vec<u8>,
     ) {
-        if !self.is_heard(space, &topic) {
+        if !self.is_heard(space, &topic) && !self.is_taped(space, &topic) {
             return;
         }
         let Some(origin) = self.space(space).map(|space| Arc::clone(&space.engine)) else {
@@ -116,6 +118,7 @@ impl Core {
             payload: body(),
             origin,
             cause,
+            turn: 0,
         }));
     }
 
@@ -188,9 +191,12 @@ impl Core {
     pub fn log(&mut self, session: SessionId, line: &LogLine<'_>, at: Moment) -> Result<()> {
         let found = self.registration(session, line.sender)?;
         let (space, origin) = (found.space, Arc::clone(&found.origin));
-        let cause = match line.turn {
-            Some(lease) => Some(Arc::clone(&self.lease(session, lease)?.env)),
-            None => None,
+        let (cause, turn) = match line.turn {
+            Some(lease) => {
+                let lease = self.lease(session, lease)?;
+                (Some(Arc::clone(&lease.env)), lease.turn)
+            }
+            None => (None, 0),
         };
         // A line about a line about a line … ends like any other chain of events.
         if let Some(cause) = cause.as_ref().filter(|cause| cause.is_of_engine()) {
@@ -203,8 +209,9 @@ impl Core {
         }
         self.check_payload(line.payload)?;
         let topic = format!("loom.log.{}", line.level);
-        if self.is_heard(space, &topic) {
-            if let Some(cause) = &cause {
+        let heard = self.is_heard(space, &topic);
+        if heard || self.is_taped(space, &topic) {
+            if let Some(cause) = cause.as_ref().filter(|_| heard) {
                 self.count_run(cause.run, at.now)?;
             }
             let payload = line.payload.to_vec();
@@ -214,6 +221,7 @@ impl Core {
                 payload,
                 origin,
                 cause,
+                turn,
             };
             self.todo.push_back(Todo::Publish(event));
         }

@@ -102,6 +102,7 @@ impl Core {
         self.check_pending(session)?;
         let (space, parent) = (source.space, publish.turn);
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
+        let tape = self.tape(space, parent);
         let call = self.calls.next_key();
         let draft = request_draft(publish, name, deadline, call);
         let mut env = self.compose(source, draft, at)?;
@@ -137,6 +138,7 @@ impl Core {
             env: Arc::clone(&env),
             deadline,
             started: at.now,
+            tape,
             wanted: Wanted::Request(asked),
         });
         let plan = Plan {
@@ -144,6 +146,7 @@ impl Core {
             targets,
             own,
             call: Some(call),
+            tape,
         };
         let sent = if matched == 0 {
             self.wait_for_hearer(space, call, wait)
@@ -377,6 +380,7 @@ impl Core {
             return true;
         };
         let (env, parent, session) = (Arc::clone(&pending.env), pending.parent, pending.session);
+        let tape = pending.tape;
         let Ok((topic, _)) = self.topic(space, &env.topic) else {
             return true;
         };
@@ -397,6 +401,7 @@ impl Core {
             targets,
             own: None,
             call: Some(call),
+            tape,
         };
         if let Err(error) = self.ask(session, parent, plan, at) {
             self.end_request(call, Some((error.code, error.detail())), true);
@@ -435,6 +440,7 @@ impl Core {
         }
         self.end_if_over(call, at);
         let answer = self.compose_reply(&env, sub, reply, at)?;
+        self.tape_reply(lease, &answer);
         self.copy_reply(sub, &answer, at);
         let heard = self.deliver_reply(call, answer);
         self.flush(at);
@@ -508,6 +514,7 @@ impl Core {
                 targets,
                 own: None,
                 call: None,
+                tape: None,
             },
             at,
         );
@@ -532,6 +539,7 @@ impl Core {
             asked: false,
             attempt: 1,
             work: None,
+            turn: 0,
         };
         self.notify(session, Notice::Answer(call, delivery));
         if ended {
@@ -634,6 +642,7 @@ impl Core {
             None if asked.many => outcome_body(asked, &Detail::default()),
             None => Vec::new(),
         };
+        self.tape_ended(&pending, code, &body);
         self.notify(pending.session, Notice::Outcome(call, code, body.into()));
         let Some((code, detail)) = error else { return };
         if tell {

@@ -368,6 +368,7 @@ impl Core {
             && let Some(sub) = self.subs.remove(id)
         {
             self.totals.gone.fold(&sub.books);
+            self.forget_program(id);
             self.release_handle(sub.session, sub.handle);
         }
     }
@@ -444,6 +445,7 @@ impl Core {
             let Some(lease) = self.leases.remove(id) else {
                 continue;
             };
+            self.tape_cut(&lease, "its session went", at);
             if lease.durable.is_some() {
                 self.give_back(&lease, None, at);
                 continue;

@@ -47,6 +47,7 @@ impl Core {
         let caller = found.waiters.first().copied();
         if let Some((call, pending)) = caller.and_then(|call| Some((call, self.calls.get(call)?))) {
             let session = pending.session;
+            self.tape_chunk(call, &payload);
             self.notify(session, Notice::Chunk(call, payload));
         }
         Ok(true)

@@ -103,7 +103,6 @@ impl Core {
     }
 
     /// Leaves a record that nobody waits for and that no fold knows.
-    #[expect(dead_code, reason = "the recorder leaves its records here")]
     pub(crate) fn leave_record(&mut self, partition: u32, record: Record) {
         self.outbox.push(Outgoing {
             ticket: None,

@@ -37,6 +37,7 @@ impl Core {
             Err(error) => return Err(error),
         };
         if let Some(lease) = done {
+            self.see(at);
             self.finish(session, lease, kind, at)?;
         }
         let delivery = match kind {
@@ -133,7 +134,9 @@ impl Core {
             asked,
             answered: false,
             durable: None,
+            turn: 0,
         });
+        let turn = self.tape_turn(lease, id, (1, waited), at);
         if stream && let Some(sub) = self.subs.get_mut(id) {
             sub.current = Some(lease);
         }
@@ -144,6 +147,7 @@ impl Core {
             attempt: 1,
             durable: false,
             work: None,
+            turn,
         })
     }
 
@@ -158,6 +162,7 @@ impl Core {
             attempt: durable.attempt,
             durable: true,
             work: None,
+            turn: found.turn,
         };
         Some(delivery)
     }
@@ -220,6 +225,7 @@ impl Core {
         failed: Option<(Code, Detail)>,
     ) {
         let starves = self.has(Planted::LaneStarves);
+        self.tape_end(lease, failed.as_ref());
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
@@ -263,6 +269,7 @@ impl Core {
             return Ok(false);
         };
         let holding = lease.holding;
+        self.see(at);
         let detail = Detail::read(fault.detail, self.limits.error_detail_bytes);
         let heard = match holding {
             Holding::Turn { sub, lane } => {

@@ -73,10 +73,16 @@ fn an_event_comes_back_as_it_was_but_for_who_waits_for_it() {
 #[test]
 fn a_recorded_event_keeps_the_turn_that_sent_it() {
     let envelope = Arc::new(envelope());
-    let Record::Sent(back) = through(&Record::Sent(Sent { turn: 5, envelope })) else {
+    let sent = Sent {
+        turn: 5,
+        envelope,
+        matched: 3,
+        asks: true,
+    };
+    let Record::Sent(back) = through(&Record::Sent(sent)) else {
         panic!("it became something else");
     };
-    assert_eq!(back.turn, 5);
+    assert_eq!((back.turn, back.matched, back.asks), (5, 3, true));
     assert_eq!(back.envelope.position, None);
 }
 
