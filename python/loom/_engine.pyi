@@ -29,6 +29,7 @@ __all__ = [
     "Session",
     "__version__",
     "backup",
+    "digest",
     "has_null",
     "holder",
     "namespaces",
@@ -73,6 +74,7 @@ class EngineError(Exception):
 
     args: tuple[int, str, str | None, str | None, str | None, float | None]
 
+def digest(payload: bytes, /) -> bytes: ...  # what stands for it where two are compared; b"" for b""
 def has_null(payload: bytes, /) -> bool: ...  # whether the bytes hold "null": where NaN may hide in JSON
 
 @final
@@ -151,6 +153,8 @@ class Delivery:
     # 0 ack, 1 nak (after ms, None: by its attempts), 2 extend the lease, 3 term (a reason); what is
     # refused is returned as the args of an EngineError
     def settle(self, how: int, millis: int | None, reason: str | None, /) -> Refusal | None: ...
+    @property
+    def turn(self) -> int: ...  # the number of a recorded turn; 0: it is not recorded
     @property
     def streamed(self) -> bool: ...  # an invocation whose caller reads chunks
     @property
@@ -311,6 +315,20 @@ class Session:
     def log(self, sender: int, turn: Delivery | None, level: str, payload: bytes, /) -> None: ...
     # loom.error.{code}
     def report(self, sender: int, turn: Delivery | None, code: int, detail: bytes, /) -> None: ...
+    # records a step of a turn: kind, name, what it was asked with, code, microseconds, facts as JSON, result
+    def step_done(
+        self,
+        turn: Delivery,
+        kind: str,
+        name: str,
+        args: bytes,
+        code: int,
+        micros: int,
+        facts: str,
+        result: bytes,
+        /,
+    ) -> None: ...
+    def describe(self, handle: int, version: str, source: bytes, /) -> None: ...  # an agent's code
     def drain(self, most: int, /) -> list[_Notice]: ...
     # the loop goes on: its leases of durable turns hold
     def renew(self) -> None: ...

@@ -101,6 +101,8 @@ class AgentSpec:
     middleware: tuple[Middleware, ...] = ()
     start: Start = "now"
     max_deliver: int = MAX_DELIVER
+    version: str = ""
+    target: Any = None  # the class or function itself
 
     def route(self, topic: str) -> Route | None:
         """Return the first handler in source order that takes ``topic``."""
@@ -119,6 +121,7 @@ def spec_of(
     exclusive: bool,
     start: Start,
     max_deliver: int,
+    version: str = "",
 ) -> AgentSpec:
     """Return what was declared, checked.
 
@@ -145,6 +148,8 @@ def spec_of(
         )
     check_whole(max_deliver, "max_deliver", MAX_DELIVER_MAX, limit="max_deliver")
     begins = check_start(start)
+    if version:
+        check_text(version, "version")
     for topic in topics:
         check_filter(topic, field="topics")
     if inspect.isclass(target):
@@ -175,7 +180,17 @@ def spec_of(
         methods=methods,
         start=begins,
         max_deliver=max_deliver,
+        version=version,
+        target=target,
     )
+
+
+def source_of(spec: AgentSpec) -> bytes:
+    """Return the source of what handles an agent's events; nothing where it cannot be read."""
+    try:
+        return inspect.getsource(spec.target).encode()
+    except (OSError, TypeError):
+        return b""  # it was typed into a shell, or made by a program
 
 
 def _class_routes(

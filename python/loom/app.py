@@ -63,13 +63,14 @@ class App:
         exclusive: bool = False,
         start: Start = "now",
         max_deliver: int = MAX_DELIVER,
+        version: str = "",
     ) -> "AgentDecorator":
         """Add the decorated class or async function ``(ctx, event)`` as an agent.
 
         ``topics`` are filters; of a ``group`` one member gets each event (default: the agent's
         name); at most ``concurrency`` of its events are handled at a time, events of one key or
         thread one after the other. ``qos="realtime"`` lowers the class of all it hears: its queue
-        keeps the newest, and no sender waits for it.
+        keeps the newest, and no sender waits for it. ``version`` is recorded with its turns.
 
         Of durable events a group that is new begins with those that come; ``start="beginning"``,
         a position or a time lets it begin with older ones. One that has begun goes on where it
@@ -95,6 +96,7 @@ class App:
                     exclusive=exclusive,
                     start=start,
                     max_deliver=max_deliver,
+                    version=version,
                 )
             )
 

@@ -90,6 +90,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     _host: Host
     _envelope: Any = None  # the engine's Delivery of this turn, an Envelope; None outside a handler
+    _random: Random | None = None  # made at its first use
 
     # -- publishing -------------------------------------------------------------------------------
 
@@ -126,9 +127,17 @@ class Context(Record, Generic[S], gc=False, eq=False):
         link = self._host.link
         receipt = self._offer(topic, data, **options)
         if isinstance(receipt, int):
-            return await link.parked(receipt)
+            try:
+                return await link.parked(receipt)
+            except LoomError as error:
+                raise self._refused("emit", topic, encode(data, "data"), error) from None
         link.look()
         return receipt
+
+    def _refused(self, kind: str, name: str, payload: bytes, error: LoomError) -> LoomError:
+        """Return the error of what the engine did not do, which is recorded."""
+        self._host.services.steps.refused(self._envelope, kind, name, payload, error)
+        return error
 
     def _offer(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
@@ -160,7 +169,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         try:
             return host.session.offer(host.sender, self._envelope, topic, payload, qos, more, ack)
         except host.link.refusal as error:
-            raise host.link.translate(error) from None
+            raise self._refused("emit", topic, payload, host.link.translate(error)) from None
         except TypeError as error:
             raise _wrong_type(topic, error) from None
 
@@ -176,7 +185,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 field="agent",
                 hint="see `loom list agents`, or await ctx.agents()",
             )
-        thread = str(self._host.uuid())
+        thread = str(self.uuid())
         await self._publish(f"spawn.{agent}", data, thread=thread, key=key)
         return thread
 
@@ -310,10 +319,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
             )
         link = self._host.link
         content_type = BYTES_TYPE if type(data) is bytes else None
+        payload = encode(data)
         try:
-            link.session.reply(envelope.lease, encode(data), content_type)
+            link.session.reply(envelope.lease, payload, content_type)
         except link.refusal as error:
-            raise link.translate(error) from None
+            raise self._refused("reply", "", payload, link.translate(error)) from None
         link.look()
 
     # -- calling ----------------------------------------------------------------------------------
@@ -484,7 +494,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         if begins != "now":
             events = FromLog(services.engine, services.namespace, live, patterns, begins)
         try:
-            yield events
+            yield services.steps.heard(self._envelope, patterns, events)
         finally:
             events.close()
 
@@ -495,14 +505,15 @@ class Context(Record, Generic[S], gc=False, eq=False):
         Raises:
             InvalidParams: ``thread_id`` cannot be a token of a topic.
         """
-        link = self._host.link
-        subscription = Subscription(link, [f"thread.{thread_id}.>"], qos="batched")
+        patterns = [f"thread.{thread_id}.>"]
+        subscription = Subscription(self._host.link, patterns, qos="batched")
+        events = self._host.services.steps.heard(self._envelope, patterns, subscription)
 
         async def broadcast(data: Any) -> Receipt:
             return await self._publish(f"thread.{thread_id}.broadcast", data, thread=thread_id)
 
         try:
-            yield Thread(thread_id, subscription, broadcast)
+            yield Thread(thread_id, events, broadcast)
         finally:
             subscription.close()
 
@@ -556,7 +567,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
     @property
     def memory(self) -> Memory:
         """The key-value store of the namespace."""
-        return self._host.services.memory
+        return self._host.services.steps.memory(self._envelope)
 
     @property
     def model(self) -> Model:
@@ -565,7 +576,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         Raises:
             NotSupported: what was configured needs an extra that is not installed.
         """
-        return self._host.services.model()
+        return self._host.services.steps.model(self._envelope)
 
     @property
     def state(self) -> S:
@@ -588,7 +599,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
         In a durable turn the result will be kept and not made again.
         """
-        return await fn(*args, **kwargs)
+        return await self._host.services.steps.run(self._envelope, fn, args, kwargs)
 
     async def sleep(self, seconds: float) -> None:
         """Wait ``seconds`` of the engine's clock, which a Harness can move by hand.
@@ -597,7 +608,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
             InvalidParams: it is not a finite number.
         """
         check_number(seconds, "seconds")
-        await self._host.services.engine.clock.sleep(seconds)
+        await self._host.services.steps.sleep(self._envelope, seconds)
 
     async def gather(self, *coroutines: Coroutine[Any, Any, T]) -> list[T]:
         """Run all to their end and return their results in order.
@@ -641,20 +652,25 @@ class Context(Record, Generic[S], gc=False, eq=False):
 
     def now(self) -> float:
         """Return seconds since the epoch, from the engine's clock."""
-        return self._host.services.engine.clock.wall()
+        return self._host.services.steps.now(self._envelope)
 
     def monotonic(self) -> float:
         """Return seconds of the engine's clock that never goes back: what ``deadline`` is in."""
-        return self._host.services.engine.clock.now()
+        return self._host.services.steps.monotonic(self._envelope)
 
     def uuid(self) -> _uuid.UUID:
-        """Return a UUID drawn from the app's generator, the same for the same seed."""
-        return self._host.uuid()
+        """Return a UUID drawn from ``random``."""
+        return _uuid.UUID(int=self.random.getrandbits(128), version=4)
 
     @property
     def random(self) -> Random:
-        """The app's random generator, the same for the same seed."""
-        return self._host.services.random
+        """A random generator: in a handler the same for the same event and agent, however often.
+
+        Outside a handler it is the app's, the same for the same seed.
+        """
+        if self._random is None:
+            self._random = self._host.services.steps.random(self._envelope, self._host.name)
+        return self._random
 
     async def approve(self, what: str, *, timeout: float | None = None) -> NoReturn:
         """Ask a person.
@@ -718,19 +734,20 @@ class Context(Record, Generic[S], gc=False, eq=False):
         options = None
         if key is not None or thread is not None or type(data) is bytes:
             options = _options(data, key=key, thread=thread)
+        payload = encode(data, "data", link.has_null)
         try:
             return link.session.request(
                 host.sender,
                 self._envelope,
                 topic,
-                encode(data, "data", link.has_null),
+                payload,
                 check_seconds(timeout, "timeout"),
                 first_k,
                 wait,
                 options,
             )
         except link.refusal as error:
-            raise link.translate(error) from None
+            raise self._refused("request", topic, payload, link.translate(error)) from None
         except TypeError as error:
             raise _wrong_type(topic, error) from None
 
@@ -790,7 +807,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 host.sender, self._envelope, name, payload, timeout, key, credit, version
             )
         except link.refusal as error:
-            raise self._not_called(name, link.translate(error)) from None
+            told = self._refused("call", name, payload, link.translate(error))
+            raise self._not_called(name, told) from None
         except TypeError as error:
             if isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidParams(
@@ -808,8 +826,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         return error
 
     def _directory(self, kind: str) -> list[dict[str, Any]]:
-        services = self._host.services
-        return [decode(entry) for entry in services.engine.directory(services.namespace, kind)]
+        return self._host.services.steps.directory(self._envelope, kind)
 
 
 class Thread:
@@ -818,7 +835,7 @@ class Thread:
     def __init__(
         self,
         thread_id: str,
-        events: Subscription,
+        events: AsyncIterator[Event[Any]],
         broadcast: Callable[[Any], Awaitable[Receipt]],
     ) -> None:
         self.id = thread_id

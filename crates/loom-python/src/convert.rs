@@ -29,6 +29,21 @@ create_exception!(
     "What the engine refused. ``args`` is (code, message, field, limit, hint, retry_after)."
 );
 
+/// What stands for bytes where two of them are compared; nothing for nothing.
+pub(crate) fn digest_of(bytes: &[u8]) -> Vec<u8> {
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    loom_core::digest(bytes).to_vec()
+}
+
+/// The same for Python.
+#[pyfunction]
+#[pyo3(signature = (payload, /))]
+pub(crate) fn digest<'py>(py: Python<'py>, payload: &[u8]) -> Bound<'py, pyo3::types::PyBytes> {
+    pyo3::types::PyBytes::new(py, &digest_of(payload))
+}
+
 /// Whether the bytes hold `null`: where NaN may hide in JSON.
 #[pyfunction]
 #[pyo3(signature = (payload, /))]

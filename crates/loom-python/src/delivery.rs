@@ -292,6 +292,12 @@ impl Delivery {
         self.inner.attempt
     }
 
+    /// The number of a recorded turn; 0: it is not recorded.
+    #[getter]
+    fn turn(&self) -> u64 {
+        self.inner.turn
+    }
+
     #[getter]
     fn is_durable(&self) -> bool {
         self.inner.durable

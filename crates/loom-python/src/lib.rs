@@ -27,7 +27,7 @@ mod _engine {
     #[pymodule_export]
     use crate::convert::EngineError;
     #[pymodule_export]
-    use crate::convert::has_null;
+    use crate::convert::{digest, has_null};
     #[pymodule_export]
     use crate::delivery::{Delivery, Receipt};
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loom_core::record::{Memory, Record, State};
 use loom_core::{
     AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level, LogLine,
-    Offer, ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket,
+    Offer, ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket, Told,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -579,6 +579,45 @@ impl Session {
             detail,
         };
         self.step(|core, at| core.report(self.id, &report, at))
+    }
+
+    /// Records a step of a turn.
+    #[pyo3(signature = (turn, kind, name, args, code, micros, facts, result, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    fn step_done(
+        &self,
+        turn: &Bound<'_, Delivery>,
+        kind: &Bound<'_, PyString>,
+        name: &Bound<'_, PyString>,
+        args: &[u8],
+        code: u16,
+        micros: u64,
+        facts: &Bound<'_, PyString>,
+        result: &[u8],
+    ) -> PyResult<()> {
+        let Some(lease) = self.lease_of(Some(turn))? else {
+            return Ok(());
+        };
+        let told = Told {
+            kind: text("kind", kind)?,
+            name: text("name", name)?,
+            args_hash: &crate::convert::digest_of(args),
+            code: (code > 0).then(|| crate::convert::code(code)).transpose()?,
+            micros,
+            facts: text("facts", facts)?,
+            result: result.into(),
+        };
+        self.step(|core, at| core.step(self.id, lease, told, at))
+    }
+
+    /// Says which code an agent runs.
+    #[pyo3(signature = (handle, version, source, /))]
+    fn describe(&self, handle: u64, version: &Bound<'_, PyString>, source: &[u8]) -> PyResult<()> {
+        let (version, hash) = (text("version", version)?, crate::convert::digest_of(source));
+        self.step(|core, _| core.describe(self.id, Handle(handle), version, &hash))
     }
 
     #[pyo3(signature = (most, /))]

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import random as _random
 import reprlib
-import uuid as _uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from loom.agent import AgentSpec
     from loom.link.local import Session
     from loom.runtime.keeping import States
+    from loom.runtime.steps import Steps
 
 
 _LONGEST_PAUSE = 2**53 / 1000  # seconds; as milliseconds the most that every JSON reader can count
@@ -47,6 +47,7 @@ class Services:
     model: Callable[[], Model]
     random: _random.Random
     start: "Callable[[AgentSpec], Awaitable[None]]"  # an agent that comes while the app runs
+    steps: "Steps"  # through which Contexts read what is outside their event
     gauges: Gauges = field(default_factory=Gauges)
     timeouts: dict[tuple[str, str | None], float] = field(
         default_factory=dict[tuple[str, str | None], float]
@@ -105,10 +106,6 @@ class Host:
                 )
             state = self.states[lane] = self.state_type()
         return state
-
-    def uuid(self) -> _uuid.UUID:
-        """Return a UUID drawn from the app's generator."""
-        return _uuid.UUID(int=self.services.random.getrandbits(128), version=4)
 
 
 class _Fenced:

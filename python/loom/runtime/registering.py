@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from loom.agent import AgentSpec
+from loom.agent import AgentSpec, source_of
 from loom.capabilities import Capability
 from loom.codec import encode
 from loom.context import HOST, TURN
@@ -24,7 +24,7 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
     """
     link = services.link
     try:
-        return link.session.register(
+        handle = link.session.register(
             spec.name,
             spec.filters,
             spec.group,
@@ -34,8 +34,10 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
             start_code(spec.start),
             spec.max_deliver,
         )
+        link.session.describe(handle, spec.version, source_of(spec))
     except link.refusal as error:
         raise link.translate(error) from None
+    return handle
 
 
 def provide(host: Host, capability: Capability[..., Any], provider: str) -> tuple[Serving, Pool]:

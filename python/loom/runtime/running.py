@@ -23,6 +23,7 @@ from loom.runtime.keeping import keeper_of
 from loom.runtime.pool import Pool
 from loom.runtime.registering import bus_logger, provide
 from loom.runtime.serving import Serving
+from loom.runtime.steps import Steps
 from loom.runtime.supervision import Supervised
 from loom.runtime.watchdog import Watchdog
 
@@ -229,14 +230,18 @@ async def running(
     async def start(spec: AgentSpec) -> None:
         await run.ensure(spec)
 
+    keeps = memory or _factory(MEMORY_FACTORY)(engine.clock, keeper_of(link, engine))
+    answers = _once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model))
+    chance = random.Random(seed)  # noqa: S311  for choices of user code, not for secrets
     services = Services(
         engine=engine,
         link=link,
         namespace=app.namespace,
-        memory=memory or _factory(MEMORY_FACTORY)(engine.clock, keeper_of(link, engine)),
-        model=_once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model)),
-        random=random.Random(seed),  # noqa: S311  for choices of user code, not for secrets
+        memory=keeps,
+        model=answers,
+        random=chance,
         start=start,
+        steps=Steps(engine, link, app.namespace, keeps, answers, chance),
     )
     host = Host(
         services=services,
