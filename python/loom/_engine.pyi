@@ -7,7 +7,7 @@ Codes are the numbers of ``spec/errors.toml``; times are seconds as floats; ids 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeAlias, final
+from typing import Any, Final, Self, TypeAlias, final
 
 from loom.envelope import Position, Refusal
 
@@ -24,6 +24,7 @@ __all__ = [
     "Delivery",
     "Engine",
     "EngineError",
+    "LogReader",
     "LogView",
     "Receipt",
     "Session",
@@ -353,3 +354,31 @@ def namespaces(data: Path) -> list[str]: ...  # that have a log
 def holder(data: Path) -> tuple[bool, int | None]: ...  # whether an engine has it open, and in which process
 def backup(data: Path, to: Path, now_ms: int) -> _Reported: ...
 def restore(source: Path, to: Path) -> _Reported: ...
+
+# (kind, epoch, n, head, body) of a record
+_Row: TypeAlias = tuple[str, int, int, dict[str, Any], bytes]
+
+@final
+class LogReader:
+    """Reads a log from outside: beside an engine that runs, or after it has stopped."""
+
+    def __new__(cls, path: Path, /) -> Self: ...
+    def refresh(self) -> None: ...  # takes in what was written since
+    def namespaces(self) -> list[str]: ...
+    def bounds(self, namespace: str, /) -> tuple[int, int]: ...  # the oldest n, and behind the newest
+    # up to `most` records from n on, where to go on, and whether there was no more
+    def read(self, namespace: str, start: int, most: int, /) -> tuple[list[_Row], int, bool]: ...
+    def run(self, namespace: str, run: str, /) -> list[_Row]: ...  # all records of a run
+    def find(self, namespace: str, ids: list[str], /) -> list[_Row]: ...  # events by their ids
+    # ids of events that begin or end so, the newest `most` of them
+    def alike(self, namespace: str, part: str, most: int, /) -> list[str]: ...
+    # id, topic, started and ended in ms, events, turns, calls, errors, agents, missing, open, whole
+    def runs(
+        self, namespace: str, most: int, /
+    ) -> list[
+        tuple[str, str | None, int, int, int, int, int, int, list[str], int, int, bool]
+    ]: ...
+    # states (agent, key, JSON) as they were before n, and the hash of all that is folded
+    def fold(
+        self, namespace: str, until: int | None, /
+    ) -> tuple[list[tuple[str, str, bytes]], bytes]: ...

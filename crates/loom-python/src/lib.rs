@@ -9,6 +9,8 @@ mod delivery;
 mod engine;
 mod history;
 mod log;
+mod reader;
+mod records;
 mod session;
 mod view;
 mod wake;
@@ -32,6 +34,8 @@ mod _engine {
     use crate::delivery::{Delivery, Receipt};
     #[pymodule_export]
     use crate::engine::Engine;
+    #[pymodule_export]
+    use crate::reader::LogReader;
     #[pymodule_export]
     use crate::session::Session;
     #[pymodule_export]

@@ -79,7 +79,7 @@ class Link:
     def translate(self, error: Exception, *, payload: str = "data") -> LoomError:
         """Return what the engine refused; ``payload`` is the caller's word for that field."""
         self.look()  # the refusal may be an event to somebody
-        return _refused(error, payload)
+        return refused(error, payload)
 
     async def parked(self, ticket: int) -> Receipt:
         """Wait until an offer that found no room is taken.
@@ -402,7 +402,7 @@ class Local:
         try:
             session = self._engine.attach(namespace, name)
         except self._refusal as error:
-            raise _refused(error, "data") from None
+            raise refused(error) from None
         return Link(session, self.clock, self._refusal)
 
     @property
@@ -553,7 +553,8 @@ def _has_null() -> Callable[[bytes], bool]:
     return engine.has_null
 
 
-def _refused(error: Exception, payload: str) -> LoomError:
+def refused(error: Exception, payload: str = "data") -> LoomError:
+    """Return the error that stands for a refusal of the engine."""
     code, message, field, limit, hint, retry_after = error.args
     if field == "payload":
         field = payload
