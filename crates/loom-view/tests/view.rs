@@ -112,7 +112,6 @@ fn turn_end(turn: u64, code: u32) -> Record {
         code,
         message: if code > 0 { "it broke" } else { "" }.to_owned(),
         at_ms: AT_MS + 5,
-        ..TurnEnd::default()
     })
 }
 
