@@ -94,7 +94,7 @@ pub use crate::partition::{Begun, ConsumerState, DeadLetter, KeptMemory, KeptSta
 pub use crate::planted::Planted;
 pub use crate::read::{Fed, Read};
 pub use crate::record::{Level, Outgoing, Record};
-pub use crate::recorder::{Recording, Told, digest};
+pub use crate::recorder::{Recording, Told};
 pub use crate::selection::Weights;
 pub use crate::stats::{
     CapabilityStats, ClassStats, ConsumerStats, EventCounts, Gauges, LogStats, ProviderStats,

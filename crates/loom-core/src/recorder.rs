@@ -31,19 +31,19 @@ pub enum Recording {
 }
 
 impl Recording {
-    /// Reads its name.
+    /// Reads the number as it crosses languages.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for any other than `off`, `runs`, `all`.
-    pub fn from_name(name: &str) -> Result<Self> {
-        match name {
-            "off" => Ok(Self::Off),
-            "runs" => Ok(Self::Runs),
-            "all" => Ok(Self::All),
-            _ => Err(
-                Error::invalid("record", format!("{name:?} is not what can be recorded"))
-                    .hint("off, runs or all"),
-            ),
+    /// `INVALID_PARAMS` for any other than 0, 1, 2.
+    pub fn from_number(number: u8) -> Result<Self> {
+        match number {
+            0 => Ok(Self::Off),
+            1 => Ok(Self::Runs),
+            2 => Ok(Self::All),
+            _ => Err(Error::invalid(
+                "record",
+                format!("{number} is nothing that can be recorded"),
+            )),
         }
     }
 }
@@ -112,18 +112,25 @@ impl Core {
         self.recorder.skipped
     }
 
-    /// Says whether a log's queue is over half full. While it is, nothing is recorded in it; afterwards each run that lost
+    /// Says whether the log's queue is over half full. While it is, nothing is recorded; afterwards each run that lost
     /// something by that gets its gap.
-    pub fn press(&mut self, partition: u32, pressed: bool) {
-        let Some(part) = self.parts.get_mut(&partition) else {
-            return;
-        };
-        part.track.pressed = pressed;
-        if !pressed {
-            for lost in std::mem::take(&mut part.track.left_out) {
-                self.leave_record(partition, gap(lost));
+    pub fn press(&mut self, pressed: bool) {
+        let mut gaps: Vec<(u32, Record)> = Vec::new();
+        for (partition, part) in &mut self.parts {
+            part.track.pressed = pressed;
+            if !pressed {
+                let lost = std::mem::take(&mut part.track.left_out);
+                gaps.extend(lost.into_iter().map(|lost| (*partition, gap(lost))));
             }
         }
+        for (partition, gap) in gaps {
+            self.leave_record(partition, gap);
+        }
+    }
+
+    /// The number of a turn that is recorded; 0: it is not.
+    pub fn turn_of(&self, lease: LeaseId) -> u64 {
+        self.leases.get(lease).map_or(0, |lease| lease.turn)
     }
 
     /// Says which code an agent runs: the version that it declares, and what its source hashes to.
@@ -483,11 +490,6 @@ impl Track {
         }
         self.left_out.pop_first().map(gap)
     }
-}
-
-/// What stands for bytes where two of them are compared.
-pub fn digest(bytes: &[u8]) -> [u8; 32] {
-    *blake3::hash(bytes).as_bytes()
 }
 
 fn gap((run, missing): (u128, u64)) -> Record {

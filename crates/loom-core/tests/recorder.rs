@@ -286,11 +286,11 @@ fn while_the_log_is_behind_nothing_is_recorded_and_each_run_gets_its_gap() {
     let (mut w, s) = recorded(Recording::Runs);
     let a = w.agent(s, "a", &["q"]);
     let run = w.emit(s, "q").id;
-    w.core.press(PARTITION, true);
+    w.core.press(true);
     let turn = w.take(s, a).unwrap();
     w.end(s, a, &turn);
     assert_eq!(kinds(&records(&mut w)), [31]);
-    w.core.press(PARTITION, false);
+    w.core.press(false);
     let all = records(&mut w);
     assert_eq!(kinds(&all), [3]);
     let Record::Gap(gap) = &all[0] else {
@@ -311,11 +311,11 @@ fn while_the_log_is_behind_nothing_is_recorded_and_each_run_gets_its_gap() {
 #[test]
 fn the_runs_that_are_left_out_are_bounded_and_none_is_forgotten() {
     let (mut w, s) = recorded(Recording::Runs);
-    w.core.press(PARTITION, true);
+    w.core.press(true);
     let runs: Vec<u128> = (0..1_500).map(|_| w.emit(s, "nobody").id).collect();
     let early = records(&mut w);
     assert_eq!(early.len(), 1_500 - 1_024);
-    w.core.press(PARTITION, false);
+    w.core.press(false);
     let mut gaps = early;
     gaps.extend(records(&mut w));
     let mut named: Vec<u128> = gaps

@@ -229,6 +229,14 @@ impl Log {
         }
     }
 
+    /// Bytes that wait to be written, as a share of those that may: 0 to 1.
+    pub fn pressure(&self) -> f64 {
+        match &self.kind {
+            Kind::Disk(disk) => disk.shared.pressure(),
+            Kind::Memory(_) => 0.0,
+        }
+    }
+
     /// What it did so far.
     pub fn stats(&self) -> LogStats {
         match &self.kind {

@@ -213,6 +213,12 @@ impl Shared {
         clock.shown = clock.shown.max(shown);
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a share")]
+    pub(crate) fn pressure(&self) -> f64 {
+        let waiting = lock(&self.queue).bytes + self.taken.load(Ordering::Relaxed);
+        waiting as f64 / self.options.pending_bytes.max(1) as f64
+    }
+
     pub(crate) fn stats(&self) -> LogStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let mut stats = LogStats {

@@ -101,6 +101,7 @@ impl Delivery {
             asked: false,
             attempt: 1,
             work: None,
+            turn: 0,
             durable: false,
         };
         Self::new(inner, engine)

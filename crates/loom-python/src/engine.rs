@@ -4,7 +4,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use loom_core::{Code, Core, DirectoryKind, Durability, Error, Level, Limits, Moment, SessionId};
+use loom_core::{
+    Code, Core, DirectoryKind, Durability, Error, Level, Limits, Moment, Recording, SessionId,
+};
 use loom_log::{Boot, Retention};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -213,6 +215,7 @@ impl Engine {
         let durability = Durability {
             filters: durable,
             ack: Level::from_number(ack).map_err(refuse)?,
+            record: Recording::from_number(record).map_err(refuse)?,
         };
         let retention = Retention {
             age_ms: retention_age_ms,
@@ -224,7 +227,6 @@ impl Engine {
             retention,
             accept_loss,
         };
-        let _ = record;
         let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(generation()));
         let core = Core::new(Limits::default(), seed);
         let clock = if virtual_clock {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const PORTION: usize = 256;
 /// How often the keeper looks whether something is too old.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// The share of the queue beyond which the log is behind.
+const BEHIND: f64 = 0.5;
+
 /// How the log of an engine is kept.
 pub(crate) struct Settings {
     pub(crate) data: Option<PathBuf>,
@@ -37,6 +40,8 @@ pub(crate) struct Settings {
 pub(crate) struct Store {
     log: Log,
     dir: Option<PathBuf>,
+    /// More than [`BEHIND`] of what may wait to be written does.
+    behind: AtomicBool,
     reads: Queue<Read>,
     keeper: Keeper,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -226,6 +231,7 @@ impl Store {
         Ok(Self {
             log,
             dir: settings.data.clone(),
+            behind: AtomicBool::new(false),
             reads: Queue::new(),
             keeper: Keeper {
                 records: AtomicU64::new(0),
@@ -317,6 +323,7 @@ impl Store {
                         .asked
                         .fetch_add(tickets.len() as u64, Ordering::SeqCst);
                     self.keeper.count(records as u64);
+                    self.tell_pressure(core);
                 }
                 Ok(answers) => answers.into_iter().for_each(|one| apply(core, one, at)),
                 Err(error) => {
@@ -344,6 +351,14 @@ impl Store {
             waiting.reading.fetch_sub(1, Ordering::SeqCst);
         }
         self.serve(core, waiting, at);
+    }
+
+    /// Tells the core when the log falls behind, and when it has caught up: what nobody waits for is left out meanwhile.
+    fn tell_pressure(&self, core: &mut Core) {
+        let behind = self.log.pressure() > BEHIND;
+        if self.behind.swap(behind, Ordering::Relaxed) != behind {
+            core.press(behind);
+        }
     }
 
     /// Reads records from a position on.

@@ -462,7 +462,7 @@ impl Session {
         payload: Vec<u8>,
     ) -> PyResult<()> {
         let lane = text("key", lane)?;
-        self.lease_of(Some(turn))?;
+        let lease = self.lease_of(Some(turn))?;
         let schema_hash = if schema.is_empty() {
             Vec::new()
         } else {
@@ -472,7 +472,7 @@ impl Session {
             let state = State {
                 agent: core.name_of(self.id, Handle(sender))?.to_owned(),
                 key: lane.to_owned(),
-                turn: 0,
+                turn: lease.map_or(0, |lease| core.turn_of(lease)),
                 schema_hash,
             };
             core.keep(&self.namespace, Record::State(state, payload.into()))
