@@ -453,7 +453,7 @@ class Local:
             try:
                 result = fn(*args)
             except self._refusal as error:
-                answer = (done.set_exception, _refused(error, "data"))
+                answer = (done.set_exception, refused(error))
             else:
                 answer = (done.set_result, result)
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
@@ -543,7 +543,7 @@ def open_local(
             accept_loss=accept_loss,
         )
     except EngineError as error:
-        raise _refused(error, "data") from None
+        raise refused(error) from None
     return Local(engine, EngineError, virtual=virtual, has_directory=kept.dir is not None)
 
 

@@ -71,9 +71,7 @@ class Reader:
         except self._refusal as error:
             raise refused(error) from None
 
-    def fold(
-        self, namespace: str, until: int | None
-    ) -> tuple[list[tuple[str, str, bytes]], bytes]:
+    def fold(self, namespace: str, until: int | None) -> tuple[list[tuple[str, str, bytes]], bytes]:
         """Return the states as they were before a number, and the hash of all that is folded."""
         try:
             return self._reader.fold(namespace, until)
