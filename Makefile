@@ -104,8 +104,9 @@ $(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python
 	@echo "building the wheel that is measured (two minutes the first time, seconds later)"
 	@rm -rf target/measured && $(VENV)/bin/maturin build --quiet --release --locked --out target/measured
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/measured/*.whl
-	@echo "building what measures the engine alone"
+	@echo "building what measures the engine and its log alone"
 	@cargo bench --quiet --locked --package loom-core --bench bus --target-dir target --no-run
+	@cargo bench --quiet --locked --package loom-log --bench publishers --target-dir target --no-run
 	@touch $@
 
 $(STAMPS)/node: package-lock.json $(STAMPS)/python

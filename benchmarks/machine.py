@@ -7,7 +7,7 @@ import sysconfig
 from datetime import UTC, datetime
 from pathlib import Path
 
-_LIBRARIES = ("loomos", "autogen-core", "msgspec", "pydantic", "typer")
+_LIBRARIES = ("loomos", "autogen-core", "msgspec", "nats-py", "pydantic", "redis", "typer")
 
 
 def describe() -> dict[str, str]:

@@ -93,6 +93,13 @@ PIECES: Mapping[str, Piece] = {
         1_000,
         of_strace,
     ),
+    "clients": Piece(
+        "kills of an app in Python at an exact syscall",
+        lambda: campaign("clients", 100 * SCALE),
+        "kills",
+        100,
+        of_strace,
+    ),
     "syncs": Piece(
         "syncs that fail (EIO), each of the first 200",
         lambda: campaign("syncs", 200),

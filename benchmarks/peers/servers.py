@@ -18,7 +18,7 @@ from benchmarks import disk
 from benchmarks.model import NotInstalledError, Sample
 from benchmarks.workload import EVENT, check, encode, measure_acks
 
-_SERVERS: Final = Path(__file__).resolve().parents[2] / ".venv-bench" / "servers"
+SERVERS: Final = Path(__file__).resolve().parents[2] / ".venv-bench" / "servers"
 _START: Final = 10.0  # seconds in which a server answers
 _STOP: Final = 10.0
 _LOOK: Final = 0.02  # seconds between two tries to reach it
@@ -106,7 +106,7 @@ def _client(module: str) -> Any:
 
 def _program(name: str, brought: str) -> Path:
     """Return the server, one's own before the system's."""
-    own = _SERVERS / brought
+    own = SERVERS / brought
     if own.exists():
         return own
     of_system = shutil.which(name)
@@ -126,7 +126,7 @@ def _free_port() -> int:
 def _running(command: Sequence[str], place: Path) -> Generator[None]:
     """Run a server for the time of the block; what it prints goes beside its data."""
     libraries = sorted(
-        {str(one.parent) for one in _SERVERS.glob("redis/**/*.so*")}
+        {str(one.parent) for one in SERVERS.glob("redis/**/*.so*")}
     )  # of a Redis that was unpacked and not installed
     with (place / "output").open("wb") as output:
         server = subprocess.Popen(

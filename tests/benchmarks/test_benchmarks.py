@@ -10,20 +10,32 @@ from benchmarks import __main__ as command
 from benchmarks import measure, report, sample
 from benchmarks.cases import core, overload
 from benchmarks.model import TOGETHER, Case, NotInstalledError, Side, Target
-from benchmarks.peers import criterion
+from benchmarks.peers import criterion, publishers, servers
 from benchmarks.registry import CASES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ALONE = "AutoGen core"  # installed for `make bench` only
-TINY = {"start": 1, "help": 1, "idle": 300, "fanout": 20, "slow": 150, "overload": 1}  # others: 300
+ALONE = ("AutoGen core", "NATS JetStream", "Redis Streams")  # installed for `make bench` only
+OPTIMISED = {"core", "log", "log_tail"}  # build the engine for speed: for `make bench`, too
+TINY = {  # others: 300
+    "start": 1,
+    "help": 1,
+    "idle": 300,
+    "fanout": 20,
+    "slow": 150,
+    "overload": 1,
+    "durable_one": 40,
+    "durable_many": 2_000,
+    "durable_realtime": 500,
+    "recording": 40,
+}
 LOADED = [load(name) for name in CASES]
 RUNS = [
     (case.name, side.name)
     for case in LOADED
-    if case.name != "core"  # builds the engine with optimisation: for `make bench`, too
+    if case.name not in OPTIMISED
     for side in ([Side(name=TOGETHER)] if case.together is not None else case.sides)
-    if side.name != ALONE
+    if not side.name.startswith(ALONE)
 ]
 
 
@@ -79,6 +91,17 @@ def test_a_bench_without_cargo_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NotInstalledError):
         criterion.nanoseconds(1, core.PUBLISH)
+    with pytest.raises(NotInstalledError):
+        publishers.publish(1, "loom")
+
+
+def test_a_server_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(servers, "SERVERS", ROOT / "nowhere")
+    with pytest.raises(NotInstalledError):
+        servers.jetstream(1, 1)
+    with pytest.raises(NotInstalledError):
+        servers.redis_synced(1, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Many trials, two at a time: ``campaign.py kills|faults|syncs --wanted N``, with ``python -m``."""
+"""Many trials, two at a time: ``campaign.py KIND --wanted N``, with ``python -m``."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from itertools import count as numbers
 from typing import Final, TypeAlias
 
+from tests.log.kill.clients import client_trial
 from tests.log.kill.harness import (
     STRACE,
     BrokenPromiseError,
@@ -21,6 +22,7 @@ from tests.log.kill.harness import (
 
 Trial: TypeAlias = Callable[[int, Count], None]
 
+COUNTED: Final = frozenset({"kills", "clients"})  # goes on until so many were killed
 _WORKERS: Final = 2
 _SAY_EACH: Final = 100
 
@@ -28,19 +30,21 @@ TRIALS: Final[dict[str, Trial]] = {
     "kills": kill_trial,
     "faults": fault_trial,
     "syncs": failing_sync,
+    "clients": client_trial,
 }
 
 
 def run(kind: str, first: int, wanted: int) -> Count:
     """Run trials from a seed on until there were so many kills or faults."""
-    victim()  # built once, before two ask for it
+    if kind != "clients":
+        victim()  # built once, before two ask for it
     total = Count()
-    seeds = numbers(first) if kind == "kills" else iter(range(first, first + wanted))
+    seeds = numbers(first) if kind in COUNTED else iter(range(first, first + wanted))
     with ThreadPoolExecutor(_WORKERS) as pool:
         running: set[Future[Count]] = set()
         said = 0
         while True:
-            while len(running) < _WORKERS and (kind != "kills" or total.kills < wanted):
+            while len(running) < _WORKERS and (kind not in COUNTED or total.kills < wanted):
                 seed = next(seeds, None)
                 if seed is None:
                     break

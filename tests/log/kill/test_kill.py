@@ -22,6 +22,7 @@ KILLS = 24
 FAULTS = 8
 SYNCS = 6
 CUTS = 8
+CLIENTS = 4
 
 needs_strace = pytest.mark.skipif(
     STRACE is None, reason="strace is not installed; make test-deps brings it"
@@ -68,6 +69,15 @@ def test_nothing_is_acked_behind_a_sync_that_failed() -> None:
     seen = campaign.run("syncs", 1, SYNCS)
     assert seen.failures == []
     assert seen.faults == SYNCS
+
+
+@needs_strace
+@pytest.mark.requirement("CRASH-CLIENT")
+def test_what_was_acked_to_an_app_is_handled_however_often_it_is_killed() -> None:
+    seen = campaign.run("clients", SEED, CLIENTS)
+    assert seen.failures == []
+    assert seen.kills >= CLIENTS
+    assert seen.acked > 0
 
 
 @pytest.mark.requirement("CRASH-POWER")
