@@ -313,6 +313,14 @@ impl Session {
         }
     }
 
+    /// Publishes a dead event anew for the consumer that gave it up; ACCEPTED or REFUSED of this ticket follows.
+    #[pyo3(signature = (consumer, n, payload, /))]
+    fn redrive(&self, consumer: u32, n: u64, payload: Option<&[u8]>) -> PyResult<u64> {
+        let payload = payload.map(Into::into);
+        self.step(|core, _| core.redrive(self.id, (consumer, n), payload))
+            .map(|ticket| ticket.0)
+    }
+
     #[pyo3(signature = (ticket, /))]
     fn withdraw(&self, ticket: u64) -> PyResult<bool> {
         self.step(|core, at| core.withdraw_offer(self.id, Ticket(ticket), at))

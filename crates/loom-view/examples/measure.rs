@@ -9,6 +9,7 @@
 )]
 
 #[path = "../tests/common/mod.rs"]
+#[expect(dead_code, reason = "the tests use more of it")]
 mod common;
 
 use std::path::Path;
@@ -125,7 +126,8 @@ fn lag(dir: &Path, events: u64) {
         move || {
             let (begin, mut i) = (Instant::now(), 0);
             while !stop.load(Ordering::Relaxed) {
-                let due = begin.elapsed().as_millis() as u64 * events / 2000; // two events a group
+                let millis = u64::try_from(begin.elapsed().as_millis()).unwrap();
+                let due = millis * events / 2000; // two events a group
                 while i < due {
                     write(&log, partition, (1 << 32) + i);
                     i += 1;

@@ -151,7 +151,10 @@ impl View {
         let done = write_rows(&write, &mut self.consumers, records, reached);
         if let Err(error) = done.and_then(|()| write.commit()) {
             // What was not taken over must not be remembered either.
-            self.consumers = load_consumers(&self.db)?;
+            self.consumers = match self.reached {
+                Some(_) => load_consumers(&self.db)?,
+                None => BTreeMap::new(),
+            };
             return Err(error);
         }
         self.reached = Some(reached);

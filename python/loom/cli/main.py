@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from loom import __version__
+from loom.cli import log_commands
 
 if TYPE_CHECKING:
     from loom.errors import LoomError
@@ -120,6 +121,9 @@ def list_(
     from loom.cli.listing import list_target
 
     list_target(kind, target, as_json=json)
+
+
+log_commands.declare(app)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from loom.envelope import Event
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_WIDE = 10_000  # columns where no terminal limits them
 _PREVIEW = 400  # characters of data that are looked at for one line
 _DIRECTORY = "loom.directory."
 _OF_BREAKER = ("ejected", "probing", "up")  # what a provider does by itself; else its agent does it
@@ -181,13 +182,13 @@ def print_figures(console: Console, told: Mapping[str, Any]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to stdout, as wide as it needs to be."""
+    """Print a table to stdout, as wide as it needs to be; what names a row is never broken."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 def _quantiles(latency: Mapping[str, float]) -> dict[str, float]:

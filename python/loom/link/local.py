@@ -101,6 +101,18 @@ class Link:
             self._parked.pop(ticket, None)
             self._tell_settled()
 
+    async def redrive(self, consumer: int, n: int, payload: bytes | None) -> Receipt:
+        """Publish a dead event anew, with other data if some is given, for who gave it up.
+
+        Raises:
+            LoomError: it is not dead, or its event is not kept any more.
+        """
+        try:
+            ticket = self.session.redrive(consumer, n, payload)
+        except self.refusal as error:
+            raise self.translate(error) from None
+        return await self.parked(ticket)
+
     def check_thread(self) -> None:
         """Refuse to wait in another thread than the loop's: nobody would be woken there.
 

@@ -1,0 +1,256 @@
+"""The commands about a log, declared; each imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from loom.cli.place import DataOption, NamespaceOption, data_directory
+
+_JSON = typer.Option("--json", help="Print JSON instead of text, one object a line.")
+_ALL = "0: all."
+
+runs: typer.Typer = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+dlq: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def declare(app: typer.Typer) -> None:
+    """Give ``app`` the commands of this module."""
+    app.command(
+        epilog="Examples:  loom logs --data ./data   ·   loom logs --run 4f21 --level warning   "
+        "·   loom logs --topic 'order.>' --since 15m --follow   ·   "
+        "loom logs --json --limit 0 | jq .data"
+    )(logs)
+    app.add_typer(
+        runs,
+        name="runs",
+        help="Show runs: what became of each root event, and of all that followed from it.",
+        epilog="Examples:  loom runs --data ./data   ·   loom runs --state incomplete --json   ·   "
+        "loom runs show 4f21",
+    )
+    app.command(
+        epilog='Examples:  loom sql "SELECT topic, count(*) FROM events GROUP BY topic"   ·   '
+        'loom sql "SELECT * FROM run_states WHERE errors > 0" --json   ·   loom sql --schema'
+    )(sql)
+    app.add_typer(
+        dlq,
+        name="dlq",
+        help="Show events that were given up, and publish them anew.",
+        epilog="Examples:  loom dlq list --data ./data   ·   loom dlq show 1.42   ·   "
+        """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+    )
+    app.command(
+        epilog="Examples:  loom backup /backups/monday --data ./data   ·   loom backup DEST --json"
+    )(backup)
+    app.command(
+        epilog="Examples:  loom restore /backups/monday ./data   ·   loom restore SRC --json"
+    )(restore)
+    app.command(epilog="Examples:  loom snapshot --data ./data   ·   loom snapshot --json")(
+        snapshot
+    )
+
+
+def logs(
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Only of this thread.")] = None,
+    correlation: Annotated[
+        str | None, typer.Option(help="Only this request and what belongs to it.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Only of this run; how its id begins or ends is enough.")
+    ] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Only topics that this filter takes: 'order.*', 'loom.>'.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="Only from this level on: info, warning, error, critical.")
+    ] = None,
+    code: Annotated[str | None, typer.Option(help="Only errors of this code: TIMEOUT.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only from then on: 15m, 2d, 14:05, 2026-05-01T14:05.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only before then.")] = None,
+    grep: Annotated[
+        str | None, typer.Option(help="Only where the data has this regular expression.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what is new, until Ctrl-C.")
+    ] = False,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show the events and errors of a log.
+
+    It reads beside a running engine, and a directory that no engine has open.
+    """
+    from loom.cli.logs import Wanted, show_logs
+
+    wanted = Wanted(
+        agent=agent,
+        thread=thread,
+        correlation=correlation,
+        run=run,
+        topic=topic,
+        level=level,
+        code=code,
+        since=since,
+        until=until,
+        grep=grep,
+        limit=limit,
+    )
+    raise typer.Exit(show_logs(data, namespace, wanted, follow=follow, as_json=json))
+
+
+@runs.callback()
+def list_runs(
+    context: typer.Context,
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 50,
+    state: Annotated[
+        Literal["running", "ended", "incomplete"] | None, typer.Option(help="Only such runs.")
+    ] = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show runs: what became of each root event, and of all that followed from it."""
+    if context.invoked_subcommand is not None:
+        return
+    from loom.cli.runs import show_runs
+
+    raise typer.Exit(show_runs(data, namespace, limit=limit, state=state, as_json=json))
+
+
+@runs.command(name="show", epilog="Example:  loom runs show 4f21 --data ./data")
+def runs_show(
+    run: Annotated[str, typer.Argument(help="The run; how its id begins or ends is enough.")],
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show one run: its sums, its agents, its calls, its errors."""
+    from loom.cli.runs import show_run
+
+    raise typer.Exit(show_run(data, namespace, run, as_json=json))
+
+
+def sql(
+    query: Annotated[
+        str | None, typer.Argument(help="One SELECT in SQLite's language; - reads it from stdin.")
+    ] = None,
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Show the tables and their columns.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that it may take.")] = 30.0,
+) -> None:
+    """Query the view of a log: a SQLite file that is derived from it. Nothing can be changed."""
+    from loom.cli.sql import show_query
+
+    output = "json" if json else "csv" if csv else "table"
+    code = show_query(data, namespace, query, output=output, schema=schema, timeout=timeout)
+    raise typer.Exit(code)
+
+
+@dlq.command(name="list", epilog="Example:  loom dlq list --data ./data --json")
+def dlq_list(
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    redriven: Annotated[
+        bool, typer.Option("--redriven", help="Also those that were published anew.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """List the events that were given up, with the error each ended with."""
+    from loom.cli.dlq import show_dead
+
+    raise typer.Exit(show_dead(data, namespace, redriven=redriven, limit=limit, as_json=json))
+
+
+@dlq.command(name="show", epilog="Example:  loom dlq show 1.42 --data ./data")
+def dlq_show(
+    letter: Annotated[str, typer.Argument(metavar="ID", help="As `loom dlq list` shows it.")],
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show one event that was given up: its data, its error, and what led to it."""
+    from loom.cli.dlq import show_letter
+
+    raise typer.Exit(show_letter(data, namespace, letter, as_json=json))
+
+
+@dlq.command(
+    name="redrive",
+    epilog="Examples:  loom dlq redrive 1.42 1.57   ·   loom dlq redrive --all --data ./data   ·   "
+    """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+)
+def dlq_redrive(
+    letters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID…", help="As `loom dlq list` shows them.", show_default=False),
+    ] = None,
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    every: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
+    payload: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Other data than it had.")
+    ] = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Publish dead letters anew, each once and to the agent that gave it up.
+
+    The app must be stopped: the log is opened for this. The agent gets them at its next start.
+    """
+    from loom.cli.dlq import redrive
+
+    given = letters or []
+    code = redrive(data, namespace, given, every=every, payload=payload, as_json=json)
+    raise typer.Exit(code)
+
+
+def backup(
+    to: Annotated[Path, typer.Argument(metavar="DEST", help="A new directory.")],
+    *,
+    data: DataOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Copy a log, which may be in use, and check the copy."""
+    from loom.cli.copying import show_backup
+
+    show_backup(data_directory(data), to, as_json=json)
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="What `loom backup` has written.")],
+    to: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="A new data directory. Default: as for --data."),
+    ] = None,
+    *,
+    data: DataOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Make a log of a backup, in a new directory. It is checked before it is there."""
+    from loom.cli.copying import show_restore
+
+    show_restore(source, data_directory(data) if to is None else to, as_json=json)
+
+
+def snapshot(*, data: DataOption = None, json: Annotated[bool, _JSON] = False) -> None:
+    """Keep what the log of a stopped app folds to, so that its next start reads less."""
+    from loom.cli.copying import show_snapshot
+
+    show_snapshot(data_directory(data), as_json=json)

@@ -1,0 +1,304 @@
+"""``loom logs``: what the log has of events, errors and itself, line by line."""
+
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+
+from loom.cli.looking import Looking, as_raw, moment, open_view, tell_stop
+from loom.cli.show import print_json, printable
+from loom.errors import CLASSES, InvalidParams
+from loom.topics import check_filter, matches
+
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_PAUSE: Final = 0.2  # seconds between two looks with --follow
+_LINES: Final = """
+SELECT n, 'event' AS type, time_ms, level, code, topic, agent, sender, thread, run, correlation,
+    causation, id, hop, durable, content_type, bytes, data, position FROM events
+UNION ALL
+SELECT n, 'error', time_ms, 'error', code, coalesce(name, kind), agent, NULL, thread, run, NULL,
+    event, NULL, NULL, NULL, 'text/plain', length(message), message, NULL
+FROM errors WHERE events = 0
+UNION ALL
+SELECT n, 'note', time_ms, level, NULL, kind, NULL, NULL, NULL, run, NULL,
+    NULL, NULL, NULL, NULL, 'text/plain', length(message), message, NULL FROM notes
+"""
+_STYLES: Final = {
+    "debug": "2",
+    "warning": "33",
+    "error": "31",
+    "critical": "1;31",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which lines; None: all."""
+
+    agent: str | None = None
+    thread: str | None = None
+    correlation: str | None = None
+    run: str | None = None
+    topic: str | None = None
+    level: str | None = None
+    code: str | None = None
+    since: str | None = None
+    until: str | None = None
+    grep: str | None = None
+    limit: int = 0
+
+
+def show_logs(
+    data: str | None, namespace: str | None, wanted: Wanted, *, follow: bool, as_json: bool
+) -> int:
+    """Print what is wanted, oldest first; return the exit code."""
+    checks = _checked(wanted)
+    show = _json_line if as_json else TextLines(is_terminal=sys.stdout.isatty()).show
+    with open_view(data, namespace) as looking:
+        looking.catch_up()
+        last = -1
+        if not looking.is_empty:
+            last = _print_first(looking, wanted, checks, show)
+        elif not follow:
+            sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")
+        while follow and not looking.stop.is_set() and looking.stopped is None:
+            sys.stdout.flush()
+            looking.stop.wait(_PAUSE)
+            looking.catch_up()
+            if not looking.is_empty:
+                last = _print_new(looking, wanted, checks, show, last)
+        sys.stdout.flush()
+        return tell_stop(looking)
+    return 0
+
+
+def _print_first(
+    looking: Looking,
+    wanted: Wanted,
+    checks: "_Checks",
+    show: Callable[[sqlite3.Row], None],
+) -> int:
+    (newest,) = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0]
+    where, values = checks.where(looking, wanted)
+    if wanted.limit:
+        sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n DESC LIMIT ?"  # noqa: S608
+        rows = looking.rows(sql, (*values, wanted.limit + 1))
+        if len(rows) > wanted.limit:
+            sys.stderr.write(f"… the newest {wanted.limit}; --limit 0 shows all\n")
+        for row in reversed(rows[: wanted.limit]):
+            show(row)
+        return newest
+    sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n"  # noqa: S608
+    for row in looking.db.execute(sql, values):
+        show(row)
+    return newest
+
+
+def _print_new(
+    looking: Looking,
+    wanted: Wanted,
+    checks: "_Checks",
+    show: Callable[[sqlite3.Row], None],
+    last: int,
+) -> int:
+    (newest,) = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0]
+    if newest == last:
+        return last
+    where, values = checks.where(looking, wanted)
+    sql = f"SELECT * FROM ({_LINES}) WHERE n > ? AND n <= ? AND {where} ORDER BY n"  # noqa: S608
+    for row in looking.rows(sql, (last, newest, *values)):
+        show(row)
+    return newest
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """What was asked for, checked, and as it goes into SQL; times in milliseconds."""
+
+    topic: Callable[[str], bool] | None
+    grep: Callable[[str], bool] | None
+    since: float | None
+    until: float | None
+    code: str | None
+    levels: tuple[str, ...]
+
+    def where(self, looking: Looking, wanted: Wanted) -> tuple[str, list[object]]:
+        """Return the condition and its values; ids of runs and threads may be short."""
+        run, thread = wanted.run, wanted.thread
+        parts: list[tuple[str, object]] = [
+            ("agent = ?", wanted.agent),
+            ("run = ?", None if run is None else looking.resolve("run", run)),
+            ("thread = ?", None if thread is None else looking.resolve("thread", thread)),
+            ("? IN (correlation, id)", wanted.correlation),
+            ("code = ?", self.code),
+            ("time_ms >= ?", self.since),
+            ("time_ms < ?", self.until),
+        ]
+        if self.levels:
+            parts.extend(
+                (f"level <> '{level}'", ...) for level in _LEVELS if level not in self.levels
+            )
+        for name, test, column in (
+            ("loom_topic", self.topic, "topic"),
+            ("loom_grep", self.grep, "coalesce(data, '')"),
+        ):
+            if test is not None:
+                looking.db.create_function(name, 1, test, deterministic=True)
+                parts.append((f"{name}({column})", ...))
+        asked = [(part, value) for part, value in parts if value is not None]
+        values = [value for _, value in asked if value is not ...]
+        return " AND ".join(part for part, _ in asked) or "1", values
+
+
+def _checked(wanted: Wanted) -> _Checks:
+    now = time.time()
+    pattern = None if wanted.topic is None else check_filter(wanted.topic, field="topic")
+    return _Checks(
+        topic=None if pattern is None else lambda topic: matches(pattern, topic),
+        grep=None if wanted.grep is None else _grep(wanted.grep),
+        since=None if wanted.since is None else 1000 * moment(wanted.since, field="since", now=now),
+        until=None if wanted.until is None else 1000 * moment(wanted.until, field="until", now=now),
+        code=None if wanted.code is None else _code(wanted.code),
+        levels=() if wanted.level is None else _levels(wanted.level),
+    )
+
+
+def _grep(text: str) -> Callable[[str], bool]:
+    try:
+        pattern = re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise InvalidParams(
+            f"{text!r} is no pattern: {error}",
+            field="grep",
+            hint="it is a regular expression; put \\ before a sign that means itself",
+        ) from None
+    return lambda data: pattern.search(data) is not None
+
+
+def _code(text: str) -> str:
+    codes = [error.CODE for error in CLASSES.values()]
+    code = text.upper().replace("-", "_")
+    if code not in codes:
+        close = get_close_matches(code, codes, 3, cutoff=0.5) or codes
+        raise InvalidParams(
+            f"there is no error code {text!r}", field="code", hint=f"such as: {', '.join(close)}"
+        )
+    return code
+
+
+def _levels(text: str) -> tuple[str, ...]:
+    level = text.lower()
+    if level not in _LEVELS:
+        raise InvalidParams(
+            f"there is no level {text!r}", field="level", hint=f"one of: {', '.join(_LEVELS)}"
+        )
+    return _LEVELS[_LEVELS.index(level) :]
+
+
+# -- as JSON --------------------------------------------------------------------------------------
+
+
+def _json_line(row: sqlite3.Row) -> None:
+    told: dict[str, Any] = {"type": row["type"], "time": _seconds(row)}
+    if row["type"] == "event":
+        told |= {
+            "position": row["position"],
+            "id": row["id"],
+            "topic": row["topic"],
+            "agent": row["agent"],
+            "sender": row["sender"],
+            "thread_id": row["thread"],
+            "run_id": row["run"],
+            "correlation_id": row["correlation"],
+            "causation_id": row["causation"],
+            "hop": row["hop"],
+            "durable": bool(row["durable"]),
+            "level": row["level"],
+            "code": row["code"],
+            "bytes": row["bytes"],
+            "data": as_raw(row),
+        }
+    elif row["type"] == "error":
+        told |= {
+            "code": row["code"],
+            "message": row["data"],
+            "agent": row["agent"],
+            "name": row["topic"],
+            "event_id": row["causation"],
+            "thread_id": row["thread"],
+            "run_id": row["run"],
+        }
+    else:
+        told |= {
+            "kind": row["topic"],
+            "level": row["level"],
+            "message": row["data"],
+            "run_id": row["run"],
+        }
+    print_json(told)
+
+
+def _seconds(row: sqlite3.Row) -> float | None:
+    return None if row["time_ms"] is None else row["time_ms"] / 1000
+
+
+# -- as text --------------------------------------------------------------------------------------
+
+
+class TextLines:
+    """Prints a line for each row: when, how grave, of whom, where, what. Columns grow as needed."""
+
+    def __init__(self, *, is_terminal: bool) -> None:
+        self._colours = is_terminal and not os.environ.get("NO_COLOR")
+        self._width = shutil.get_terminal_size().columns if is_terminal else None
+        self._day = time.strftime("%Y-%m-%d")
+        self._agent = 8
+        self._topic = 16
+
+    def show(self, row: sqlite3.Row) -> None:
+        """Print one row."""
+        agent = printable(row["agent"] or "log")
+        topic = printable(row["topic"])
+        self._agent = max(self._agent, min(len(agent), 24))
+        self._topic = max(self._topic, min(len(topic), 40))
+        level = "" if row["level"] == "info" else row["level"]
+        columns = [
+            (self._clock(row["time_ms"]), "2"),
+            (f"{level:<8}", _STYLES.get(level, "")),
+            (f"{agent:<{self._agent}}", "36"),
+            (f"{topic:<{self._topic}}", "1"),
+            (_said(row), ""),
+        ]
+        room = self._width
+        line: list[str] = []
+        for text, style in columns:
+            shown = text if room is None else text[: max(room, 0)]
+            room = None if room is None else room - len(shown) - 1
+            is_styled = self._colours and style and shown.strip()
+            line.append(f"\x1b[{style}m{shown}\x1b[0m" if is_styled else shown)
+        sys.stdout.write(" ".join(line).rstrip() + "\n")
+
+    def _clock(self, time_ms: int | None) -> str:
+        if time_ms is None:
+            return " " * 12
+        at = time.localtime(time_ms / 1000)
+        clock = f"{time.strftime('%H:%M:%S', at)}.{time_ms % 1000:03d}"
+        day = time.strftime("%Y-%m-%d", at)
+        return clock if day == self._day else f"{day} {clock}"
+
+
+def _said(row: sqlite3.Row) -> str:
+    """Return what stands at the end of a line; nothing of it can move a cursor."""
+    data = row["data"]
+    if row["type"] == "event":
+        if data is None:
+            kind = printable(row["content_type"] or "JSON")
+            return f"{row['bytes']:,} bytes of {kind}" if row["bytes"] else ""
+        return printable(data) if row["code"] is None else f"{row['code']} {printable(data)}"
+    return printable(data) if row["code"] is None else f"{row['code']}: {printable(data)}"
