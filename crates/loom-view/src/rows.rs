@@ -137,6 +137,16 @@ fn text(id: Option<Id>) -> Option<String> {
     id.map(|id| show_uuid(id.into()))
 }
 
+/// The number of a turn as `SQLite` keeps it: all its bits are used, and nobody counts with it.
+const fn turn_number(turn: u64) -> i64 {
+    turn.cast_signed()
+}
+
+/// A number that may stand for "never".
+fn bounded(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 fn filled(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }

@@ -783,3 +783,50 @@ fn a_follower_starts_anew_on_another_log() {
     let db = Connection::open(log.path()).unwrap();
     assert_eq!(one::<u32>(&db, "SELECT events FROM runs"), 3);
 }
+
+// requirement: VIEW-TABLES
+#[test]
+fn numbers_that_use_all_their_bits_are_taken() {
+    let mut log = Log::new();
+    log.put(event(SENT, 1, 1, "a", b"1"));
+    log.put(turn(u64::MAX, "clerk", (1, 1), 1));
+    let step = Step {
+        turn: u64::MAX,
+        facts: "{\"input_tokens\":7}".to_owned(),
+        ..Step::default()
+    };
+    log.put(Record::Step(step, Vec::new().into()));
+    log.put(turn_end(u64::MAX, 0));
+    log.put(Record::Waits(Waits {
+        consumer: 1,
+        n: 1,
+        until_ms: u64::MAX,
+        ..Waits::default()
+    }));
+    let db = log.view(2);
+    assert_eq!(one::<String>(&db, "SELECT code FROM turns"), "OK");
+    assert_eq!(one::<u32>(&db, "SELECT input_tokens FROM runs"), 7);
+}
+
+// requirement: VIEW-SUMS
+#[test]
+fn an_error_that_a_handler_let_through_is_told_of_its_turn_whoever_it_names() {
+    let told = format!(
+        "{{\"code\":\"HANDLER_ERROR\",\"who\":\"prices.get\",\"topic\":\"a\",\"event_id\":\"{}\"}}",
+        show_uuid(1)
+    );
+    for told_first in [true, false] {
+        let mut log = Log::new();
+        log.put(event(SENT, 1, 1, "a", b"1"));
+        log.put(turn(1, "clerk", (1, 1), 1));
+        if told_first {
+            log.put(error_event(9, 1, &told));
+        }
+        log.put(turn_end(1, number(Code::HandlerError)));
+        if !told_first {
+            log.put(error_event(9, 1, &told));
+        }
+        let db = log.view(1);
+        assert_eq!(one::<u32>(&db, "SELECT errors FROM runs"), 1);
+    }
+}

@@ -19,10 +19,10 @@ from loom.errors import Internal, InvalidParams, LoomError, NotFound
 from loom.link.view import LogView, holder
 
 _INTERRUPTED: Final = 130
-_STEPS: Final = 10_000  # of SQLite's machine, between two looks at Ctrl-C
+_STEPS: Final = 1 << 14  # of SQLite's machine, between two looks at Ctrl-C
 _SLOW: Final = 1.0  # seconds before a terminal is told what is going on
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _SHORT: Final = 4  # characters that may stand for an id
 _SEE: Final = {"run": "`loom runs` lists them", "thread": '`loom sql "SELECT * FROM threads"`'}
 

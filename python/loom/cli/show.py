@@ -17,7 +17,7 @@ from rich.text import Text
 from loom.envelope import Event
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_WIDE = 10_000  # columns where no terminal limits them
+_WIDE = 1 << 14  # columns where no terminal limits them
 _PREVIEW = 400  # characters of data that are looked at for one line
 _DIRECTORY = "loom.directory."
 _OF_BREAKER = ("ejected", "probing", "up")  # what a provider does by itself; else its agent does it

@@ -15,7 +15,7 @@ from loom.cli.show import print_json, print_table
 from loom.errors import DeadlineExceeded, Denied, InvalidParams
 
 _ROWS: Final = 1000  # rows of a table for people
-_STEPS: Final = 10_000  # of SQLite's machine, between two looks at the clock
+_STEPS: Final = 1 << 14  # of SQLite's machine, between two looks at the clock
 _READING: Final = frozenset(
     {
         sqlite3.SQLITE_SELECT,

@@ -4,7 +4,7 @@ use loom_core::record::{Dispatched, Ended, Intent, Outcome, Settled};
 use loom_core::{Detail, EffectClass, Position};
 use rusqlite::{OptionalExtension, params};
 
-use super::{Changed, Rows, code_name, filled, five, kept, name_of, text};
+use super::{Changed, Rows, code_name, filled, five, kept, name_of, text, turn_number};
 use crate::errors::{Failure, Subject};
 
 const fn class_name(class: EffectClass) -> &'static str {
@@ -50,7 +50,7 @@ impl Rows<'_> {
                 run,
                 filled(&it.thread),
                 text(it.event),
-                (it.turn > 0).then_some(it.turn),
+                (it.turn > 0).then_some(turn_number(it.turn)),
                 it.at_ms,
                 kept(arguments),
             ],
@@ -194,7 +194,7 @@ impl Rows<'_> {
                 sender.as_deref().unwrap_or_default(),
                 run,
                 thread,
-                (it.turn > 0).then_some(it.turn),
+                (it.turn > 0).then_some(turn_number(it.turn)),
                 began,
                 it.at_ms,
                 it.at_ms.saturating_sub(began) * 1000,

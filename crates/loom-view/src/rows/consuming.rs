@@ -6,7 +6,7 @@ use loom_core::record::{Consumer, ConsumerGone, Dead, Progress, Redriven, Starte
 use loom_core::{Envelope, Filter, Limits, Position};
 use rusqlite::{Connection, Result, params};
 
-use super::{Changed, Rows, code_name, filled, json};
+use super::{Changed, Rows, bounded, code_name, filled, json};
 
 /// What a group hears, and how far it has consumed.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Rows<'_> {
         self.run(
             "INSERT INTO consumers (consumer, name, filters, start, floor, time_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT (consumer) DO UPDATE SET filters = ?3, gone = NULL",
-            params![it.consumer, it.group, json(&it.filters), it.start, hears.floor, it.at_ms],
+            params![it.consumer, it.group, json(&it.filters), bounded(it.start), bounded(hears.floor), it.at_ms],
         )?;
         if known.is_none() && it.start < at.n {
             self.catch_up_consumer(it.consumer, &hears)?;
@@ -83,7 +83,7 @@ impl Rows<'_> {
     fn catch_up_consumer(&self, consumer: u32, hears: &Hears) -> Changed {
         let sql = "SELECT n, topic FROM events WHERE n >= ?1 AND durable";
         let mut past = self.db.prepare_cached(sql)?;
-        let mut rows = past.query(params![hears.start])?;
+        let mut rows = past.query(params![bounded(hears.start)])?;
         while let Some(row) = rows.next()? {
             let topic: String = row.get(1)?;
             let n: u64 = row.get(0)?;
@@ -114,7 +114,7 @@ impl Rows<'_> {
         if it.floor > from {
             self.floor(it, from)?;
             let sql = "UPDATE consumers SET floor = ?2 WHERE consumer = ?1";
-            self.run(sql, params![it.consumer, it.floor])?;
+            self.run(sql, params![it.consumer, bounded(it.floor)])?;
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ impl Rows<'_> {
             self.run(sql, params![it.consumer, next, n])?;
             next = n + 1;
         }
-        self.run(sql, params![it.consumer, next, it.floor])
+        self.run(sql, params![it.consumer, bounded(next), bounded(it.floor)])
             .map(drop)
     }
 
@@ -149,7 +149,7 @@ impl Rows<'_> {
                 it.consumer,
                 it.n,
                 it.attempt,
-                it.until_ms,
+                bounded(it.until_ms),
                 code,
                 filled(&it.message)
             ],

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use loom_core::{Envelope, Position, show_uuid};
-use rusqlite::params;
+use rusqlite::{OptionalExtension, Result, params};
 use serde::Deserialize;
 
-use super::{Changed, Rows, json, kept, name_of};
+use super::{Changed, Rows, json, kept, name_of, turn_number};
 use crate::errors::{Failure, Subject};
 
 /// What the engine's own events say.
@@ -89,7 +89,7 @@ impl Rows<'_> {
                 env.hop,
                 env.qos.name(),
                 turn.is_none(),
-                turn.filter(|turn| *turn > 0),
+                turn.filter(|turn| *turn > 0).map(turn_number),
                 said.as_ref().map_or("info", |said| said.level.as_str()),
                 told.and_then(|told| told.code.as_deref()),
                 extra.and_then(|e| e.content_type.as_deref()),
@@ -117,10 +117,14 @@ impl Rows<'_> {
         );
         let code = told.code.as_deref().unwrap_or("UNKNOWN");
         let (event, who) = (told.event_id.as_deref(), told.who.as_deref());
-        let subject = match (event, who) {
+        let whose = match (event, who) {
+            (Some(event), Some(who)) => self.whose_turn(event, who, code)?,
+            _ => None,
+        };
+        let subject = match (event, whose.as_deref().or(who)) {
             (Some(event), _) if told.capability.is_some() => Subject::Call(event),
             (Some(event), _) if told.call.is_some() => Subject::Request(event),
-            (Some(event), Some(who)) => Subject::Turn(event, who),
+            (Some(event), Some(agent)) => Subject::Turn(event, agent),
             _ => Subject::Other(&own),
         };
         let failure = Failure {
@@ -136,5 +140,16 @@ impl Rows<'_> {
             is_event: true,
         };
         failure.write(self.db, at.n, self.totals)
+    }
+
+    /// Whose turn an error was told of: an error that a handler let through names who failed first.
+    fn whose_turn(&self, event: &str, who: &str, code: &str) -> Result<Option<String>> {
+        let sql =
+            "SELECT agent FROM turns WHERE event = ?1 AND (agent = ?2 OR code IS NULL OR code = ?3)
+                   ORDER BY agent = ?2 DESC, n DESC LIMIT 1";
+        let mut turns = self.db.prepare_cached(sql)?;
+        turns
+            .query_row([event, who, code], |row| row.get(0))
+            .optional()
     }
 }

@@ -5,7 +5,7 @@ use loom_core::record::{Step, Turn, TurnEnd};
 use rusqlite::{OptionalExtension, params};
 use serde::Deserialize;
 
-use super::{Changed, Rows, code_name, filled, text};
+use super::{Changed, Rows, code_name, filled, text, turn_number};
 use crate::errors::{Failure, Subject};
 
 /// What a step says that it used.
@@ -42,7 +42,7 @@ impl Rows<'_> {
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 at.epoch,
-                it.turn,
+                turn_number(it.turn),
                 at.n,
                 it.agent,
                 filled(&it.version),
@@ -61,7 +61,13 @@ impl Rows<'_> {
         let sql =
             "UPDATE turns SET ended_ms = ?3, code = ?4, message = ?5 WHERE epoch = ?1 AND turn = ?2
                    RETURNING agent, run, event";
-        let values = params![at.epoch, it.turn, it.at_ms, code, filled(&it.message)];
+        let values = params![
+            at.epoch,
+            turn_number(it.turn),
+            it.at_ms,
+            code,
+            filled(&it.message)
+        ];
         let ended = self
             .db
             .prepare_cached(sql)?
@@ -104,7 +110,7 @@ impl Rows<'_> {
             params![
                 at.n,
                 at.epoch,
-                it.turn,
+                turn_number(it.turn),
                 it.kind,
                 it.name,
                 it.at_ms,
@@ -125,7 +131,7 @@ impl Rows<'_> {
         let of: Option<(Option<String>, String)> = self
             .db
             .prepare_cached(sql)?
-            .query_row(params![at.epoch, it.turn], |row| {
+            .query_row(params![at.epoch, turn_number(it.turn)], |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
