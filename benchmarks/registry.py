@@ -21,6 +21,7 @@ CASES = (
     "durable_os",
     "durable_realtime",
     "recording",
+    "view",
     "log",
     "log_tail",
     "core",

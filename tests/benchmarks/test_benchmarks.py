@@ -28,6 +28,7 @@ TINY = {  # others: 300
     "durable_many": 2_000,
     "durable_realtime": 500,
     "recording": 40,
+    "view": 1,
 }
 LOADED = [load(name) for name in CASES]
 RUNS = [

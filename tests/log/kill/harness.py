@@ -321,7 +321,7 @@ def fault_trial(seed: int, count: Count) -> None:
         return
     load = Load(
         seed=seed,
-        in_flight=dice.choice((1, 8)) if kind != "full" else 1,
+        in_flight=dice.choice((1, 8)) if kind == "interrupted" else 1,
         batches=40,
         snapshot_every=dice.choice((0, 10)),
         again=kind == "full",
