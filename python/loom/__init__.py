@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loom.agent import Agent, on
     from loom.app import App
-    from loom.capabilities import Bound, Capability, capability
+    from loom.capabilities import Bound, Capability, Done, NotDone, capability
     from loom.context import Context
     from loom.directory import AgentInfo, CapabilityInfo
     from loom.envelope import Event, Position, Receipt, Replies
@@ -30,6 +30,7 @@ __all__ = [
     "Capability",
     "CapabilityInfo",
     "Context",
+    "Done",
     "Event",
     "Item",
     "LoomError",
@@ -37,6 +38,7 @@ __all__ = [
     "Middleware",
     "Model",
     "Next",
+    "NotDone",
     "Position",
     "Receipt",
     "Replies",
@@ -54,6 +56,7 @@ _HOMES = {
     "Capability": "capabilities",
     "CapabilityInfo": "directory",
     "Context": "context",
+    "Done": "capabilities",
     "Event": "envelope",
     "Item": "middleware",
     "LoomError": "errors",
@@ -61,6 +64,7 @@ _HOMES = {
     "Middleware": "middleware",
     "Model": "protocols",
     "Next": "middleware",
+    "NotDone": "capabilities",
     "Position": "envelope",
     "Receipt": "envelope",
     "Replies": "envelope",

@@ -19,6 +19,7 @@ __all__ = [
     "NOTICE_CREDIT",
     "NOTICE_DUE",
     "NOTICE_OUTCOME",
+    "NOTICE_PROBE",
     "NOTICE_READY",
     "NOTICE_REFUSED",
     "Delivery",
@@ -54,8 +55,10 @@ NOTICE_ACCEPTED: Final[int]  # (ACCEPTED, ticket, 0, Receipt): a parked offer wa
 NOTICE_REFUSED: Final[int]
 # (DUE, 0, ms, None): something becomes due in so many ms, earlier than was known: tick() then
 NOTICE_DUE: Final[int]
+# (PROBE, handle, 0, effect id): was this effect done? answer by probed()
+NOTICE_PROBE: Final[int]
 
-_Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | None]
+_Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | str | None]
 
 # (key, thread_id, ttl_ms, content_type, headers, labels, traceparent, causes, id); None where not given
 _Options: TypeAlias = tuple[
@@ -200,6 +203,12 @@ class Engine:
     # JSON: {"balanced": bool, "subscriptions": [...], "gauges": {...}}; walks the queues
     def audit(self) -> bytes: ...
     def routes(self, namespace: str) -> bytes: ...  # JSON: {capability: {provider: weight}}
+    # a page of effects behind an id, as JSON, and whether there are more
+    def effects(
+        self, namespace: str, unknown: bool, after: str | None, /
+    ) -> tuple[bytes, bool]: ...
+    # one effect as JSON, and its result
+    def effect(self, namespace: str, effect: str, /) -> tuple[bytes, bytes | None] | None: ...
     # kind "agent" | "capability"; the registered info with "health" in it
     def directory(self, namespace: str, kind: str) -> list[bytes]: ...
 
@@ -235,8 +244,13 @@ class Session:
         concurrency: int,
         info: bytes,
         provider: str,  # the agent or the app that offers it
+        probes: bool,  # it can be asked whether an effect of it was done
         /,
     ) -> int: ...
+    # what a probe says: 0 done (with its result), 1 not done, 2 it cannot tell, 3 it failed; False: too late
+    def probed(self, handle: int, effect: str, verdict: int, result: bytes, /) -> bool: ...
+    # settles an unknown effect: done with this result, None: not done. A ticket: wait for ACCEPTED
+    def resolve(self, effect: str, result: bytes | None, note: str, /) -> int: ...
     # writes the selection table of a capability, weights by provider; None removes it
     def route(self, capability: str, weights: Sequence[tuple[str, float]] | None, /) -> None: ...
     # one ordered stream: watch, join_thread

@@ -10,7 +10,7 @@ import typing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property, update_wrapper
-from typing import Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, overload
+from typing import Any, Final, Generic, Literal, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from loom.checks import check_number, check_seconds, check_text, check_texts
 from loom.directory import EFFECTS, Effect
@@ -43,6 +43,24 @@ class Bound(Generic[R_co]):
     def name(self) -> str:
         """Name of the capability."""
         return self.capability.name
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[R_co]):
+    """What a probe says of an effect that was done.
+
+    Attributes:
+        result: What the capability would have returned; calls with the effect's key are given it.
+    """
+
+    result: R_co
+
+
+class NotDone:
+    """What a probe says of an effect that was not done: a call with its key does it."""
+
+
+Probe: TypeAlias = Callable[..., Awaitable["Done[R] | NotDone | None"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +106,16 @@ class Capability(Generic[P, R]):
     """
 
     def __init__(
-        self, fn: Callable[..., Any], terms: Terms, *, owner: object | None = None
+        self,
+        fn: Callable[..., Any],
+        terms: Terms,
+        *,
+        owner: object | None = None,
+        probe: "Probe[R] | None" = None,
     ) -> None:
         self.terms = terms
         self.fn = fn
-        self.probe_fn: Callable[..., Any] | None = None
+        self.probe_fn: Probe[R] | None = probe
         self._owner = owner
         update_wrapper(self, fn)
         _check_parameters(fn, terms.name)
@@ -155,19 +178,26 @@ class Capability(Generic[P, R]):
             raise InvalidParams(f"{self.name}: {error}", field="args", hint=self.usage) from None
         return Bound(self, dict(bound.arguments))
 
-    def probe(self, fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """Register ``fn(effect_id)``.
+    def probe(self, fn: "Probe[R]") -> "Probe[R]":
+        """Register what tells whether an effect of this capability was done: ``fn(effect_id)``.
 
-        What tells whether an effect with an unknown outcome has happened.
+        It is asked when nobody knows what became of a call: after a crash, a lost provider or a
+        timeout, at most 10 seconds each time. It returns ``loom.Done(result)``,
+        ``loom.NotDone()``, or None where it cannot tell.
+
+        Raises:
+            InvalidParams: the capability is not declared probeable, or ``fn`` is not async.
         """
-        if self.terms.effect != "probeable":
-            raise InvalidParams(
-                f"{self.name} is {self.terms.effect}: only a probeable capability has a probe",
-                field="effect",
-                hint='declare effect="probeable"',
-            )
+        _check_probe(fn, self.terms)
         self.probe_fn = fn
         return fn
+
+    @property
+    def prober(self) -> "Probe[R] | None":
+        """The registered probe, bound to its agent where it is a method."""
+        if self.probe_fn is None or self._owner is None:
+            return self.probe_fn
+        return cast("Probe[R]", self.probe_fn.__get__(self._owner))
 
     # -- schemas ----------------------------------------------------------------------------------
 
@@ -286,6 +316,21 @@ def _check_parameters(fn: Callable[..., Any], name: str) -> None:
             )
 
 
+def _check_probe(fn: Callable[..., Any], terms: Terms) -> None:
+    if terms.effect != "probeable":
+        raise InvalidParams(
+            f"{terms.name} is {terms.effect}: only a probeable capability has a probe",
+            field="effect",
+            hint='declare effect="probeable"',
+        )
+    if not inspect.iscoroutinefunction(fn):
+        raise InvalidParams(
+            f"the probe of {terms.name} is not async",
+            field="probe",
+            hint="write async def probe(effect_id: str)",
+        )
+
+
 def _check_isolation(fn: Callable[..., Any], name: str, *, is_method: bool) -> None:
     """Refuse what another process could not run, because it could not find it or answer in full."""
     why = None
@@ -336,15 +381,26 @@ class MethodCapability(Generic[P, R]):
         self.fn = fn
         self.terms = terms
         self._attribute = fn.__name__
+        self._probe: Probe[R] | None = None
         self.__doc__ = fn.__doc__
+
+    def probe(self, fn: "Probe[R]") -> "Probe[R]":
+        """Register ``async def fn(self, effect_id)``, as ``Capability.probe`` does.
+
+        Raises:
+            InvalidParams: the capability is not declared probeable, or ``fn`` is not async.
+        """
+        _check_probe(fn, self.terms)
+        self._probe = fn
+        return fn
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._attribute = name
 
     def __get__(self, instance: object | None, owner: type | None = None) -> Capability[P, R]:
         if instance is None:
-            return Capability(self.fn, self.terms)
-        bound: Capability[P, R] = Capability(self.fn, self.terms, owner=instance)
+            return Capability(self.fn, self.terms, probe=self._probe)
+        bound: Capability[P, R] = Capability(self.fn, self.terms, owner=instance, probe=self._probe)
         instance.__dict__[self._attribute] = bound  # made once per instance
         return bound
 

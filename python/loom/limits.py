@@ -127,6 +127,14 @@ VIEW_DATA_BYTES: Final = 65_536
 VIEW_PORTION: Final = 4_096
 VIEW_PORTION_BYTES: Final = 8_388_608
 LOG_SNAPSHOT_RECORDS: Final = 100_000
+KEPT_RESULTS: Final = 100_000
+KEPT_RESULT_BYTES: Final = 67_108_864
+KEPT_RESULT_SECONDS: Final = 86_400
+UNKNOWN_EFFECTS: Final = 10_000
+PROBES: Final = 4
+PROBE_SECONDS: Final = 10
+PROBE_ATTEMPTS: Final = 3
+PROBE_PAUSE_MS: Final = 1_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -758,5 +766,53 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_SNAPSHOT_RECORDS,
         LOG_SNAPSHOT_RECORDS,
         "records of a log between two snapshots: what a start has to read is bounded by it",
+    ),
+    "kept_results": Limit(
+        "results",
+        KEPT_RESULTS,
+        KEPT_RESULTS,
+        "outcomes kept for calls with the same key; beyond, the oldest go early, counted",
+    ),
+    "kept_result_bytes": Limit(
+        "bytes",
+        KEPT_RESULT_BYTES,
+        KEPT_RESULT_BYTES,
+        "what the kept outcomes of a namespace hold in memory; the oldest go early, counted",
+    ),
+    "kept_result_seconds": Limit(
+        "s",
+        KEPT_RESULT_SECONDS,
+        KEPT_RESULT_SECONDS,
+        "how long the outcome of a keyed call answers calls with the same key",
+    ),
+    "unknown_effects": Limit(
+        "effects",
+        UNKNOWN_EFFECTS,
+        UNKNOWN_EFFECTS,
+        "beyond, unknown effects without a key are forgotten, calls with one refused",
+    ),
+    "probes": Limit(
+        "probes",
+        PROBES,
+        PROBES,
+        "probes that one provider answers at a time: they come beside its calls",
+    ),
+    "probe_seconds": Limit(
+        "s",
+        PROBE_SECONDS,
+        PROBE_SECONDS,
+        "a probe that has not answered by then has not",
+    ),
+    "probe_attempts": Limit(
+        "attempts",
+        PROBE_ATTEMPTS,
+        PROBE_ATTEMPTS,
+        "how often one provider is asked about one effect when its probe fails",
+    ),
+    "probe_pause_ms": Limit(
+        "ms",
+        PROBE_PAUSE_MS,
+        PROBE_PAUSE_MS,
+        "before a probe that failed is asked again; it doubles",
     ),
 }

@@ -204,7 +204,7 @@ def test_a_request_without_an_answer_ends_by_its_deadline(engine: Engine, sessio
 
 
 def test_a_call_ends_with_its_result(session: Session, other: Session) -> None:
-    handle = session.provide("notes.search", "1", UNSAFE, 4, b"{}", "app")
+    handle = session.provide("notes.search", "1", UNSAFE, 4, b"{}", "app", False)
     called = call(other, "notes.search")
     work = must_take(session, handle)
     assert (work.topic, work.streamed, work.credit) == ("notes.search", False, 0)
@@ -218,7 +218,7 @@ def test_an_unknown_capability_is_not_found(session: Session) -> None:
     with pytest.raises(EngineError) as caught:
         call(session, "nobody.knows")
     assert refused(caught) == (NOT_FOUND, "capability", None)
-    session.remove(session.provide("somebody.knew", "1", PURE, 1, b"{}", "app"))
+    session.remove(session.provide("somebody.knew", "1", PURE, 1, b"{}", "app", False))
     with pytest.raises(EngineError) as caught:
         call(session, "somebody.knew")
     assert refused(caught)[0] == PROVIDER_UNAVAILABLE
@@ -226,7 +226,7 @@ def test_an_unknown_capability_is_not_found(session: Session) -> None:
 
 @pytest.mark.requirement("CALL-INDETERMINATE")
 def test_a_call_that_was_under_way_ends_indeterminate(session: Session, other: Session) -> None:
-    handle = session.provide("mail.send", "1", UNSAFE, 4, b"{}", "app")
+    handle = session.provide("mail.send", "1", UNSAFE, 4, b"{}", "app", False)
     called = call(other, "mail.send")
     work = must_take(session, handle)
     other.cancel(called)
@@ -239,7 +239,7 @@ def test_a_call_that_was_under_way_ends_indeterminate(session: Session, other: S
 def test_late_double_and_foreign_results_are_counted(
     engine: Engine, session: Session, other: Session
 ) -> None:
-    handle = session.provide("tool", "1", PURE, 4, b"{}", "app")
+    handle = session.provide("tool", "1", PURE, 4, b"{}", "app", False)
     late = call(other, "tool")
     work = must_take(session, handle)
     other.cancel(late)
@@ -255,7 +255,7 @@ def test_late_double_and_foreign_results_are_counted(
 
 @pytest.mark.requirement("STREAM-CREDIT")
 def test_a_stream_waits_for_credit(session: Session, other: Session) -> None:
-    handle = session.provide("tool", "1", PURE, 4, b"{}", "app")
+    handle = session.provide("tool", "1", PURE, 4, b"{}", "app", False)
     called = call(other, "tool", credit=1)
     work = must_take(session, handle)
     assert (work.streamed, work.credit) == (True, 1)
@@ -361,7 +361,7 @@ def test_a_closed_session_is_fenced_and_closing_twice_is_fine(engine: Engine) ->
 def test_a_session_that_is_let_go_takes_everything_along(engine: Engine) -> None:
     session = engine.attach("default", "app")
     session.register("a", ["q"], "", 4, b"{}", False)
-    session.provide("tool", "1", PURE, 4, b"{}", "app")
+    session.provide("tool", "1", PURE, 4, b"{}", "app", False)
     emit(session, "q")
     call(session, "tool")
     del session

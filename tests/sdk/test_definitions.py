@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -138,8 +138,13 @@ def test_capabilities_of_the_wrong_shape_are_refused() -> None:
     with refused("INVALID_PARAMS", "effect"):
 
         @a.probe
-        async def probe(effect_id: str) -> bool:
-            return True
+        async def probe(effect_id: str) -> None: ...
+
+    @app.capability("b", effect="probeable")
+    async def b(value: int) -> None: ...
+
+    with refused("INVALID_PARAMS", "probe"):
+        b.probe(cast("Any", str))
 
 
 async def test_the_first_matching_handler_in_source_order_wins() -> None:

@@ -78,6 +78,12 @@ pub(crate) struct Provider {
     pub(crate) session: SessionId,
     pub(crate) handle: Handle,
     pub(crate) effect: EffectClass,
+    /// It can be asked whether an effect was done.
+    probes: bool,
+    /// Effects that it is being asked about.
+    pub(crate) probing: BTreeSet<u128>,
+    /// Effects that it will be asked about.
+    pub(crate) to_probe: VecDeque<u128>,
     /// How it fares, as its supervisor says.
     state: Health,
     /// How it fares, as the directory shows it.
@@ -102,6 +108,11 @@ impl Provider {
 
     pub(crate) fn is_free(&self) -> bool {
         self.state == Health::Up && self.held.len() < self.bulkhead.width() as usize
+    }
+
+    /// Whether it can be asked now if an effect was done; a breaker counts calls, and lets probes through.
+    pub(crate) fn can_probe(&self) -> bool {
+        self.probes && self.state == Health::Up && !self.closing
     }
 
     fn is_usable(&self, table: Option<&Table>, now: Nanos) -> bool {
@@ -201,6 +212,9 @@ impl Core {
             session,
             handle,
             effect: spec.effect,
+            probes: spec.probes,
+            probing: BTreeSet::new(),
+            to_probe: VecDeque::new(),
             state: Health::Up,
             health: Health::Up,
             breaker: Breaker::new(),
@@ -223,6 +237,7 @@ impl Core {
             DirectoryKind::Capability,
             (spec.name, handle, spec.info),
         );
+        self.probe_all(provider, at);
         self.flush(at);
         Ok(handle)
     }
@@ -266,7 +281,12 @@ impl Core {
         capability.releases.get_mut(version)
     }
 
-    fn release(&self, space: SpaceId, name: &str, version: &Version) -> Option<&Release> {
+    pub(crate) fn release(
+        &self,
+        space: SpaceId,
+        name: &str,
+        version: &Version,
+    ) -> Option<&Release> {
         let capability = self.space(space)?.capabilities.get(name)?;
         capability.releases.get(version)
     }
@@ -294,6 +314,7 @@ impl Core {
             self.lose_work(id, lease, at);
         }
         self.clear_queue(id, at);
+        self.lose_probes(id, at);
         self.leave(space, DirectoryKind::Capability, (&name, handle));
         self.reclaim_provider(id);
     }
@@ -343,6 +364,11 @@ impl Core {
         }
         if state != Health::Up || !provider.breaker.is_closed() {
             self.clear_queue(id, at);
+        }
+        if state == Health::Up {
+            self.probe_all(id, at);
+        } else {
+            self.lose_probes(id, at);
         }
         self.show_provider(id);
         self.poke_provider(id);

@@ -11,6 +11,7 @@ use crate::arena::{
 };
 use crate::broker::Provider;
 use crate::consume::ConsumerId;
+use crate::effect::Ledger;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{Error, Result};
 use crate::ident::Ids;
@@ -144,6 +145,8 @@ pub struct Core {
     pub(crate) parts: BTreeMap<u32, Part>,
     /// Their numbers by namespace.
     pub(crate) part_index: BTreeMap<Arc<str>, u32>,
+    /// What is known of effects beside the log.
+    pub(crate) ledger: Ledger,
     /// Records on their way to the log.
     pub(crate) outbox: Vec<Outgoing>,
     /// What has to be read from the log.
@@ -186,6 +189,7 @@ impl Core {
             tickets: Arena::new(),
             parts: BTreeMap::new(),
             part_index: BTreeMap::new(),
+            ledger: Ledger::default(),
             outbox: Vec::new(),
             reads: Vec::new(),
             reading: BTreeMap::new(),
@@ -229,6 +233,7 @@ impl Core {
             match timer {
                 Timer::Call(call) => self.call_is_due(call, at),
                 Timer::Attempt(job) => self.attempt_is_due(job, at),
+                Timer::Probe(partition, effect) => self.probe_is_due((partition, effect), at),
                 Timer::Park(_, ticket) => self.park_is_due(ticket, at),
                 Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
                 Timer::Again(consumer, n) => self.again_is_due(consumer, n, at),

@@ -74,6 +74,16 @@ impl EffectClass {
         self as u8
     }
 
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Idempotent => "idempotent",
+            Self::Probeable => "probeable",
+            Self::Unsafe => "unsafe",
+        }
+    }
+
     /// Reads the number as it crosses languages.
     ///
     /// # Errors

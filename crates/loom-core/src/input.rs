@@ -47,6 +47,8 @@ pub struct ProviderSpec<'a> {
     pub version: &'a str,
     /// What it does to the world outside.
     pub effect: EffectClass,
+    /// Whether it can be asked if an effect of it was done.
+    pub probes: bool,
     /// Who offers it: the name of an agent or an app; selection tables weigh by it.
     pub provider: &'a str,
     /// How many calls it serves at once.

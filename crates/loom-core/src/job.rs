@@ -10,11 +10,13 @@ use crate::broker::{Attempt, Choice, Wish};
 use crate::bus::{Draft, Source};
 use crate::core::{Core, Holding, Lease, Pending, Wanted};
 use crate::credit::Credit;
+use crate::effect::{EffectKey, Recalled, Told};
 use crate::envelope::{EffectClass, Envelope, Qos};
 use crate::error::{Code, Detail, Error, Result};
 use crate::ident::{Ident, derive_id};
 use crate::input::Invoke;
 use crate::notice::{Delivery, Notice, Work};
+use crate::partition::effects::keyed_effect;
 use crate::planted::Planted;
 use crate::report::Subject;
 use crate::retry::{is_repeatable, may_pass, pause};
@@ -37,29 +39,48 @@ pub(crate) enum Stage {
     Leased(LeaseId),
     /// It is tried again at this moment.
     Pausing(Nanos),
+    /// Its intent is with the log.
+    Planned,
+    /// A provider is asked whether it was done before.
+    Probing,
+    /// Its outcome is with the log.
+    Ending,
 }
 
 /// The work of one call, or of several with the same key.
 pub(crate) struct Job {
     pub(crate) space: SpaceId,
-    version: Arc<Version>,
+    /// The log of its namespace, if one is open.
+    pub(crate) partition: Option<u32>,
+    pub(crate) version: Arc<Version>,
     /// The version was asked for, or has begun its work: no other may go on with it.
     pinned: bool,
     /// The envelope of the call that began it; its deadline is the latest of those who wait.
-    env: Arc<Envelope>,
-    effect: EffectClass,
+    pub(crate) env: Arc<Envelope>,
+    pub(crate) effect: EffectClass,
+    /// Names the change outside.
+    pub(crate) effect_id: u128,
+    /// A durable turn calls.
+    pub(crate) durable: bool,
+    /// What the log was told of it.
+    pub(crate) told: Told,
+    pub(crate) started: Nanos,
+    /// The recorded turn that calls; 0: none.
+    pub(crate) recorded: u64,
     pub(crate) stage: Stage,
     /// Who has it, or had it last.
     pub(crate) provider: Option<ProviderId>,
     /// How often it was begun.
-    attempt: u32,
+    pub(crate) attempt: u32,
     /// An attempt got no answer: whether it took effect is not known.
-    unknown: bool,
+    pub(crate) unknown: bool,
     /// Who failed it last, and how.
     failed: Option<(ProviderId, Failure)>,
     pub(crate) waiters: SmallVec<[CallId; 1]>,
     /// Chunks that the caller of a streamed one reads.
     pub(crate) credit: Option<Credit>,
+    /// How it ended, until the log has that.
+    pub(crate) end: Option<Ended>,
 }
 
 type Failure = Box<(Code, Detail)>;
@@ -71,9 +92,15 @@ impl Job {
         Some((self.space, name, Arc::clone(&self.version.text), key))
     }
 
+    /// Its effect, where there is a log that can know of it.
+    pub(crate) fn effect_key(&self) -> Option<EffectKey> {
+        let partition = self.partition?;
+        (self.effect != EffectClass::Pure).then_some((partition, self.effect_id))
+    }
+
     /// Whether an end without an answer leaves open whether it took effect.
-    fn is_unknown(&self) -> bool {
-        let begun = self.unknown || matches!(self.stage, Stage::Leased(_));
+    pub(crate) fn is_unknown(&self) -> bool {
+        let begun = self.unknown || matches!(self.stage, Stage::Leased(_) | Stage::Ending);
         begun && self.effect != EffectClass::Pure
     }
 
@@ -123,13 +150,35 @@ impl Answer {
     }
 }
 
-type Ended = std::result::Result<Box<[u8]>, (Code, Detail)>;
+pub(crate) type Ended = std::result::Result<Box<[u8]>, (Code, Detail)>;
+
+/// How the call asks that opens a job.
+struct Opening {
+    turn: Option<LeaseId>,
+    /// Chunks that are granted; 0: one result.
+    credit: u64,
+    now: Nanos,
+    /// The recorded turn that calls; 0: none.
+    recorded: u64,
+}
+
+/// What a job begins with.
+enum Next {
+    Nothing,
+    Queue(ProviderId),
+    End(Ended),
+    Probe,
+}
 
 /// Where a call goes.
-enum Place {
+pub(crate) enum Place {
     /// To the job that its key names.
     Joined(JobId, Arc<str>),
     New(Choice),
+    /// To the outcome that a call with its key had.
+    Kept(Arc<str>, Arc<Version>, Ended),
+    /// To a probe: a call with its key was begun, and nobody knows what became of it.
+    Probed(Arc<str>, Arc<Version>),
 }
 
 impl Core {
@@ -159,8 +208,16 @@ impl Core {
             }
         };
         let topic = match &place {
-            Place::Joined(_, name) => Arc::clone(name),
+            Place::Joined(_, name) | Place::Kept(name, ..) | Place::Probed(name, _) => {
+                Arc::clone(name)
+            }
             Place::New(choice) => Arc::clone(&choice.name),
+        };
+        let asked = Opening {
+            turn: invoke.turn,
+            credit: invoke.credit,
+            now: at.now,
+            recorded: tape.map_or(0, |tape| tape.turn),
         };
         let draft = Draft {
             topic,
@@ -173,17 +230,26 @@ impl Core {
         let mut env = self.compose(source, draft, at)?;
         env.key = key;
         let env = Arc::new(env);
-        let (job, provider) = match place {
+        let (job, next) = match place {
             Place::Joined(job, _) => {
                 self.totals.calls.joined += 1;
                 self.extend_job(job, deadline);
-                (job, None)
+                (job, Next::Nothing)
             }
             Place::New(choice) => {
                 let provider = choice.provider;
                 let pinned = invoke.version.is_some() || env.key.is_some();
-                let job = self.open_job(space, (choice.version, pinned), &env, invoke.credit);
-                (job, Some(provider))
+                let version = (choice.version, pinned);
+                let job = self.open_job(space, version, &env, &asked);
+                (job, Next::Queue(provider))
+            }
+            Place::Kept(_, version, end) => {
+                let job = self.open_job(space, (version, true), &env, &asked);
+                (job, Next::End(end))
+            }
+            Place::Probed(_, version) => {
+                let job = self.open_job(space, (version, true), &env, &asked);
+                (job, Next::Probe)
             }
         };
         let call = self.open_pending(Pending {
@@ -197,10 +263,18 @@ impl Core {
             wanted: Wanted::Call(job),
         });
         self.enter_call(job, call);
-        if let Some(provider) = provider {
+        if let Next::Queue(provider) = next {
             self.queue_job(job, provider, at);
+            self.tape_call(call, false, at);
+        } else {
+            // Its own intent is not written: it has joined one, or follows one that was written before.
+            self.tape_call(call, true, at);
+            match next {
+                Next::End(end) => self.finish_job(job, end, at),
+                Next::Probe => self.begin_probing(job, at),
+                Next::Nothing | Next::Queue(_) => {}
+            }
         }
-        self.tape_call(call, provider.is_none(), at);
         self.flush(at);
         Ok(call)
     }
@@ -239,10 +313,18 @@ impl Core {
         {
             return self.join_job(job, invoke);
         }
+        let mut again = None;
+        if let Some(key) = key {
+            match self.recall(space, invoke, key, at)? {
+                Recalled::Nothing => {}
+                Recalled::Place(place) => return Ok(place),
+                Recalled::Again(version) => again = Some(version),
+            }
+        }
         let wish = Wish {
             space,
             name: invoke.capability,
-            version: invoke.version,
+            version: again.as_ref().map(|v| &*v.text).or(invoke.version),
             avoid: None,
         };
         self.pick_provider(&wish, at).map(Place::New)
@@ -313,15 +395,32 @@ impl Core {
         space: SpaceId,
         version: (Arc<Version>, bool),
         env: &Arc<Envelope>,
-        credit: u64,
+        asked: &Opening,
     ) -> JobId {
         let (version, pinned) = version;
+        let credit = asked.credit;
+        let effect_id = match &env.key {
+            Some(key) => {
+                let key = key.to_string();
+                keyed_effect(&env.origin.namespace, &env.topic, &version.text, &key)
+            }
+            None => derive_id(env.id),
+        };
+        let turn = asked.turn.and_then(|turn| self.leases.get(turn));
+        let durable = turn.is_some_and(|turn| turn.env.position.is_some());
         let job = Job {
             space,
             version,
             pinned,
             env: Arc::clone(env),
+            partition: self.partition_in(space),
             effect: EffectClass::Pure,
+            effect_id,
+            durable,
+            told: Told::Nothing,
+            recorded: asked.recorded,
+            started: asked.now,
+            end: None,
             stage: Stage::Unplaced,
             provider: None,
             attempt: 0,
@@ -361,13 +460,19 @@ impl Core {
 
     /// Puts a job into a provider's queue; the first one after an ejection decides whether the provider is well.
     fn queue_job(&mut self, id: JobId, provider: ProviderId, at: Moment) {
+        let class = self.providers.get(provider).map(|found| found.effect);
+        if let Some(class) = class
+            && self.must_intend(id, class)
+        {
+            return self.intend(id, class, at);
+        }
         let (Some(job), Some(found)) = (self.jobs.get_mut(id), self.providers.get_mut(provider))
         else {
             return;
         };
         job.stage = Stage::Queued;
         job.provider = Some(provider);
-        job.effect = if job.attempt == 0 {
+        job.effect = if job.attempt == 0 && job.told == Told::Nothing {
             found.effect
         } else {
             job.effect.max(found.effect)
@@ -431,12 +536,13 @@ impl Core {
             let job = self.next_job(id)?;
             self.end_overdue(job, at);
             if self.jobs.get(job).is_some() {
-                return self.lease_job(id, job);
+                return self.lease_job(id, job, at);
             }
         }
     }
 
-    fn lease_job(&mut self, id: ProviderId, job_id: JobId) -> Option<Delivery> {
+    fn lease_job(&mut self, id: ProviderId, job_id: JobId, at: Moment) -> Option<Delivery> {
+        let changes = self.has(Planted::EffectIdChanges);
         let provider = self.providers.get_mut(id)?;
         let job = self.jobs.get_mut(job_id)?;
         let env = Arc::clone(&job.env);
@@ -458,10 +564,15 @@ impl Core {
         job.pinned = true;
         job.attempt += 1;
         let attempt = job.attempt;
+        let effect_id = if changes {
+            derive_id(job.effect_id ^ u128::from(attempt))
+        } else {
+            job.effect_id
+        };
         let work = Work {
             streamed: job.credit.is_some(),
             credit: job.credit.map_or(0, |credit| credit.granted()),
-            effect: (job.effect != EffectClass::Pure).then(|| derive_id(env.id)),
+            effect: (job.effect != EffectClass::Pure).then_some(effect_id),
         };
         let space = job.space;
         if attempt == 1
@@ -470,6 +581,7 @@ impl Core {
         {
             capability.budget.earn(&self.limits);
         }
+        self.tell_dispatched(job_id, at);
         Some(Delivery {
             durable: false,
             lease: Some(lease),
@@ -524,8 +636,15 @@ impl Core {
                 full,
             };
             self.answer_job(attempt, answer, at);
-        } else if !matches!(answer, Answer::Failed(Code::Cancelled, _)) {
-            self.totals.calls.late += 1;
+        } else {
+            if !matches!(answer, Answer::Failed(Code::Cancelled, _)) {
+                self.totals.calls.late += 1;
+            }
+            let end = match answer {
+                Answer::Done(payload) => Ok(payload),
+                Answer::Failed(code, detail) => Err((code, detail)),
+            };
+            self.end_late(id, Some(&end), at);
         }
         self.reclaim_provider(provider);
         current
@@ -561,6 +680,9 @@ impl Core {
         };
         let (code, detail) = without_answer(job, Code::ProviderUnavailable, "its provider went");
         job.stage = Stage::Unplaced;
+        if let Some(key) = job.effect_key() {
+            self.note_late(lease, key);
+        }
         self.tell_cancel(session, lease, code);
         self.fail_attempt(id, provider, (code, detail), at);
     }
@@ -579,7 +701,7 @@ impl Core {
         job.unknown |= failure.0 == Code::Indeterminate;
         job.failed = Some((provider, Box::new(failure.clone())));
         let Some(until) = self.next_attempt(id, (failure.0, &failure.1), at) else {
-            return self.close_job(id, Err(failure), at);
+            return self.end_or_probe(id, failure, at);
         };
         self.totals.calls.retried += 1;
         if let Some(provider) = self.providers.get_mut(provider) {
@@ -595,6 +717,34 @@ impl Core {
             if let Some(pending) = self.calls.get(call) {
                 self.notify(pending.session, Notice::Due(millis));
             }
+        }
+    }
+
+    /// The last attempt of a job failed: if nobody knows what became of it, and its provider can tell, it is asked.
+    fn end_or_probe(&mut self, id: JobId, failure: (Code, Detail), at: Moment) {
+        let Some(job) = self.jobs.get(id) else {
+            return;
+        };
+        let (code, detail) = lasting(job, failure);
+        let can = code == Code::Indeterminate && job.told == Told::Intent && self.is_probed(id);
+        let end = Err((code, detail));
+        if can {
+            self.tell_end(id, &end, at);
+            if self.probe_for(id, at) {
+                return;
+            }
+        }
+        self.close_job(id, end, at);
+    }
+
+    /// A call waits for what a probe says of one before it.
+    fn begin_probing(&mut self, id: JobId, at: Moment) {
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.effect = EffectClass::Probeable;
+            job.recorded = 0;
+        }
+        if !self.probe_for(id, at) {
+            self.leave_unknown(id, at);
         }
     }
 
@@ -679,17 +829,18 @@ impl Core {
             version: Arc::clone(&job.version),
             provider: job.provider,
         };
-        if job.waiters.is_empty() {
-            self.abandon_job(id, why, code, at);
+        if job.waiters.is_empty() && job.stage != Stage::Ending {
+            self.abandon_job(id, why, (code, &detail), at);
         }
         self.tell_outcome((call, &pending), Err((code, detail)), &about, at);
     }
 
     /// Nobody waits for a job any more: it is taken out of its queue, or its provider is told to stop.
-    fn abandon_job(&mut self, id: JobId, why: Why, code: Code, at: Moment) {
+    fn abandon_job(&mut self, id: JobId, why: Why, end: (Code, &Detail), at: Moment) {
         let Some(job) = self.jobs.get(id) else {
             return;
         };
+        let (code, key, stage) = (end.0, job.effect_key(), job.stage);
         if let (Stage::Leased(lease), Some(provider)) = (job.stage, job.provider) {
             let verdict = match why {
                 Why::Timeout => Code::Timeout,
@@ -704,6 +855,15 @@ impl Core {
             if let Some(session) = self.leases.get(lease).map(|lease| lease.session) {
                 self.tell_cancel(session, lease, code);
             }
+            if let Some(key) = key {
+                self.note_late(lease, key);
+            }
+        }
+        if let Some(key) = key {
+            if stage == Stage::Probing {
+                self.leave_probe(id, key);
+            }
+            self.tell_end(id, &Err((code, end.1.clone())), at);
         }
         self.drop_job(id, at);
     }
@@ -716,31 +876,55 @@ impl Core {
 
     /// Takes a job out of all lists.
     fn drop_job(&mut self, id: JobId, at: Moment) -> Option<Job> {
+        self.leave_queue(id, at);
         let job = self.jobs.remove(id)?;
         if let Some(key) = job.key() {
             self.keys.remove(&key);
         }
-        match job.stage {
-            Stage::Pausing(until) => self.timers.remove(until, Timer::Attempt(id)),
-            Stage::Queued => {
-                if let Some(provider) = job.provider.and_then(|id| self.providers.get_mut(id)) {
-                    provider.unqueue(id, at.now);
-                }
-                if let Some(provider) = job.provider {
-                    self.show_provider(provider);
-                }
-            }
-            Stage::Leased(_) | Stage::Unplaced => {}
-        }
         Some(job)
     }
 
+    /// Takes a job out of what it waits in.
+    fn leave_queue(&mut self, id: JobId, at: Moment) {
+        let Some((stage, provider)) = self.jobs.get(id).map(|job| (job.stage, job.provider)) else {
+            return;
+        };
+        match stage {
+            Stage::Pausing(until) => self.timers.remove(until, Timer::Attempt(id)),
+            Stage::Queued => {
+                if let Some(found) = provider.and_then(|id| self.providers.get_mut(id)) {
+                    found.unqueue(id, at.now);
+                }
+                if let Some(provider) = provider {
+                    self.show_provider(provider);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends a job: at once, or when the log has its outcome.
+    pub(crate) fn close_job(&mut self, id: JobId, end: Ended, at: Moment) {
+        let Some(job) = self.jobs.get(id) else {
+            return;
+        };
+        let end = end.map_err(|failure| lasting(job, failure));
+        if job.effect_key().is_some() && self.tell_end(id, &end, at) {
+            self.leave_queue(id, at);
+            if let Some(job) = self.jobs.get_mut(id) {
+                job.stage = Stage::Ending;
+                job.end = Some(end);
+            }
+            return;
+        }
+        self.finish_job(id, end, at);
+    }
+
     /// Ends a job, and all calls that wait for it.
-    fn close_job(&mut self, id: JobId, end: Ended, at: Moment) {
+    pub(crate) fn finish_job(&mut self, id: JobId, end: Ended, at: Moment) {
         let Some(job) = self.drop_job(id, at) else {
             return;
         };
-        let end = end.map_err(|failure| lasting(&job, failure));
         let about = About {
             version: Arc::clone(&job.version),
             provider: job.provider,

@@ -31,6 +31,7 @@ mod core;
 mod credit;
 mod directory;
 mod durable;
+mod effect;
 mod envelope;
 mod error;
 mod group;
@@ -39,6 +40,7 @@ mod ident;
 mod input;
 mod job;
 mod lane;
+mod ledger;
 mod limits;
 mod logs;
 mod notice;
@@ -46,6 +48,7 @@ mod park;
 mod part;
 mod partition;
 mod planted;
+mod probe;
 mod read;
 pub mod record;
 mod recorder;
@@ -85,13 +88,17 @@ pub use crate::input::{
     AgentSpec, Fault, Invoke, LogLine, Options, ProviderSpec, Publish, Reply, Report, Request,
     Start,
 };
+pub use crate::ledger::{EffectCounts, EffectStats, Resolution, Resolve};
 pub use crate::limits::Limits;
 pub use crate::logs::digest;
 pub use crate::notice::{Delivery, Notice, Offer, Receipt, Work};
 pub use crate::part::{Durability, Opened};
-pub use crate::partition::{Begun, ConsumerState, DeadLetter, KeptMemory, KeptState, Partition};
+pub use crate::partition::{
+    Begun, ConsumerState, DeadLetter, Effect, EffectState, KeptMemory, KeptState, Partition,
+};
 #[cfg(feature = "planted")]
 pub use crate::planted::Planted;
+pub use crate::probe::{ProbeAnswer, Probed};
 pub use crate::read::{Fed, Read};
 pub use crate::record::{Level, Outgoing, Record};
 pub use crate::recorder::{Recording, Told};

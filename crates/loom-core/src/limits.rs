@@ -73,6 +73,14 @@ pub struct Limits {
     pub consumers: usize,
     pub read_events: usize,
     pub consumer_idle_seconds: u64,
+    pub kept_results: usize,
+    pub kept_result_bytes: usize,
+    pub kept_result_seconds: u64,
+    pub unknown_effects: usize,
+    pub probes: usize,
+    pub probe_seconds: u64,
+    pub probe_attempts: usize,
+    pub probe_pause_ms: u64,
 }
 
 impl Default for Limits {
@@ -142,6 +150,14 @@ impl Default for Limits {
             consumers: spec::CONSUMERS,
             read_events: spec::READ_EVENTS,
             consumer_idle_seconds: spec::CONSUMER_IDLE_SECONDS,
+            kept_results: spec::KEPT_RESULTS,
+            kept_result_bytes: spec::KEPT_RESULT_BYTES,
+            kept_result_seconds: spec::KEPT_RESULT_SECONDS,
+            unknown_effects: spec::UNKNOWN_EFFECTS,
+            probes: spec::PROBES,
+            probe_seconds: spec::PROBE_SECONDS,
+            probe_attempts: spec::PROBE_ATTEMPTS,
+            probe_pause_ms: spec::PROBE_PAUSE_MS,
         }
     }
 }

@@ -40,8 +40,7 @@ pub struct Work {
     pub streamed: bool,
     /// Chunks granted when it was taken.
     pub credit: u64,
-    /// Names the change outside, for what is not pure. It follows from the call's id; it will be minted
-    /// through the log, so that it means the same in another life of the node.
+    /// Names the change outside, for what is not pure: the same in every attempt, and for a call with a key in every life.
     pub effect: Option<u128>,
 }
 
@@ -77,6 +76,8 @@ pub enum Notice {
     Chunk(CallId, Box<[u8]>),
     /// The caller grants this many chunks in all.
     Credit(LeaseId, u64),
+    /// Was this effect done? The provider answers by [`crate::Core::probed`].
+    Probe(Handle, u128),
     /// Nobody waits for this invocation any more.
     Cancel(LeaseId, Code),
     /// Something of this session's becomes due in this many milliseconds, earlier than it knows of: tick then.

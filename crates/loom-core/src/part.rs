@@ -139,6 +139,7 @@ impl Core {
             space.version += 1;
             self.enlist_all(partition, at);
         }
+        self.settle_orphans(partition);
         Ok(())
     }
 
@@ -161,6 +162,9 @@ impl Core {
         }
         if self.has(Planted::AttemptsForgotten) {
             folded.forget_attempts();
+        }
+        if self.has(Planted::KeptForgotten) {
+            folded.forget_kept();
         }
         folded
     }

@@ -89,12 +89,20 @@ pub enum Planted {
     DeadDropped,
     /// A dead event is published anew each time that is asked for.
     RedrivenTwice,
+    /// A provider is given a call whose intent is not in the log yet.
+    IntentUnawaited,
+    /// No outcome of a call with a key outlives the engine.
+    KeptForgotten,
+    /// The effect of a call has another id in each attempt.
+    EffectIdChanges,
+    /// What nobody knows of is done again, whatever its effect.
+    UnknownRetried,
 }
 
 impl Planted {
     /// Those that show without a log, too.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 36] = [
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,
@@ -127,6 +135,10 @@ impl Planted {
         Self::RunUncounted,
         Self::TopicKept,
         Self::BackgroundUnshed,
+        Self::IntentUnawaited,
+        Self::KeptForgotten,
+        Self::EffectIdChanges,
+        Self::UnknownRetried,
     ];
 }
 

@@ -408,6 +408,9 @@ pub struct Intent {
     /// The thread of the call, as text.
     #[prost(string, tag = "13")]
     pub thread: String,
+    /// Its caller reads chunks, which are not kept.
+    #[prost(bool, tag = "14")]
+    pub streamed: bool,
 }
 
 /// A provider was given the call.
@@ -451,6 +454,9 @@ pub struct Outcome {
     /// Microseconds from the call to its end.
     #[prost(uint64, tag = "6")]
     pub micros: u64,
+    /// It is final: another call with the key is given it.
+    #[prost(bool, tag = "7")]
+    pub last: bool,
 }
 
 /// What became of an effect whose call had no outcome.
@@ -462,7 +468,7 @@ pub struct Settled {
     /// How it stands now, by the numbers of `EffectState`.
     #[prost(uint32, tag = "2")]
     pub state: u32,
-    /// Who says so: "recovery", "probe", "operator".
+    /// Who says so: "recovery", "probe", "operator", "provider" (its answer came late).
     #[prost(string, tag = "3")]
     pub by: String,
     /// Why, in words.
@@ -471,6 +477,12 @@ pub struct Settled {
     /// Milliseconds since 1970.
     #[prost(uint64, tag = "5")]
     pub at_ms: u64,
+    /// The error's number, where it failed with one that its callers are given; 0: none.
+    #[prost(uint32, tag = "6")]
+    pub code: u32,
+    /// That error's detail as JSON.
+    #[prost(string, tag = "7")]
+    pub detail: String,
 }
 
 /// A turn of a recorded run began.

@@ -401,6 +401,7 @@ impl Core {
             turn: tape.turn,
             at_ms: at.wall_ms,
             thread: env.thread.to_string(),
+            streamed: false,
         };
         let run = env.run;
         self.tape_record(tape, run, || Record::Intent(intent, Body::Of(env)));
@@ -430,6 +431,7 @@ impl Core {
             detail,
             at_ms: at.wall_ms,
             micros: at.now.micros_since(pending.started),
+            last: false,
         };
         let body: Box<[u8]> = body.into();
         self.tape_record(tape, pending.env.run, || {

@@ -465,6 +465,7 @@ impl Core {
                 }
                 Holding::Work { provider, .. } => {
                     self.free_work(provider, id);
+                    self.end_late(id, None, at);
                     self.reclaim_provider(provider);
                 }
             }

@@ -9,6 +9,7 @@ use crate::broker::Provider;
 use crate::core::Core;
 use crate::envelope::Qos;
 use crate::error::Code;
+use crate::ledger::EffectStats;
 use crate::part::Part;
 use crate::topics::Topic;
 
@@ -321,6 +322,7 @@ pub struct Stats {
     pub logs: Vec<LogStats>,
     pub calls: Waits,
     pub requests: Waits,
+    pub effects: EffectStats,
     pub errors: BTreeMap<&'static str, u64>,
     pub gauges: Gauges,
 }
@@ -401,6 +403,7 @@ impl Core {
             logs: self.parts.values().map(log_stats).collect(),
             calls,
             requests,
+            effects: self.effect_stats(),
             errors: by_name(&self.totals.errors),
             gauges,
         }

@@ -9,6 +9,7 @@ use crate::bus::{Plan, Targets};
 use crate::consume::ConsumerId;
 use crate::core::Core;
 use crate::durable::Publishing;
+use crate::effect::Awaited;
 use crate::envelope::Position;
 use crate::error::{Error, Result};
 use crate::planted::Planted;
@@ -65,12 +66,14 @@ pub(crate) enum Then {
     Died(Box<Dying>),
     /// A dead event is published anew.
     Redriven(Box<Redrive>),
+    /// What was told of an effect is there.
+    Effect(Awaited),
 }
 
 impl Then {
     /// Whether it may be done before what stands ahead of it in the log has reached its own level.
     const fn is_early(&self) -> bool {
-        matches!(self, Self::Hand(_))
+        matches!(self, Self::Hand(_) | Self::Effect(Awaited::Intent(_)))
     }
 }
 
@@ -263,6 +266,7 @@ impl Core {
             (Then::Noted(consumer), _) => self.noted(consumer, false, at),
             (Then::Gone(consumer), _) => self.gone(consumer),
             (Then::Died(dying), _) => self.died(&dying),
+            (Then::Effect(awaited), placed) => self.effect_logged(awaited, placed, at),
             (Then::Fold | Then::Publish(_) | Then::Redriven(_), _) => {}
         }
     }
@@ -277,6 +281,7 @@ impl Core {
             Then::Noted(consumer) => self.noted(consumer, true, at),
             Then::Gone(consumer) => self.not_gone(consumer),
             Then::Died(dying) => self.undied(&dying, at),
+            Then::Effect(awaited) => self.effect_refused(awaited, refused.1, error, at),
             Then::Fold => {}
         }
     }

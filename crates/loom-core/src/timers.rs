@@ -13,6 +13,8 @@ pub(crate) enum Timer {
     Call(CallId),
     /// A call is tried again.
     Attempt(JobId),
+    /// A probe has not answered, or is asked again: partition, effect.
+    Probe(u32, u128),
     /// A parked offer has waited long enough; those due together go in the order they came.
     Park(u64, Ticket),
     /// A queued event is over: subscription, lane, number.

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use loom_core::{Code, Error, Notice, Options};
+use loom_core::{Code, Error, Notice, Options, parse_uuid, show_uuid};
 use memchr::memmem::Finder;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -21,6 +21,7 @@ pub(crate) const CANCEL: u8 = 6;
 pub(crate) const ACCEPTED: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
 pub(crate) const DUE: u8 = 9;
+pub(crate) const PROBE: u8 = 10;
 
 create_exception!(
     loom._engine,
@@ -100,6 +101,15 @@ pub(crate) fn text<'a>(field: &str, value: &'a Bound<'_, PyString>) -> PyResult<
             "this text is not valid Unicode",
             Some(field),
         )
+    })
+}
+
+/// The id of an effect from its text.
+pub(crate) fn effect_id(value: &Bound<'_, PyString>) -> PyResult<u128> {
+    let text = text("effect", value)?;
+    parse_uuid(text).ok_or_else(|| {
+        let message = format!("{text:?} is not the id of an effect");
+        refusal(Code::InvalidParams, &message, Some("effect"))
     })
 }
 
@@ -185,6 +195,12 @@ pub(crate) fn show_notice(py: Python<'_>, notice: Notice, engine: u64) -> PyResu
         Notice::Credit(lease, total) => (CREDIT, lease.0, total, None),
         Notice::Cancel(lease, code) => (CANCEL, lease.0, number(Some(code)), None),
         Notice::Due(millis) => (DUE, 0, millis, None),
+        Notice::Probe(handle, effect) => (
+            PROBE,
+            handle.0,
+            0,
+            Some(PyString::new(py, &show_uuid(effect)).into_any()),
+        ),
         Notice::Accepted(ticket, receipt) => (
             ACCEPTED,
             ticket.0,

@@ -13,7 +13,7 @@ use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
 use crate::clock::{Clock, seconds, seconds_of_millis};
-use crate::convert::{refusal, refuse, text};
+use crate::convert::{effect_id, refusal, refuse, text};
 use crate::delivery::Delivery;
 use crate::history::{Start, look};
 use crate::log::{Settings, Store, Waiting};
@@ -370,6 +370,41 @@ impl Engine {
             serde_json::to_vec(&state.core.routes(namespace)).unwrap_or_default()
         };
         Ok(PyBytes::new(py, &shown))
+    }
+
+    #[pyo3(signature = (namespace, unknown, after, /))]
+    fn effects<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: &Bound<'py, PyString>,
+        unknown: bool,
+        after: Option<&Bound<'py, PyString>>,
+    ) -> PyResult<(Bound<'py, PyBytes>, bool)> {
+        let namespace = text("namespace", namespace)?;
+        let after = after.map(effect_id).transpose()?.unwrap_or_default();
+        let (page, more) = {
+            let state = self.shared.lock()?;
+            state.core.list_effects(namespace, unknown, after)
+        };
+        Ok((PyBytes::new(py, &page), more))
+    }
+
+    #[pyo3(signature = (namespace, effect, /))]
+    fn effect<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: &Bound<'py, PyString>,
+        effect: &Bound<'py, PyString>,
+    ) -> PyResult<Option<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>)>> {
+        let (namespace, effect) = (text("namespace", namespace)?, effect_id(effect)?);
+        let found = {
+            let state = self.shared.lock()?;
+            state.core.show_effect(namespace, effect)
+        };
+        Ok(found.map(|(shown, result)| {
+            let result = result.map(|result| PyBytes::new(py, &result));
+            (PyBytes::new(py, &shown), result)
+        }))
     }
 
     fn directory<'py>(

@@ -59,6 +59,8 @@ mod _engine {
     const NOTICE_REFUSED: u8 = crate::convert::REFUSED;
     #[pymodule_export]
     const NOTICE_DUE: u8 = crate::convert::DUE;
+    #[pymodule_export]
+    const NOTICE_PROBE: u8 = crate::convert::PROBE;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

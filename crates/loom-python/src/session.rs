@@ -5,13 +5,14 @@ use std::sync::Arc;
 use loom_core::record::{Memory, Record, State};
 use loom_core::{
     AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level, LogLine,
-    Offer, ProviderSpec, Publish, Qos, Reply, Report, Request, SessionId, Ticket, Told,
+    Offer, ProbeAnswer, Probed, ProviderSpec, Publish, Qos, Reply, Report, Request, Resolution,
+    Resolve, SessionId, Ticket, Told,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
 use crate::clock::seconds;
-use crate::convert::{millis, refusal, show_notice, text};
+use crate::convert::{effect_id, millis, refusal, show_notice, text};
 use crate::delivery::{Delivery, Holder, Receipt};
 use crate::engine::Shared;
 use crate::history::{Start, begin};
@@ -160,7 +161,7 @@ impl Session {
             .map(|handle| handle.0)
     }
 
-    #[pyo3(signature = (name, version, effect, concurrency, info, provider, /))]
+    #[pyo3(signature = (name, version, effect, concurrency, info, provider, probes, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -173,6 +174,7 @@ impl Session {
         concurrency: u32,
         info: &[u8],
         provider: &Bound<'_, PyString>,
+        probes: bool,
     ) -> PyResult<u64> {
         let (name, version) = (text("name", name)?, text("version", version)?);
         let provider = text("provider", provider)?;
@@ -181,6 +183,7 @@ impl Session {
             name,
             version,
             effect,
+            probes,
             provider,
             concurrency,
             info,
@@ -393,6 +396,45 @@ impl Session {
         };
         self.step(|core, at| core.call(self.id, invoke, at))
             .map(|call| call.0)
+    }
+
+    #[pyo3(signature = (handle, effect, verdict, result, /))]
+    fn probed(
+        &self,
+        handle: u64,
+        effect: &Bound<'_, PyString>,
+        verdict: u8,
+        result: &[u8],
+    ) -> PyResult<bool> {
+        let says = match verdict {
+            0 => Probed::Done(result.into()),
+            1 => Probed::NotDone,
+            2 => Probed::Unknown,
+            _ => Probed::Failed,
+        };
+        let answer = ProbeAnswer {
+            handle: Handle(handle),
+            effect: effect_id(effect)?,
+            says,
+        };
+        self.step(|core, at| core.probed(self.id, answer, at))
+    }
+
+    #[pyo3(signature = (effect, result, note, /))]
+    fn resolve(
+        &self,
+        effect: &Bound<'_, PyString>,
+        result: Option<&[u8]>,
+        note: &Bound<'_, PyString>,
+    ) -> PyResult<u64> {
+        let says = result.map_or(Resolution::Failed, |result| Resolution::Done(result.into()));
+        let resolve = Resolve {
+            effect: effect_id(effect)?,
+            says,
+            note: text("note", note)?,
+        };
+        self.step(|core, at| core.resolve(self.id, resolve, at))
+            .map(|ticket| ticket.0)
     }
 
     #[pyo3(signature = (call, /))]

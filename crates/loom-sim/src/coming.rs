@@ -206,6 +206,7 @@ impl World {
             name: capability,
             version,
             effect: effect_of(capability),
+            probes: false,
             provider: name,
             concurrency,
             info: info.as_bytes(),

@@ -76,6 +76,9 @@ impl World {
                     format!("{lease:?} was cancelled for no reason")
                 })
             }
+            Notice::Probe(..) => ensure(false, "EFFECT-PROBE", || {
+                "a provider without a probe is asked".to_owned()
+            }),
             Notice::Due(millis) => {
                 let bound = self.limits.retry_base_ms << self.limits.call_attempts;
                 let longest = bound.min(self.limits.retry_cap_seconds * 1_000) + 1;

@@ -140,6 +140,7 @@ fn a_call_that_waits_is_announced_when_another_handle_ends_the_one_before() -> R
         name: "look",
         version: "1",
         effect: EffectClass::Pure,
+        probes: false,
         provider: "app",
         concurrency: 1,
         info: b"{}",

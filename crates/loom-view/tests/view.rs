@@ -148,6 +148,7 @@ fn outcome(call: u128, effect: u128, code: u32) -> Record {
         detail: if code > 0 { "{\"message\":\"no\"}" } else { "" }.to_owned(),
         at_ms: AT_MS + 2,
         micros: 2000,
+        last: true,
     };
     Record::Outcome(it, b"true".to_vec().into())
 }

@@ -65,6 +65,8 @@ class Link:
         self._ready: dict[int, Callable[[], None]] = {}
         self._credit: dict[int, asyncio.Future[None]] = {}
         self._cancel: dict[int, Callable[[], object]] = {}
+        self._probe: dict[int, Callable[[str], None]] = {}
+        self._unasked: dict[int, list[str]] = {}  # probes of providers that have not started
         self._parked: dict[int, asyncio.Future[Receipt]] = {}
         self._settled = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
@@ -215,6 +217,12 @@ class Link:
         """Call ``end`` when the link is closed before ``handle`` is removed."""
         self._ended[handle] = end
 
+    def on_probe(self, handle: int, ask: Callable[[str], None]) -> None:
+        """Call ``ask`` with each effect that the provider ``handle`` is asked about."""
+        self._probe[handle] = ask
+        for effect in self._unasked.pop(handle, ()):
+            ask(effect)
+
     def on_cancel(self, lease: int, stop: Callable[[], object]) -> None:
         """Call ``stop`` when nobody waits for ``lease`` any more."""
         self._cancel[lease] = stop
@@ -237,6 +245,8 @@ class Link:
         """Take a registration, provider or subscription out of the engine."""
         self._ready.pop(handle, None)
         self._ended.pop(handle, None)
+        self._probe.pop(handle, None)
+        self._unasked.pop(handle, None)
         if self._closed:
             return
         self.session.remove(handle)
@@ -271,6 +281,7 @@ class Link:
             engine.NOTICE_ACCEPTED: self._on_accepted,
             engine.NOTICE_REFUSED: self._on_refused,
             engine.NOTICE_DUE: self._on_due,
+            engine.NOTICE_PROBE: self._on_probe,
         }
 
     def _on_answer(self, call: int, _: int, envelope: Any) -> None:
@@ -307,6 +318,13 @@ class Link:
         taken = self._parked.get(ticket)
         if taken is not None and not taken.done():
             taken.set_exception(error_from_detail(code, detail))
+
+    def _on_probe(self, handle: int, _: int, effect: Any) -> None:
+        ask = self._probe.get(handle)
+        if ask is not None:
+            ask(effect)
+        else:  # no more at a time than the engine asks one provider about
+            self._unasked.setdefault(handle, []).append(effect)
 
     def _on_due(self, _: int, millis: int, __: Any) -> None:
         self._ring_within(max(millis, 1) / 1000)
@@ -490,9 +508,62 @@ class Local:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
         return self._engine.directory(namespace, kind)
 
+    def effects(
+        self, namespace: str, *, unknown: bool, after: str | None
+    ) -> tuple[list[dict[str, Any]], bool]:
+        """Return a page of effects behind an id, and whether there are more."""
+        page, more = self._engine.effects(namespace, unknown, after)
+        return decode(page), more
+
+    def effect(self, namespace: str, effect: str) -> tuple[dict[str, Any], bytes | None] | None:
+        """Return what is known of an effect, and its result.
+
+        Raises:
+            LoomError: code INVALID_PARAMS for what is not the id of an effect.
+        """
+        try:
+            found = self._engine.effect(namespace, effect)
+        except self._refusal as error:
+            raise _refused(error, "result") from None
+        return None if found is None else (decode(found[0]), found[1])
+
+    def ledger(self, link: Link, namespace: str) -> "Ledger":
+        """Return the effects of a namespace, to be settled through ``link``."""
+        return Ledger(self, link, namespace)
+
     def routes(self, link: Link, namespace: str) -> "RouteTable":
         """Return the selection table of a namespace, to be written through ``link``."""
         return RouteTable(self._engine, link, namespace)
+
+
+class Ledger:
+    """The effects of a namespace, as the engine keeps them."""
+
+    def __init__(self, engine: Local, link: Link, namespace: str) -> None:
+        self._engine = engine
+        self._link = link
+        self._namespace = namespace
+
+    def page(self, *, unknown: bool, after: str | None) -> tuple[list[dict[str, Any]], bool]:
+        """Return a page of effects behind an id, and whether there are more."""
+        return self._engine.effects(self._namespace, unknown=unknown, after=after)
+
+    def find(self, effect: str) -> tuple[dict[str, Any], bytes | None] | None:
+        """Return what is known of an effect, and its result."""
+        return self._engine.effect(self._namespace, effect)
+
+    async def settle(self, effect: str, result: bytes | None, note: str) -> None:
+        """Say what became of an unknown effect: done with ``result``; None: not done.
+
+        Raises:
+            LoomError: it is not there, or not unknown, or the log does not take it.
+        """
+        self._link.check_thread()
+        try:
+            ticket = self._link.session.resolve(effect, result, note)
+        except self._link.refusal as error:
+            raise self._link.translate(error, payload="result") from None
+        await self._link.parked(ticket)
 
 
 class RouteTable:

@@ -59,6 +59,7 @@ def provide(host: Host, capability: Capability[..., Any], provider: str) -> tupl
             serving.limit,
             _capability_info(capability, provider),
             provider,
+            capability.prober is not None,
         )
     except link.refusal as error:
         raise link.translate(error) from None

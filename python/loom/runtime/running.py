@@ -278,8 +278,9 @@ async def _start(run: Running, app: "App") -> None:
     for spec in app.agents:
         run.agents.append(Supervised(run.host, spec))
     run.link.look()
-    for _, pool in run.functions:
+    for serving, pool in run.functions:
         pool.start()
+        serving.listen(pool.handle)
     for agent in run.agents:
         await agent.start()
     run.started = True

@@ -18,6 +18,7 @@ from loom.limits import AGENT_CONCURRENCY, PAYLOAD_BYTES, SYNC_THREADS
 from loom.runtime.gauges import Gauges
 from loom.runtime.host import Host, Raised, is_stopped, log_failure, lost, tell_failure
 from loom.runtime.pool import Target
+from loom.runtime.probing import Probing
 from loom.runtime.threads import Threads
 from loom.runtime.turns import as_it_is
 from loom.validation import keywords_of
@@ -45,6 +46,7 @@ class Serving:
         self._threads: Threads | None = None
         self._workers: Workers | None = None
         self._runs_here = False
+        self._probing: Probing | None = None
         self.is_retired: bool = False  # its agent crashed: what still runs is cut off
         self.limit: int = AGENT_CONCURRENCY  # calls that may be under way at once
         if capability.is_isolated:
@@ -55,6 +57,12 @@ class Serving:
         else:
             self._runs_here = not capability.streams
 
+    def listen(self, handle: int) -> None:
+        """Answer what the engine asks of the capability's probe, if it has one."""
+        if self._capability.prober is not None:
+            self._probing = Probing(self._link, handle, self._capability)
+            self._probing.start()
+
     async def stop(self) -> None:
         """End its worker processes, and wait a moment for it."""
         if self._workers is not None:
@@ -62,6 +70,8 @@ class Serving:
 
     def close(self) -> None:
         """Let idle threads end, and kill processes that are left."""
+        if self._probing is not None:
+            self._probing.close()
         if self._threads is not None:
             self._threads.close()
         if self._workers is not None:

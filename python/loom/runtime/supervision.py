@@ -145,6 +145,8 @@ class Supervised:
     def _start_pools(self) -> None:
         for pool in self.pools:
             pool.start()
+        for serving, handle in zip(self.servings, self._handles, strict=False):
+            serving.listen(handle)
 
     def abandon(self) -> None:
         """Restart it no more, and do not wait for the end of a restart under way."""

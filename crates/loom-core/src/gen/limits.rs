@@ -332,3 +332,27 @@ pub const VIEW_PORTION_BYTES: usize = 8_388_608;
 
 /// In records: records of a log between two snapshots: what a start has to read is bounded by it.
 pub const LOG_SNAPSHOT_RECORDS: usize = 100_000;
+
+/// In results: outcomes kept for calls with the same key; beyond, the oldest go early, counted.
+pub const KEPT_RESULTS: usize = 100_000;
+
+/// In bytes: what the kept outcomes of a namespace hold in memory; the oldest go early, counted.
+pub const KEPT_RESULT_BYTES: usize = 67_108_864;
+
+/// In s: how long the outcome of a keyed call answers calls with the same key.
+pub const KEPT_RESULT_SECONDS: u64 = 86_400;
+
+/// In effects: beyond, unknown effects without a key are forgotten, calls with one refused.
+pub const UNKNOWN_EFFECTS: usize = 10_000;
+
+/// In probes: probes that one provider answers at a time: they come beside its calls.
+pub const PROBES: usize = 4;
+
+/// In s: a probe that has not answered by then has not.
+pub const PROBE_SECONDS: u64 = 10;
+
+/// In attempts: how often one provider is asked about one effect when its probe fails.
+pub const PROBE_ATTEMPTS: usize = 3;
+
+/// In ms: before a probe that failed is asked again; it doubles.
+pub const PROBE_PAUSE_MS: u64 = 1_000;

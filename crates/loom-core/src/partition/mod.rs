@@ -6,6 +6,7 @@
 mod consumers;
 mod dead;
 mod dedup;
+pub(crate) mod effects;
 mod kept;
 
 use std::collections::BTreeMap;
@@ -14,12 +15,14 @@ use prost::Message;
 
 pub use self::consumers::{Begun, ConsumerState};
 pub use self::dead::DeadLetter;
+pub use self::effects::{Effect, EffectState};
 pub use self::kept::{KeptMemory, KeptState};
 
 pub(crate) use self::consumers::Consumers;
 pub(crate) use self::consumers::START_NOW;
 pub(crate) use self::dead::DeadLetters;
 pub(crate) use self::dedup::{Dedup, Known, hash_of, id_of};
+pub(crate) use self::effects::Effects;
 pub(crate) use self::kept::Kept;
 
 use crate::envelope::Position;
@@ -47,6 +50,7 @@ pub struct Partition {
     dedup: Dedup,
     dead: DeadLetters,
     kept: Kept,
+    effects: Effects,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -70,6 +74,8 @@ struct Image {
     dead: Option<dead::Image>,
     #[prost(message, optional, tag = "9")]
     kept: Option<kept::Image>,
+    #[prost(message, optional, tag = "10")]
+    effects: Option<effects::Image>,
 }
 
 impl Partition {
@@ -84,6 +90,7 @@ impl Partition {
             dedup: Dedup::new(limits),
             dead: DeadLetters::new(limits),
             kept: Kept::default(),
+            effects: Effects::new(limits),
         }
     }
 
@@ -121,6 +128,10 @@ impl Partition {
                 self.dead.enter(it);
             }
             Record::Redriven(Redriven { consumer, n }) => self.dead.remove(*consumer, *n),
+            Record::Intent(..)
+            | Record::Dispatched(_)
+            | Record::Outcome(..)
+            | Record::Settled(..) => self.effects.apply(position, record),
             Record::State(it, body) => self.kept.put_state(it, body),
             Record::Memory(it, body) => self.kept.put_memory(it, body),
             _ => {}
@@ -183,12 +194,21 @@ impl Partition {
         self.dedup.get(id, self.clock_ms)
     }
 
+    pub(crate) fn effects(&self) -> &Effects {
+        &self.effects
+    }
+
     pub(crate) fn letters(&self) -> &DeadLetters {
         &self.dead
     }
 
     pub(crate) fn forget_ids(&mut self) {
         self.dedup.clear();
+    }
+
+    /// A bug that the simulator asks for.
+    pub(crate) fn forget_kept(&mut self) {
+        self.effects.forget_kept();
     }
 
     pub(crate) fn forget_attempts(&mut self) {
@@ -255,6 +275,7 @@ impl Partition {
             dedup: Some(self.dedup.save()),
             dead: Some(self.dead.save()),
             kept: Some(self.kept.save()),
+            effects: Some(self.effects.save()),
         }
         .encode_to_vec()
     }
@@ -289,6 +310,7 @@ impl Partition {
             dedup: Dedup::load(image.dedup.unwrap_or_default(), limits),
             dead: DeadLetters::load(image.dead.unwrap_or_default(), limits),
             kept: Kept::load(image.kept.unwrap_or_default()),
+            effects: Effects::load(image.effects.unwrap_or_default(), limits),
         })
     }
 

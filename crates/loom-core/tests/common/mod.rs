@@ -25,6 +25,7 @@ pub(crate) struct Seen {
     pub(crate) credits: Vec<(LeaseId, u64)>,
     pub(crate) cancels: Vec<(LeaseId, Code)>,
     pub(crate) accepted: Vec<(Ticket, Receipt)>,
+    pub(crate) probes: Vec<(Handle, u128)>,
     pub(crate) due: Vec<u64>,
     pub(crate) refused: Vec<(Ticket, loom_core::Error)>,
 }
@@ -314,6 +315,7 @@ impl World {
                 Notice::Chunk(call, body) => seen.chunks.push((call, body)),
                 Notice::Credit(lease, total) => seen.credits.push((lease, total)),
                 Notice::Cancel(lease, code) => seen.cancels.push((lease, code)),
+                Notice::Probe(handle, effect) => seen.probes.push((handle, effect)),
                 Notice::Due(millis) => seen.due.push(millis),
                 Notice::Accepted(ticket, receipt) => seen.accepted.push((ticket, receipt)),
                 Notice::Refused(ticket, error) => seen.refused.push((ticket, error)),
@@ -361,6 +363,7 @@ pub(crate) fn spec(name: &str) -> ProviderSpec<'_> {
         name,
         version: "1",
         effect: EffectClass::Pure,
+        probes: false,
         provider: "app",
         concurrency: 4,
         info: b"{}",
