@@ -22,7 +22,7 @@ _INTERRUPTED: Final = 130
 _STEPS: Final = 1 << 14  # of SQLite's machine, between two looks at Ctrl-C
 _SLOW: Final = 1.0  # seconds before a terminal is told what is going on
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _SHORT: Final = 4  # characters that may stand for an id
 _SEE: Final = {"run": "`loom runs` lists them", "thread": '`loom sql "SELECT * FROM threads"`'}
 
