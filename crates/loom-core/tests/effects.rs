@@ -59,6 +59,10 @@ impl Life {
             wall_ms,
         } = past;
         let mut w = World::with(limits.clone());
+        #[cfg(feature = "planted")]
+        if let Some(bug) = planted::PLANTED.get() {
+            w.core.plant(bug);
+        }
         w.at.wall_ms = w.at.wall_ms.max(wall_ms + 10);
         let epoch = epoch + 1;
         let position = Position {
@@ -908,4 +912,61 @@ fn a_listing_says_of_each_effect_what_is_known_page_by_page() {
     let second: Vec<Value> = serde_json::from_slice(&second).unwrap();
     assert_eq!((first.len() + second.len(), more), (301, false));
     assert_eq!(life.w.core.list_effects("elsewhere", false, 0).0, b"[]");
+}
+
+#[cfg(feature = "planted")]
+mod planted {
+    use std::cell::Cell;
+    use std::panic::catch_unwind;
+
+    use loom_core::Planted;
+
+    thread_local! {
+        /// The bug that every life of this thread begins with.
+        pub(super) static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
+    }
+
+    /// Tells a story to an engine with the bug, which must break it; without it the story is a test of its own above.
+    fn breaks(bug: Planted, story: fn()) {
+        PLANTED.set(Some(bug));
+        let broken = catch_unwind(story).is_err();
+        PLANTED.set(None);
+        assert!(broken, "{bug:?} was not caught");
+    }
+
+    // requirement: SIM-CATCHES
+    #[test]
+    fn a_call_that_does_not_wait_for_its_intent_is_caught() {
+        breaks(
+            Planted::IntentUnawaited,
+            super::a_call_that_is_not_pure_is_given_to_its_provider_when_its_intent_is_in_the_log,
+        );
+    }
+
+    // requirement: SIM-CATCHES
+    #[test]
+    fn outcomes_that_are_forgotten_at_a_restart_are_caught() {
+        breaks(
+            Planted::KeptForgotten,
+            super::a_call_with_the_key_of_one_that_has_ended_is_given_its_outcome_in_this_life_and_the_next,
+        );
+    }
+
+    // requirement: SIM-CATCHES
+    #[test]
+    fn an_effect_id_that_changes_over_attempts_is_caught() {
+        breaks(
+            Planted::EffectIdChanges,
+            super::the_effect_id_stays_over_attempts_and_for_a_key_over_lives,
+        );
+    }
+
+    // requirement: SIM-CATCHES
+    #[test]
+    fn an_unsafe_call_that_is_done_again_after_a_crash_is_caught() {
+        breaks(
+            Planted::UnknownRetried,
+            super::an_unsafe_call_cut_off_by_a_crash_is_left_unknown,
+        );
+    }
 }
