@@ -17,7 +17,7 @@ PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
 Q ?=
 SCALE ?= 1
 
-.PHONY: help setup demo test test-deps bench prove prove-log lint format gen lock docs dist clean tools
+.PHONY: help setup demo demo-crash test test-deps bench prove prove-log lint format gen lock docs dist clean tools
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ demo: $(STAMPS)/engine-release ## Let the trio answer a question: make demo Q=".
 	for command in runs logs "logs --level error" 'sql "SELECT topic, count(*) FROM events GROUP BY topic"'; do \
 		echo "  $(VENV)/bin/loom $$command --data $$data"; \
 	done
+
+demo-crash: $(STAMPS)/engine-release ## Kill the trio twice in the middle of its work, and see that nothing is lost or done twice
+	@$(PY) tools/demo_crash.py
 
 test: setup ## Check and test everything; prints the time of each stage
 	@$(PY) tools/stages.py test
