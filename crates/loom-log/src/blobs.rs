@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fastcdc::v2020::FastCDC;
 
 use crate::error::{LogError, Result};
-use crate::files::{Storage, read_some, sync_dir, write_whole};
+use crate::files::{Health, Storage, read_some, write_whole};
 use crate::machine::Ahead;
-use crate::storage::{File as Name, Op};
+use crate::storage::{Directory, File as Name, Op};
 
 /// A piece under its blake3 hash.
 pub(crate) type Hash = [u8; 32];
@@ -76,6 +76,7 @@ pub(crate) struct Blobs {
     buffer: Vec<u8>,
     /// What stands in the buffer, and where it was known to be before.
     gathered: Vec<(Hash, Option<Place>)>,
+    health: Arc<Health>,
 }
 
 /// Hashes that were named lately; what is in neither half was named before the collection before the last.
@@ -164,6 +165,7 @@ impl Blobs {
             touched: Touched::default(),
             buffer: Vec::new(),
             gathered: Vec::new(),
+            health: Arc::default(),
         }
     }
 
@@ -308,6 +310,11 @@ impl Blobs {
         }
     }
 
+    /// Whether a sync of them has failed.
+    pub(crate) fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
     /// The file that must be synced before records that name the pieces written so far count as synced, and its end.
     pub(crate) fn unsynced(&self) -> Option<(Name, u32)> {
         let active = self.active.as_ref()?;
@@ -342,7 +349,7 @@ impl Blobs {
         let begun = file
             .write_all_at(&header, 0)
             .map_err(|e| LogError::io(&path, "writing", &e))
-            .and_then(|()| sync_dir(&self.dir));
+            .and_then(|()| self.sync_names(storage));
         if let Err(error) = begun {
             // It holds nothing; when it cannot be removed either, the next life passes over it.
             let _ = fs::remove_file(&path);
@@ -373,14 +380,24 @@ impl Blobs {
             synced: active.end,
             pieces: active.pieces.clone(),
         };
-        write_index(&self.dir, active.number, active.end.into(), &found)?;
+        match write_index(&self.dir, active.number, active.end.into(), &found) {
+            // It may have been the directory that could not be synced, and the next sync of that proves nothing.
+            Err(error @ LogError::Io { .. }) => return self.health.sync(|| Err(error)),
+            written => written?,
+        }
         self.active = None;
         Ok(())
     }
 
+    fn sync_names(&self, storage: &dyn Storage) -> Result<()> {
+        let directory = Directory::Blobs;
+        self.health
+            .sync(|| storage.perform(&Op::SyncDirectory { directory }))
+    }
+
     fn sync(&mut self, storage: &dyn Storage) -> Result<()> {
         if let Some((file, end)) = self.unsynced() {
-            storage.perform(&Op::Sync { file })?;
+            self.health.sync(|| storage.perform(&Op::Sync { file }))?;
             self.synced(file, end);
         }
         Ok(())
@@ -494,7 +511,7 @@ impl Blobs {
             }
             kept.sort_unstable_by_key(|(_, place)| place.at);
             self.relocate(storage, &kept)?;
-            self.drop_segment(number)?;
+            self.drop_segment(storage, number)?;
             gone.push((Name::Blobs(number).name(), bytes));
         }
         Ok(gone)
@@ -515,7 +532,7 @@ impl Blobs {
         self.sync(storage)
     }
 
-    fn drop_segment(&mut self, number: u32) -> Result<()> {
+    fn drop_segment(&mut self, storage: &dyn Storage, number: u32) -> Result<()> {
         self.index.retain(|_, place| place.segment != number);
         self.segments.remove(&number);
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
@@ -527,7 +544,7 @@ impl Blobs {
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 Err(LogError::io(&path, "removing the index of", &e))
             }
-            _ => sync_dir(&self.dir),
+            _ => self.sync_names(storage),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{LogError, Result};
 use crate::storage::{File as Name, Op};
@@ -18,6 +18,45 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// What the operating system says; then it is not known how much of it was done.
     fn perform(&self, op: &Op) -> Result<()>;
+}
+
+/// Whether what was written outside the machine's own files can still be trusted: the first sync that failed, if any did.
+///
+/// The operating system tells a failed sync once. The next one of the same file succeeds although what was to be synced
+/// may be lost, so after the first nothing that is synced later proves anything.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    lost: Mutex<Option<LogError>>,
+}
+
+impl Health {
+    fn state(&self) -> MutexGuard<'_, Option<LogError>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Syncs, unless an earlier sync has failed. One at a time: who comes while one fails must not take its own for good.
+    ///
+    /// # Errors
+    /// What the operating system says, now or when the first one failed.
+    pub(crate) fn sync(&self, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut lost = self.state();
+        if let Some(error) = &*lost {
+            return Err(error.clone());
+        }
+        let done = sync();
+        if let Err(error) = &done
+            && !matches!(error, LogError::Descriptors { .. })
+        {
+            // Without a descriptor nothing was begun, and it can be tried again; anything else is told only once.
+            *lost = Some(error.clone());
+        }
+        done
+    }
+
+    /// The sync that failed.
+    pub(crate) fn lost(&self) -> Option<LogError> {
+        self.state().clone()
+    }
 }
 
 /// The files of one namespace in a real directory.

@@ -187,7 +187,11 @@ impl Log {
         let _kept = lock(&disk.keeper);
         let partition = disk.shared.partition(partition)?;
         let now = disk.shared.now_ms();
-        retention::retain(&partition, disk.shared.options.retention, now, needs)
+        let deleted = retention::retain(&partition, disk.shared.options.retention, now, needs);
+        if deleted.is_err() {
+            disk.shared.look_after(&partition);
+        }
+        deleted
     }
 
     /// Copies the log to a new directory while it goes on, and checks the copy.

@@ -300,6 +300,16 @@ impl Machine {
         self.pump();
     }
 
+    /// A sync of something that records rest on has failed outside: it is as if one of the machine's own had. Says
+    /// whether it was still alive.
+    pub fn lose(&mut self, failure: Failure) -> bool {
+        let was_alive = self.is_alive();
+        if was_alive {
+            self.fence(failure);
+        }
+        was_alive
+    }
+
     /// Moves the answers that are there to the end of `into`.
     pub fn take_answers(&mut self, into: &mut Vec<Answered>) {
         into.append(&mut self.answers);

@@ -12,11 +12,11 @@ use loom_core::{Level, Position, Ticket};
 use crate::api::{Answer, Batch, ReadLimit};
 use crate::blobs::{Blobs, INLINE_BYTES};
 use crate::error::{LogError, Result};
-use crate::files::Storage;
+use crate::files::{Health, Storage};
 use crate::format::{self, Form, Frame, Mark, Stored};
 use crate::machine::{Ahead, Answered, Append, Machine, Refusal};
 use crate::mark::MarkFile;
-use crate::storage::{Failure, Op, OpId};
+use crate::storage::{Failure, File as Name, Op, OpId};
 use crate::walk::{Limit, Places, Walk};
 
 /// Walks that are kept where the last read ended, one for each reader that goes on from there.
@@ -29,6 +29,8 @@ pub(crate) struct Partition {
     pub(crate) dir: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) blobs: Mutex<Blobs>,
+    /// Whether a sync outside the machine has failed.
+    pub(crate) health: Arc<Health>,
     pub(crate) places: Places,
     driver: Mutex<Driver>,
     /// Something may have come true that somebody waits for.
@@ -73,6 +75,7 @@ impl Partition {
             namespace: namespace.to_owned(),
             dir: dir.to_path_buf(),
             storage,
+            health: blobs.health(),
             blobs: Mutex::new(blobs),
             places: Places::default(),
             driver: Mutex::new(Driver {
@@ -101,15 +104,27 @@ impl Partition {
 
     /// Does one thing that the machine asked for.
     pub(crate) fn perform(&self, op: &Op) -> Result<()> {
-        let Op::Sync { file } = op else {
+        let Op::Sync {
+            file: file @ Name::Blobs(_),
+        } = op
+        else {
             return self.storage.perform(op);
         };
         let end = self.blobs().unsynced().filter(|(dirty, _)| dirty == file);
-        self.storage.perform(op)?;
+        self.health.sync(|| self.storage.perform(op))?;
         if let Some((_, end)) = end {
             self.blobs().synced(*file, end);
         }
         Ok(())
+    }
+
+    /// Why it is over, if a sync outside the machine has failed.
+    pub(crate) fn lost(&self) -> Option<LogError> {
+        let error = self.health.lost()?;
+        Some(LogError::ReadOnly {
+            path: self.dir.clone(),
+            why: error.to_string(),
+        })
     }
 
     /// Does all that the machine asks for and that is quick, and takes its answers.
@@ -324,6 +339,15 @@ impl Driver {
             failure
         });
         self.machine.done(id, result);
+    }
+
+    /// A sync that the machine did not ask for has failed. Says whether that ended it.
+    pub(crate) fn lost(&mut self, error: LogError) -> bool {
+        let is_news = self.machine.lose(Failure::Broken(error.to_string()));
+        if is_news {
+            self.failed = Some(error);
+        }
+        is_news
     }
 
     /// A commit is synced: what comes next gathers for a moment if somebody was answered; says whether it does.

@@ -336,8 +336,11 @@ impl Shared {
                     bytes += append.batch.frame_bytes() as u64;
                     appends.push(append);
                 }
-                Err(error) => refused.push((out, error)),
+                Err(error) => refused.push((out, partition.lost().unwrap_or(error))),
             }
+        }
+        if !refused.is_empty() {
+            self.look_after(&partition);
         }
         self.counts.records.fetch_add(records, Ordering::Relaxed);
         self.counts.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -409,6 +412,18 @@ impl Shared {
         let left = partition.drive(&mut driver, before);
         drop(driver);
         self.pass_on(partition, left);
+    }
+
+    /// Ends the machine of a partition when a sync that it did not ask for has failed.
+    pub(crate) fn look_after(&self, partition: &Arc<Partition>) {
+        let Some(error) = partition.health.lost() else {
+            return;
+        };
+        let mut is_news = false;
+        self.ask(partition, |driver| is_news = driver.lost(error));
+        self.counts
+            .failed
+            .fetch_add(u64::from(is_news), Ordering::Relaxed);
     }
 
     /// Syncs what nobody waits for, when it has lain long enough.

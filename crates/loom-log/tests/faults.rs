@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Bench, LONG, boot, noise, open, small, step, texts, tree, try_open};
 use loom_core::{Code, Error, Level};
-use loom_log::{Boot, File, Files, LogError, MakeStorage, Op, Options, Storage};
+use loom_log::{Boot, Directory, File, Files, LogError, MakeStorage, Op, Options, Storage};
 use tempfile::tempdir;
 
 /// Files whose syncs wait while the gate is shut.
@@ -221,6 +221,83 @@ fn a_record_is_not_acknowledged_before_its_pieces_are_synced() {
     );
     assert!(bench.put(Level::Disk, step(&noise(2, 50_000))).is_err());
     assert_eq!(faults.done.load(Ordering::Relaxed), 1);
+}
+
+/// A log that syncs only when it must, with nearly a segment of pieces that are written and not synced.
+fn with_unsynced_pieces(dir: &Path) -> (Bench, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    let options = Options {
+        storage: faults.storage(),
+        sync_ms: 600_000,
+        ..small()
+    };
+    let mut bench = try_open(dir, options, &boot()).unwrap();
+    for i in 0..3 {
+        bench.put(Level::Os, step(&noise(i, 300_000))).unwrap();
+    }
+    (bench, faults)
+}
+
+/// After what was lost nothing may be acknowledged, large or small, until the log is opened again.
+fn takes_nothing_more(bench: &mut Bench, faults: &Faults) {
+    let error = bench
+        .put(Level::Disk, step(&noise(9, 300_000)))
+        .unwrap_err();
+    assert_eq!(faults.done.load(Ordering::Relaxed), 1);
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains("Input/output error"), "{error}");
+    for body in [noise(9, 300_000), noise(0, 300_000), b"small".to_vec()] {
+        let refused = bench.put(Level::Disk, step(&body)).unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable);
+    }
+    assert!(bench.log.stats().failed > 0);
+    let mut again = 0;
+    bench
+        .log
+        .partition("main", &boot(), &mut |_| again += 1)
+        .unwrap();
+    assert!(again > 0);
+    bench.put(Level::Disk, step(&noise(9, 300_000))).unwrap();
+}
+
+// requirement: BLOB-FAULTS
+#[test]
+fn a_segment_of_pieces_whose_last_sync_fails_once_fences_the_log() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_unsynced_pieces(dir.path());
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::Sync {
+                    file: File::Blobs(0)
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    takes_nothing_more(&mut bench, &faults);
+}
+
+// requirement: BLOB-FAULTS
+#[test]
+fn a_segment_of_pieces_whose_name_could_not_be_synced_fences_the_log() {
+    let dir = tempdir().unwrap();
+    let (mut bench, faults) = with_unsynced_pieces(dir.path());
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::SyncDirectory {
+                    directory: Directory::Blobs
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    takes_nothing_more(&mut bench, &faults);
 }
 
 // requirement: BLOB-FAULTS
