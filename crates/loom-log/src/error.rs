@@ -183,7 +183,9 @@ impl LogError {
         match self {
             Self::NotALog { .. } => "name an empty or a new directory, or the one of a log",
             Self::Newer { .. } => "update Loom; an older one would destroy what it cannot read",
-            Self::Held { .. } => "stop that process, or name another directory",
+            Self::Held { .. } => {
+                "stop that process and the children that it forked, or name another directory"
+            }
             Self::Corrupt { .. } => {
                 "restore a backup, or start it with `loom run --accept-loss` and lose what cannot be read"
             }
@@ -225,7 +227,7 @@ impl fmt::Display for LogError {
             Self::Held { path, pid } => {
                 write!(f, "{} is open in ", path.display())?;
                 match pid {
-                    Some(pid) => write!(f, "process {pid}"),
+                    Some(pid) => write!(f, "process {pid}, or in a child that it forked"),
                     None => write!(f, "another process"),
                 }
             }

@@ -22,10 +22,21 @@ const MAGIC: &str = "loom log";
 const TRIES: usize = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Holds the data directory until it is dropped.
+/// Holds the data directory until it is dropped by the process that took it.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+    /// A child that was forked has the same open file, and its end must not let go of what the parent holds.
+    pid: u32,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.pid == std::process::id() {
+            // Closing would not do: a forked child may keep the file open. If it fails, closing is what is left.
+            let _ = flock(&self.file, FlockOperation::Unlock);
+        }
+    }
 }
 
 /// Who holds a data directory.
@@ -74,7 +85,10 @@ impl Lock {
                 sync_dir(parent)?;
             }
         }
-        Ok(Self { _file: file })
+        Ok(Self {
+            file,
+            pid: std::process::id(),
+        })
     }
 }
 
@@ -193,4 +207,40 @@ fn read_holder(file: &mut File) -> Option<Holder> {
 fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_or_else(|_| "-".to_owned(), |id| id.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // requirement: LOG-ONE-ENGINE
+    #[test]
+    fn a_forked_child_keeps_no_directory_that_its_parent_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        // What a fork leaves in the child: a second descriptor of the same open file.
+        let of_child = held.file.try_clone().unwrap();
+        drop(held);
+        assert_eq!(holder(dir.path()).unwrap(), None);
+        let again = Lock::take(dir.path()).unwrap();
+        drop(of_child);
+        assert!(holder(dir.path()).unwrap().is_some());
+        drop(again);
+    }
+
+    // requirement: LOG-ONE-ENGINE
+    #[test]
+    fn a_forked_child_that_ends_does_not_let_go_of_what_its_parent_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        let of_child = Lock {
+            file: held.file.try_clone().unwrap(),
+            pid: held.pid + 1,
+        };
+        drop(of_child);
+        let error = Lock::take(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("child"), "{error}");
+        drop(held);
+        assert_eq!(holder(dir.path()).unwrap(), None);
+    }
 }

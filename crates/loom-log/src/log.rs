@@ -38,6 +38,8 @@ enum Kind {
 /// A log in a directory.
 struct Disk {
     dir: PathBuf,
+    /// The process that opened it: one that was forked has none of the threads, and writes nothing.
+    pid: u32,
     shared: Arc<Shared>,
     /// One partition is opened at a time; knows their numbers.
     opening: Mutex<BTreeMap<String, u32>>,
@@ -69,6 +71,7 @@ impl Log {
         let shared = Arc::new(Shared::new(options, sink));
         let disk = Disk {
             dir: dir.to_path_buf(),
+            pid: std::process::id(),
             shared: Arc::clone(&shared),
             opening: Mutex::new(opening::numbers(dir)?),
             keeper: Mutex::default(),
@@ -120,6 +123,17 @@ impl Log {
         match &self.kind {
             Kind::Disk(disk) => disk.partition(namespace, boot, each),
             Kind::Memory(memory) => Ok(memory.partition(namespace, boot, each)),
+        }
+    }
+
+    /// Closes one partition, whose records nobody could use: it may be opened again.
+    ///
+    /// # Errors
+    /// [`LogError::ReadOnly`] when it cannot be closed well; it is over then as well.
+    pub fn leave(&self, partition: u32) -> Result<()> {
+        match &self.kind {
+            Kind::Disk(disk) => disk.leave(partition),
+            Kind::Memory(_) => Ok(()),
         }
     }
 
@@ -293,6 +307,26 @@ impl Disk {
         Ok(opened)
     }
 
+    fn leave(&self, number: u32) -> Result<()> {
+        let partition = self.shared.partition(number)?;
+        let closed = Record::Closed(loom_core::record::Closed {
+            at_ms: self.shared.now_ms(),
+        });
+        self.shared.ask(&partition, |driver| {
+            driver.machine.close(own(&closed, None, true).batch);
+        });
+        let mut driver = partition.driver();
+        loop {
+            if let Some(failure) = driver.machine.fenced().cloned() {
+                return Err(partition.refused(&driver, &Refusal::Fenced(failure)));
+            }
+            if driver.machine.is_closed() {
+                return Ok(());
+            }
+            driver = partition.wait(driver, LOOK);
+        }
+    }
+
     /// Waits until a partition is synced: before a position, or all that was appended.
     fn flush(&self, number: u32, before: Option<u64>) -> Result<()> {
         let partition = self.shared.partition(number)?;
@@ -319,7 +353,7 @@ impl Disk {
     }
 
     fn close(&self, timeout: Duration) -> Result<()> {
-        if lock(&self.lock).is_none() {
+        if self.pid != std::process::id() || lock(&self.lock).is_none() {
             return Ok(());
         }
         self.shared.refuse_more();

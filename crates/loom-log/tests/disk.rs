@@ -348,3 +348,26 @@ fn namespaces_have_logs_of_their_own_under_numbers_that_stay() {
         );
     }
 }
+
+// requirement: LOG-CLOSE
+#[test]
+fn a_partition_that_is_left_is_closed_well_and_opens_again() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    bench.put_text("one");
+    let twice = bench.log.partition("main", &boot(), &mut |_| {});
+    assert!(twice.is_err());
+    bench.log.leave(bench.partition).unwrap();
+    assert!(bench.put(Level::Os, step(b"closed")).is_err());
+    let mut found = Vec::new();
+    let again = bench.log.partition("main", &boot(), &mut |recovered| {
+        if let loom_log::Recovered::Record(at, record) = recovered {
+            found.push((at, record));
+        }
+    });
+    let again = again.unwrap();
+    assert!(again.clean);
+    assert_eq!((again.partition, again.epoch), (bench.partition, 2));
+    assert_eq!(texts(&found), ["one"]);
+    bench.put_text("two");
+}

@@ -16,7 +16,9 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Bench, LONG, boot, noise, open, small, step, texts, tree, try_open};
 use loom_core::{Code, Error, Level};
-use loom_log::{Boot, Directory, File, Files, LogError, MakeStorage, Op, Options, Storage};
+use loom_log::{
+    Boot, Directory, File, Files, LogError, MakeStorage, Op, Options, Retention, Storage,
+};
 use tempfile::tempdir;
 
 /// Files whose syncs wait while the gate is shut.
@@ -298,6 +300,58 @@ fn a_segment_of_pieces_whose_name_could_not_be_synced_fences_the_log() {
         1,
     );
     takes_nothing_more(&mut bench, &faults);
+}
+
+// requirement: BLOB-FAULTS
+#[test]
+fn pieces_that_retention_moved_and_could_not_sync_fence_the_log_and_stay_where_they_were() {
+    let dir = tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let options = Options {
+        storage: faults.storage(),
+        retention: Retention {
+            age_ms: None,
+            bytes: Some(0),
+        },
+        ..small()
+    };
+    let mut bench = try_open(dir.path(), options, &boot()).unwrap();
+    let shared = noise(1, 100_000);
+    bench.put(Level::Disk, step(&shared)).unwrap();
+    for i in 0..10 {
+        let body = noise(100 + i, 200_000);
+        bench.put(Level::Disk, step(&body)).unwrap();
+    }
+    // Small records fill the first segment, so that it may go with what it names.
+    for (i, name) in [b"one", b"two"].into_iter().enumerate() {
+        if i == 1 {
+            bench.put(Level::Disk, step(&shared)).unwrap();
+        }
+        let sent: Vec<u64> = (0..1_200)
+            .map(|_| bench.send(Level::Os, step(&noise(9, 15_000))))
+            .collect();
+        let places: Vec<_> = sent.iter().map(|t| bench.inbox.wait(*t).unwrap()).collect();
+        bench.log.snapshot(*places.last().unwrap(), name).unwrap();
+    }
+    let blobs = dir.path().join("main/blobs/00000000.seg");
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::Sync {
+                    file: File::Blobs(_)
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    let failed = (0..3).any(|_| bench.log.retain(bench.partition, None).is_err());
+    assert!(failed);
+    assert_eq!(faults.done.load(Ordering::Relaxed), 1);
+    assert!(blobs.exists());
+    let error = bench.put(Level::Disk, step(b"small")).unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
 }
 
 // requirement: BLOB-FAULTS
