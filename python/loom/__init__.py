@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loom.capabilities import Bound, Capability, Done, NotDone, capability
     from loom.context import Context
     from loom.directory import AgentInfo, CapabilityInfo
+    from loom.effects import EffectInfo
     from loom.envelope import Event, Position, Receipt, Replies
     from loom.errors import LoomError
     from loom.middleware import Call, Item, Middleware, Next
@@ -31,6 +32,7 @@ __all__ = [
     "CapabilityInfo",
     "Context",
     "Done",
+    "EffectInfo",
     "Event",
     "Item",
     "LoomError",
@@ -57,6 +59,7 @@ _HOMES = {
     "CapabilityInfo": "directory",
     "Context": "context",
     "Done": "capabilities",
+    "EffectInfo": "effects",
     "Event": "envelope",
     "Item": "middleware",
     "LoomError": "errors",

@@ -11,6 +11,7 @@ from loom.agent import Agent, AgentSpec, Handler, spec_of
 from loom.capabilities import Capability, FunctionDecorator, Isolation, Terms
 from loom.checks import check_text, check_texts
 from loom.directory import Effect
+from loom.effects import Effects
 from loom.envelope import Event, Start
 from loom.errors import Conflict, InvalidParams, NotSupported
 from loom.limits import AGENT_CONCURRENCY, MAX_DELIVER
@@ -47,6 +48,7 @@ class App:
         self.agents: list[AgentSpec] = []
         self.capabilities: list[Capability[..., Any]] = []
         self.routes: Routes = Routes()
+        self.effects: Effects = Effects()
         self._running: Running | None = None
 
     # -- what it consists of ----------------------------------------------------------------------
@@ -226,10 +228,12 @@ class App:
         self.check_idle()
         self._running = run
         self.routes.bind(run.engine.routes(run.link, self.namespace))
+        self.effects.bind(run.engine.ledger(run.link, self.namespace))
         try:
             yield
         finally:
             self.routes.bind(None)
+            self.effects.bind(None)
             self._running = None
 
     async def serve(self, *, data: "DataDir | None" = None) -> None:

@@ -366,13 +366,15 @@ class Context(Record, Generic[S], gc=False, eq=False):
         """Call a capability, ``fn.bind(…)`` or a name with ``args``, and wait for its result.
 
         ``timeout`` in seconds, by default what the capability declares. A ``key`` names what the
-        call is for: while one is under way, another with that key and the same arguments joins it,
-        and a keyed call is tried again after a refusal, whatever its effect. ``version`` of a name
-        is by default the newest that somebody can serve.
+        call is for: while one is under way, another with that key and the same arguments joins it;
+        once it has ended, a call of what is not pure is given its outcome for 24 hours, after a
+        restart too, and errors that may pass are forgotten. A keyed call is tried again after a
+        refusal, whatever its effect. ``version`` of a name is by default the newest that somebody
+        can serve.
 
         Raises:
             NotFound: no capability of that name, or not that version of it.
-            Conflict: a call with this key and other arguments is under way.
+            Conflict: a call with this key had other arguments.
             ProviderUnavailable: it is known, and nobody can serve it now.
             InvalidParams: the arguments do not fit its schema.
             DeadlineExceeded: no result in time, and it changes nothing outside.

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -638,6 +639,137 @@ def test_beside_a_running_engine_redrive_and_snapshot_say_to_stop_it(
     assert loom("snapshot", "--data", dead).code == 0
 
 
+# -- effects --------------------------------------------------------------------------------------
+
+PAYING = '''
+import asyncio
+import os
+
+import loom
+
+app = loom.App("shop")
+up = asyncio.Event()
+
+
+@app.capability("card.charge", effect="unsafe", timeout=20)
+async def charge(item: str) -> str:
+    """Charge for an item; gold takes the process with it, and what it paid for is not known."""
+    if item == "gold":
+        os.kill(os.getpid(), 9)
+    return "paid"
+
+
+async def main(ctx: loom.Context, args: list[str]) -> None:
+    for item in args:
+        print(await ctx.tool(charge.bind(item=item), key=item), flush=True)
+    if not args:
+        await up.wait()
+'''
+
+
+@pytest.fixture
+def charged(tmp_path: Path) -> Path:
+    """A data directory with an effect that was done and one that nobody knows of."""
+    (tmp_path / "shop.py").write_text(PAYING, encoding="utf-8")
+    ran = run_shop(tmp_path, "milk", "gold")
+    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, "paid\n"), ran.stderr
+    return tmp_path / "data"
+
+
+@pytest.mark.requirement("EFFECT-CLI")
+def test_effects_of_a_killed_app_are_listed_and_shown_and_what_it_had_begun_is_unknown(
+    loom: Loom, charged: Path
+) -> None:
+    listed = loom("effects", "list", "--data", charged, "--json").lines
+    assert [(one["key"], one["state"]) for one in listed] == [
+        ("milk", "confirmed"),
+        ("gold", "unknown"),
+    ]
+    (gold,) = loom("effects", "list", "--unknown", "--data", charged, "--json").lines
+    assert gold == listed[1]
+    assert (gold["capability"], gold["effect"]) == ("card.charge", "unsafe")
+    text = loom("effects", "list", "--data", charged)
+    assert text.code == 0
+    assert "card.charge" in text.out
+    shown = loom("effects", "show", gold["id"][-8:], "--data", charged)
+    assert shown.code == 0
+    assert gold["id"] in shown.out
+    assert "the engine ended before its outcome" in shown.out
+    milk = loom("effects", "show", listed[0]["id"], "--data", charged, "--json").lines[0]
+    assert (milk["result"], milk["code"]) == ('"paid"', "OK")
+
+
+@pytest.mark.requirement("EFFECT-CLI", "EFFECT-RESOLVE")
+def test_an_effect_that_was_done_is_resolved_once_and_its_key_is_given_the_result(
+    loom: Loom, charged: Path
+) -> None:
+    (gold,) = loom("effects", "list", "--unknown", "--data", charged, "--json").lines
+    words = ["effects", "resolve", gold["id"]]
+    said = loom(*words, "--done", "--result", '"by hand"', "--note", "seen", "--data", charged)
+    assert said.code == 0, said.err
+    assert "reconciled" in said.out
+    again = loom(*words, "--failed", "--data", charged)
+    assert again.code == 1
+    assert "not unknown" in again.err
+    assert loom("effects", "list", "--unknown", "--data", charged).out == ""
+    shown = loom("effects", "show", gold["id"], "--data", charged, "--json").lines[0]
+    assert (shown["state"], shown["by"], shown["note"]) == ("reconciled", "operator", "seen")
+    assert run_shop(charged.parent, "gold").stdout == "by hand\n"
+
+
+@pytest.mark.requirement("EFFECT-CLI", "EFFECT-RESOLVE")
+def test_an_effect_that_was_not_done_is_done_by_the_next_call_with_its_key(
+    loom: Loom, charged: Path
+) -> None:
+    (gold,) = loom("effects", "list", "--unknown", "--data", charged, "--json").lines
+    before = run_shop(charged.parent, "gold")
+    assert before.returncode > 0
+    assert "INDETERMINATE" in before.stderr
+    said = loom("effects", "resolve", gold["id"], "--failed", "--data", charged, "--json")
+    assert said.lines == [{"id": gold["id"], "state": "failed"}]
+    shop = charged.parent / "shop.py"
+    shop.write_text(PAYING.replace("os.kill(os.getpid(), 9)", "pass"), encoding="utf-8")
+    assert run_shop(charged.parent, "gold").stdout == "paid\n"
+
+
+@pytest.mark.requirement("EFFECT-CLI")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["show", "0123456789"], 4),
+        (["resolve", "0123456789", "--done"], 4),
+        (["resolve", "0123456789"], 2),
+        (["resolve", "0123456789", "--done", "--result", "{"], 2),
+        (["resolve", "0123456789", "--failed", "--result", "1"], 2),
+    ],
+)
+def test_effects_refuses_what_it_cannot_do(
+    loom: Loom, data: Path, words: list[str], code: int
+) -> None:
+    assert loom("effects", *words, "--data", data).code == code
+
+
+@pytest.mark.requirement("EFFECT-CLI")
+def test_beside_a_running_engine_effects_are_listed_and_resolve_says_what_to_do(
+    loom: Loom, charged: Path
+) -> None:
+    with started("run", "-q", "shop.py", "--data", "data", cwd=charged.parent) as app:
+        deadline = time.monotonic() + 30
+        listed: list[dict[str, Any]] = []
+        while time.monotonic() < deadline and app.poll() is None:
+            listed = loom("effects", "list", "--unknown", "--data", charged, "--json").lines
+            if listed and listed[0]["by"] == "recovery":
+                break
+        (gold,) = listed
+        assert gold["by"] == "recovery"
+        said = loom("effects", "resolve", gold["id"], "--done", "--data", charged)
+        assert said.code == 1
+        assert str(app.pid) in said.err
+        assert "app.effects.resolve" in said.err
+        app.send_signal(signal.SIGINT)
+        app.communicate(timeout=30)
+
+
 # -- help -----------------------------------------------------------------------------------------
 
 
@@ -647,6 +779,7 @@ def test_beside_a_running_engine_redrive_and_snapshot_say_to_stop_it(
     [
         *(["logs"], ["runs"], ["runs", "show"], ["sql"], ["backup"], ["restore"]),
         *(["dlq"], ["dlq", "list"], ["dlq", "show"], ["dlq", "redrive"], ["snapshot"]),
+        *(["effects"], ["effects", "list"], ["effects", "show"], ["effects", "resolve"]),
     ],
 )
 def test_the_help_of_each_command_has_an_example(loom: Loom, words: list[str]) -> None:

@@ -12,6 +12,7 @@ _ALL = "0: all."
 
 runs: typer.Typer = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 dlq: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+effects: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def declare(app: typer.Typer) -> None:
@@ -38,6 +39,13 @@ def declare(app: typer.Typer) -> None:
         help="Show events that were given up, and publish them anew.",
         epilog="Examples:  loom dlq list --data ./data   ·   loom dlq show 1.42   ·   "
         """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+    )
+    app.add_typer(
+        effects,
+        name="effects",
+        help="Show what became of calls that change something, and settle what is unknown.",
+        epilog="Examples:  loom effects list --unknown --data ./data   ·   loom effects show 4f21"
+        """   ·   loom effects resolve 4f21 --done --result '{"paid": true}'""",
     )
     app.command(
         epilog="Examples:  loom backup /backups/monday --data ./data   ·   loom backup DEST --json"
@@ -218,6 +226,72 @@ def dlq_redrive(
 
     given = letters or []
     code = redrive(data, namespace, given, every=every, payload=payload, as_json=json)
+    raise typer.Exit(code)
+
+
+@effects.command(name="list", epilog="Example:  loom effects list --unknown --data ./data --json")
+def effects_list(
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Only those that nobody knows the end of.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """List the calls that change something, each with what became of it."""
+    from loom.cli.effects import show_effects
+
+    raise typer.Exit(show_effects(data, namespace, unknown=unknown, limit=limit, as_json=json))
+
+
+@effects.command(name="show", epilog="Example:  loom effects show 4f21 --data ./data")
+def effects_show(
+    effect: Annotated[str, typer.Argument(metavar="ID", help="Its id, or its begin or end.")],
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show one effect: who wanted what, who did it, and what is known of its end."""
+    from loom.cli.effects import show_effect
+
+    raise typer.Exit(show_effect(data, namespace, effect, as_json=json))
+
+
+@effects.command(
+    name="resolve",
+    epilog="Examples:  loom effects resolve 4f21 --failed --note 'the bank never saw it'   ·   "
+    """loom effects resolve 4f21 --done --result '{"paid": true}' --data ./data""",
+)
+def effects_resolve(
+    effect: Annotated[str, typer.Argument(metavar="ID", help="Its id, or its begin or end.")],
+    *,
+    done: Annotated[
+        bool | None,
+        typer.Option("--done/--failed", help="What you found out.", show_default=False),
+    ] = None,
+    result: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="What calls with its key are given. Default: null."),
+    ] = None,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="How you know.")] = "",
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Say what became of an unknown effect.
+
+    The app must be stopped: the log is opened for this. In a running app: app.effects.resolve.
+    """
+    from loom.cli.effects import resolve_effect
+
+    if done is None:
+        raise typer.BadParameter("say what became of it: --done or --failed")
+    code = resolve_effect(
+        data, namespace, effect, done=done, result=result, note=note, as_json=json
+    )
     raise typer.Exit(code)
 
 

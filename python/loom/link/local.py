@@ -524,7 +524,7 @@ class Local:
         try:
             found = self._engine.effect(namespace, effect)
         except self._refusal as error:
-            raise _refused(error, "result") from None
+            raise refused(error, "result") from None
         return None if found is None else (decode(found[0]), found[1])
 
     def ledger(self, link: Link, namespace: str) -> "Ledger":
