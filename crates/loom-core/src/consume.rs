@@ -97,6 +97,8 @@ pub(crate) struct Consuming {
     filters: Vec<Filter>,
     /// Its record is in the log.
     pub(crate) born: bool,
+    /// That record is with the log, or will be tried again.
+    declaring: bool,
     start: u64,
     pub(crate) max_deliver: u32,
     /// A member hears.
@@ -135,6 +137,7 @@ impl Consuming {
             group,
             filters,
             born: false,
+            declaring: false,
             start: at,
             max_deliver: 0,
             attended: false,
@@ -376,14 +379,15 @@ impl Core {
         let same = heard.len() == found.filters.len()
             && heard.iter().all(|filter| found.filters.contains(filter));
         found.filters = heard;
-        !same
+        !same || !(found.born || found.declaring)
     }
 
     /// Writes that a group consumes, or what it hears now.
     pub(crate) fn declare(&mut self, id: ConsumerId, start: u64, at: Moment) {
-        let Some(found) = self.consuming(id) else {
+        let Some(found) = self.consuming_mut(id) else {
             return;
         };
+        found.declaring = true;
         let record = Record::Consumer(Consumer {
             consumer: id.number,
             group: found.group.to_string(),
@@ -415,7 +419,7 @@ impl Core {
         let Some(found) = part.consumers.get_mut(&id.number).filter(|it| !it.born) else {
             return;
         };
-        found.born = true;
+        (found.born, found.declaring) = (true, false);
         (found.start, found.floor, found.next) = (state.start, state.floor, state.start);
         (found.behind, found.counted_from) = (state.start < end, end);
         self.ask_feed(id);
@@ -919,9 +923,12 @@ impl Core {
     /// The log would not note a consumer: it is tried again.
     pub(crate) fn not_born(&mut self, id: ConsumerId, start: u64, at: Moment) {
         let pause = self.limits.redeliver_base_ms;
-        if self.consuming(id).is_some_and(|found| found.attended) {
-            self.timers
-                .add(at.now.plus_millis(pause), Timer::Declare(id, start));
+        if let Some(found) = self.consuming_mut(id) {
+            found.declaring = found.attended;
+            if found.attended {
+                self.timers
+                    .add(at.now.plus_millis(pause), Timer::Declare(id, start));
+            }
         }
     }
 

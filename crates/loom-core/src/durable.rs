@@ -13,7 +13,6 @@ use crate::error::{Code, Error, Result};
 use crate::input::Publish;
 use crate::notice::{Notice, Offer, Receipt};
 use crate::partition::{hash_of, id_of};
-use crate::planted::Planted;
 use crate::record::{Level, Record};
 use crate::space::SpaceId;
 use crate::ticket::{Then, Waiting};
@@ -84,7 +83,6 @@ impl Core {
         (session, space): (SessionId, SpaceId),
         env: Arc<Envelope>,
         level: Level,
-        at: Moment,
     ) -> Result<Offer> {
         let part = self.space(space).and_then(|space| space.partition);
         let Some(partition) = part else {
@@ -96,9 +94,6 @@ impl Core {
             && let Some(offer) = self.is_second(session, partition, key)?
         {
             return Ok(offer);
-        }
-        if self.has(Planted::ShownEarly) {
-            self.deliver_logged(space, &env, at);
         }
         let record = Record::Event(Arc::clone(&env));
         let then = Then::Publish(Box::new(Publishing {

@@ -8,6 +8,7 @@ use crate::core::Core;
 use crate::envelope::{Envelope, Position};
 use crate::error::{Code, Error};
 use crate::ident::Ident;
+use crate::planted::Planted;
 use crate::report::Subject;
 use crate::time::Moment;
 
@@ -106,9 +107,12 @@ impl Core {
         {
             found.reading = None;
         }
-        let end = self
+        let mut end = self
             .partition(id.partition)
             .map_or(0, crate::partition::Partition::end);
+        if self.has(Planted::ShownEarly) {
+            end = u64::MAX;
+        }
         // What is in the log and not answered yet does not show.
         let Fed {
             mut events, next, ..

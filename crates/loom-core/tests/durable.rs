@@ -3,7 +3,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::many_single_char_names,
+    clippy::cognitive_complexity,
     reason = "a test says what it expects by failing"
 )]
 

@@ -17,6 +17,7 @@ mod fuse;
 mod habits;
 mod health;
 mod inbox;
+mod life;
 mod log;
 mod losses;
 mod misuse;
@@ -38,6 +39,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use loom_core::Core;
 
 pub use crate::campaign::{Campaign, Catch, hunt};
+pub use crate::life::simulate_life;
 pub use crate::log::{
     Damages, LogCampaign, LogRun, LogSetup, RARE_IN_A_LOG, damage_drawn, exhaust_log,
     flip_every_bit, simulate_log, truncate_everywhere,
