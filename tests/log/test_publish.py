@@ -50,6 +50,8 @@ async def test_a_receipt_says_the_level_and_the_place_that_an_event_has_reached(
         assert first.position is not None
         assert second.position is not None
         assert first.position < second.position
+        told = f"level={level!r}, matched={first.matched}, position={first.position!r}"
+        assert repr(first) == f"Receipt(id={first.id!r}, {told})"
         assert [event.position for event in heard] == [first.position, second.position]
         assert [event.attempt for event in heard] == [1, 1]
 

@@ -260,6 +260,7 @@ impl Core {
 
     /// From now on the session's loop has to show that it moves.
     fn watch_leases(&mut self, session: SessionId, at: Moment) {
+        self.end_lapsed(session, at);
         let due = at.now.plus_millis(self.limits.lease_ms);
         let Some(found) = self.sessions.get_mut(session) else {
             return;
@@ -281,11 +282,32 @@ impl Core {
         }
     }
 
-    /// Says that a session's loop goes on: its leases hold for another [`crate::Limits::lease_ms`].
+    /// Says that a session's loop goes on: its leases hold for another [`crate::Limits::lease_ms`]. One whose time is
+    /// over has lapsed, also when nobody has ticked since: a loop that comes back does not save it.
     pub fn renew(&mut self, session: SessionId, at: Moment) {
+        self.end_lapsed(session, at);
         if let Some(found) = self.sessions.get_mut(session) {
             found.renewed = found.renewed.max(at.now);
             found.stack = None;
+        }
+    }
+
+    /// Says that a clock was moved by hand: no loop has stood still meanwhile, so all leases hold.
+    pub fn renew_all(&mut self, at: Moment) {
+        let all: Vec<SessionId> = self.sessions.iter().map(|(id, _)| id).collect();
+        for session in all {
+            if let Some(found) = self.sessions.get_mut(session) {
+                found.renewed = at.now;
+            }
+        }
+    }
+
+    fn end_lapsed(&mut self, session: SessionId, at: Moment) {
+        let due = self.sessions.get(session).and_then(|found| found.lapses);
+        if due.is_some_and(|due| due <= at.now) {
+            self.unwatch_leases(session);
+            self.lapse_is_due(session, at);
+            self.flush(at);
         }
     }
 

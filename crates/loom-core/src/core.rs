@@ -220,6 +220,12 @@ impl Core {
         std::mem::take(&mut self.woken)
     }
 
+    /// When durable work is due next. No session is told of that: the shell calls [`Self::tick`] then, whatever the
+    /// loops of the sessions do.
+    pub fn alarm(&self) -> Option<Nanos> {
+        self.timers.next_own()
+    }
+
     /// Ends what is due, at most some of it at once.
     ///
     /// Returns when there is more to end; a moment that is not later than `at.now` asks for another call at once.

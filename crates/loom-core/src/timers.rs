@@ -29,33 +29,73 @@ pub(crate) enum Timer {
     Declare(ConsumerId, u64),
 }
 
+impl Timer {
+    /// Whether no session waits for it: the engine itself has to ring.
+    fn is_own(self) -> bool {
+        match self {
+            Self::Probe(..)
+            | Self::Again(..)
+            | Self::Acks(_)
+            | Self::Lapse(_)
+            | Self::Declare(..) => true,
+            Self::Call(_) | Self::Attempt(_) | Self::Park(..) | Self::Event(..) => false,
+        }
+    }
+}
+
 /// All deadlines of an engine.
 #[derive(Default)]
 pub(crate) struct Timers {
+    /// Those that a session rings for.
     due: BTreeSet<(Nanos, Timer)>,
+    /// Those of durable work and effects, which nobody rings for.
+    own: BTreeSet<(Nanos, Timer)>,
 }
 
 impl Timers {
+    fn set(&mut self, timer: Timer) -> &mut BTreeSet<(Nanos, Timer)> {
+        if timer.is_own() {
+            &mut self.own
+        } else {
+            &mut self.due
+        }
+    }
+
     pub(crate) fn add(&mut self, at: Nanos, timer: Timer) {
-        self.due.insert((at, timer));
+        self.set(timer).insert((at, timer));
     }
 
     pub(crate) fn remove(&mut self, at: Nanos, timer: Timer) {
-        self.due.remove(&(at, timer));
+        self.set(timer).remove(&(at, timer));
     }
 
     pub(crate) fn next(&self) -> Option<Nanos> {
-        self.due.first().map(|(at, _)| *at)
+        let first = |set: &BTreeSet<(Nanos, Timer)>| set.first().map(|(at, _)| *at);
+        match (first(&self.due), first(&self.own)) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// When the first of durable work is due.
+    pub(crate) fn next_own(&self) -> Option<Nanos> {
+        self.own.first().map(|(at, _)| *at)
     }
 
     pub(crate) fn pop(&mut self, now: Nanos) -> Option<Timer> {
-        if self.next()? > now {
+        let next = self.next()?;
+        if next > now {
             return None;
         }
-        self.due.pop_first().map(|(_, timer)| timer)
+        let is_own = match (self.due.first(), self.own.first()) {
+            (Some(due), Some(own)) => own < due,
+            (due, _) => due.is_none(),
+        };
+        let set = if is_own { &mut self.own } else { &mut self.due };
+        set.pop_first().map(|(_, timer)| timer)
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.due.len()
+        self.due.len() + self.own.len()
     }
 }

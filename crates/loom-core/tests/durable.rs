@@ -584,6 +584,96 @@ fn a_lease_holds_while_its_loop_moves_and_lapses_with_the_stack_when_it_does_not
     assert_eq!((text(&turns[0]).as_str(), turns[0].attempt), ("long", 2));
 }
 
+fn later(w: &mut World, millis: u64) {
+    w.at.now = w.at.now.plus_millis(millis);
+    w.at.wall_ms += millis;
+}
+
+// requirement: DUR-LEASE
+#[test]
+fn a_loop_that_comes_back_too_late_does_not_save_its_leases() {
+    type Sign = fn(&mut World, &mut Log, SessionId, Handle);
+    let signs: [Sign; 3] = [
+        |w, _, s, _| w.core.renew(s, w.at),
+        |w, _, _, _| {
+            w.core.tick(w.at);
+        },
+        |w, log, s, a| drop(turn(w, log, s, a)),
+    ];
+    for sign in signs {
+        let (mut w, mut log) = world();
+        let s = w.session();
+        let a = w.agent(s, "a", &["d.a"]);
+        log.serve(&mut w);
+        put(&mut w, s, "k", "long");
+        let it = turn(&mut w, &mut log, s, a);
+        put(&mut w, s, "l", "other");
+        log.serve(&mut w);
+        later(&mut w, 29_000);
+        w.core.renew(s, w.at);
+        later(&mut w, 29_999);
+        assert!(w.core.extend(s, it.lease.unwrap(), w.at).is_ok());
+        later(&mut w, 30_000);
+        sign(&mut w, &mut log, s, a);
+        let refused = w.core.ack(s, it.lease.unwrap(), w.at).unwrap_err();
+        assert_eq!(refused.code, Code::Fenced);
+        log.serve(&mut w);
+    }
+}
+
+// requirement: DUR-LEASE
+#[test]
+fn a_clock_that_is_moved_by_hand_lets_no_lease_lapse() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "long");
+    let it = turn(&mut w, &mut log, s, a);
+    later(&mut w, 90_000);
+    w.core.renew_all(w.at);
+    w.core.tick(w.at);
+    assert!(w.core.ack(s, it.lease.unwrap(), w.at).unwrap());
+    w.end(s, a, &it);
+    log.serve(&mut w);
+}
+
+// requirement: DUR-ALARM
+#[test]
+fn the_shell_is_told_when_durable_work_is_due_and_of_nothing_else() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    w.agent(s, "other", &["r.a"]);
+    w.request(s, "r.a").unwrap();
+    assert_eq!(
+        w.core.alarm(),
+        None,
+        "a session rings for what it waits for"
+    );
+    put(&mut w, s, "k", "one");
+    let it = turn(&mut w, &mut log, s, a);
+    let lapse = w.at.now.plus_millis(30_000);
+    assert_eq!(w.core.alarm(), Some(lapse));
+    w.fail(s, &it, Code::Unavailable).unwrap();
+    log.serve(&mut w);
+    let again = w.core.alarm().unwrap();
+    assert!(again > w.at.now && again <= w.at.now.plus_millis(1_500));
+    w.pass(1_500);
+    let it = turn(&mut w, &mut log, s, a);
+    w.end(s, a, &it);
+    assert_eq!(
+        w.core.alarm(),
+        Some(w.at.now.plus_millis(50)),
+        "for its ack"
+    );
+    w.pass(50);
+    log.serve(&mut w);
+    w.pass(30_000);
+    assert_eq!(w.core.alarm(), None);
+}
+
 // requirement: DUR-LEASE
 #[test]
 fn a_turn_may_extend_its_own_lease() {

@@ -46,6 +46,17 @@ impl Receipt {
     fn position(&self) -> Option<String> {
         self.inner.position.map(|position| position.to_string())
     }
+
+    fn __repr__(&self) -> String {
+        let position = self.position();
+        let position = position.map_or_else(|| "None".to_owned(), |text| format!("'{text}'"));
+        format!(
+            "Receipt(id='{}', level='{}', matched={}, position={position})",
+            self.id(),
+            self.level(),
+            self.inner.matched,
+        )
+    }
 }
 
 /// One event (a turn), one reply, or one invocation of a capability, as the engine holds it.

@@ -2,29 +2,37 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use loom_core::{
-    Code, Core, DirectoryKind, Durability, Error, Level, Limits, Moment, Recording, SessionId,
+    Code, Core, DirectoryKind, Durability, Error, Level, Limits, Moment, Nanos, Recording,
+    SessionId,
 };
 use loom_log::{Boot, Retention};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
+use crate::bell::Bell;
 use crate::clock::{Clock, seconds, seconds_of_millis};
 use crate::convert::{effect_id, refusal, refuse, text};
 use crate::delivery::Delivery;
 use crate::history::{Start, look};
-use crate::log::{Settings, Store, Waiting};
+use crate::log::{Settings, Store, Waiting, patience};
 use crate::session::Session;
+use crate::threads::monotonic;
 use crate::wake::{Wake, generation};
 
 /// What the lock guards.
 pub(crate) struct State {
     pub(crate) core: Core,
     pub(crate) wakes: FxHashMap<SessionId, Arc<Wake>>,
+    /// When the bell rings next; nothing is earlier than the start, where a virtual clock rings for nobody.
+    rings: Nanos,
 }
+
+const NEVER: Nanos = Nanos(u64::MAX);
 
 /// What engine and sessions share.
 pub(crate) struct Shared {
@@ -42,6 +50,8 @@ pub(crate) struct Shared {
     boot: u128,
     /// Only one namespace is opened at a time.
     opening: Mutex<()>,
+    bell: Arc<Bell>,
+    me: Weak<Shared>,
 }
 
 static ENGINES: AtomicU64 = AtomicU64::new(1);
@@ -86,6 +96,9 @@ impl Shared {
         if state.core.has_records() || state.core.has_reads() {
             self.serve(&mut state.core, at);
         }
+        if state.core.alarm().is_some_and(|due| due < state.rings) {
+            self.tell_bell(&mut state, at);
+        }
         if state.core.has_woken() {
             let wakes = state.wake(Some(caller));
             drop(state);
@@ -104,13 +117,45 @@ impl Shared {
         let at = self.moment();
         let mut state = self.guard()?;
         let outcome = step(&mut state.core, at);
+        self.finish(state, at);
+        Ok(outcome)
+    }
+
+    fn finish(&self, mut state: MutexGuard<'_, State>, at: Moment) {
         self.serve(&mut state.core, at);
+        self.tell_bell(&mut state, at);
         let wakes = state.wake(None);
         drop(state);
         for wake in wakes {
             wake.write();
         }
-        Ok(outcome)
+    }
+
+    /// Makes due what is, for the bell.
+    pub(crate) fn ring(&self) -> loom_core::Result<()> {
+        loop {
+            let at = self.moment();
+            let mut state = self.guard()?;
+            state.rings = NEVER;
+            let next = state.core.tick(at);
+            self.finish(state, at);
+            if next.is_none_or(|next| next > at.now) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets the bell ring for durable work that is due earlier than it knows of.
+    #[cold]
+    fn tell_bell(&self, state: &mut State, at: Moment) {
+        let Some(due) = state.core.alarm().filter(|due| *due < state.rings) else {
+            return;
+        };
+        let left = Duration::from_nanos(due.0.saturating_sub(at.now.0));
+        // Without a thread it is told again after the next step.
+        if self.bell.tell(&self.me, left).is_ok() {
+            state.rings = due;
+        }
     }
 
     #[cold]
@@ -154,7 +199,11 @@ impl Shared {
         if self.is_forked() {
             return Ok(());
         }
-        self.store.get().map_or(Ok(()), |store| store.close(self))
+        let until = monotonic() + patience();
+        self.bell.stop(until);
+        self.store
+            .get()
+            .map_or(Ok(()), |store| store.close(self, until))
     }
 }
 
@@ -237,8 +286,9 @@ impl Engine {
         let state = Mutex::new(State {
             core,
             wakes: FxHashMap::default(),
+            rings: if virtual_clock { Nanos(0) } else { NEVER },
         });
-        let shared = Arc::new(Shared {
+        let shared = Arc::new_cyclic(|me| Shared {
             state,
             clock,
             generation: generation(),
@@ -248,6 +298,8 @@ impl Engine {
             settings,
             boot: random_id(),
             opening: Mutex::new(()),
+            bell: Arc::default(),
+            me: Weak::clone(me),
         });
         py.detach(|| {
             let store = Store::open(&shared.settings, &shared)?;
@@ -325,7 +377,7 @@ impl Engine {
         )]
         let nanos = (seconds * 1e9).round() as u64;
         if self.shared.clock.advance(nanos) {
-            return Ok(());
+            return self.shared.outside(Core::renew_all).map_err(refuse);
         }
         Err(refusal(
             Code::NotSupported,
@@ -433,8 +485,11 @@ impl Engine {
 impl Drop for Engine {
     /// An engine that was not closed is closed now, at most as long as a stop may take.
     fn drop(&mut self) {
-        // There is nobody left to be told of an error.
-        let _ = self.shared.close();
+        // There is nobody left to be told of an error. The others may go on meanwhile, if there is still an interpreter.
+        let closed = Python::try_attach(|py| py.detach(|| self.shared.close().is_ok()));
+        if closed.is_none() {
+            let _ = self.shared.close();
+        }
     }
 }
 

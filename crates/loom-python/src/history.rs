@@ -9,6 +9,8 @@ use pyo3::types::PyString;
 
 use crate::convert::{refusal, text};
 use crate::engine::Shared;
+use crate::log::patience;
+use crate::threads::monotonic;
 
 /// Events that one look gives at most, and records that it goes through.
 const EVENTS: usize = 1_024;
@@ -73,7 +75,7 @@ pub(crate) fn look(
     filters: &[String],
     start: Start,
 ) -> Result<Seen> {
-    let whole = shared.waiting.wait();
+    let whole = shared.waiting.wait(monotonic() + patience());
     let (partition, from, filters) = shared.outside(|core, _| {
         let partition = core.partition_of(namespace).ok_or_else(|| {
             Error::new(Code::NotFound, format!("no log is open for {namespace:?}"))

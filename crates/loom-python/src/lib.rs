@@ -3,6 +3,7 @@
 //! It is the one place where Rust meets Python. Rust never calls Python, and holds no Python object under its lock; Python
 //! offers and drains. It starts threads only for a log on disk, and they never touch Python.
 
+mod bell;
 mod clock;
 mod convert;
 mod delivery;
@@ -12,6 +13,7 @@ mod log;
 mod reader;
 mod records;
 mod session;
+mod threads;
 mod view;
 mod wake;
 

@@ -7,18 +7,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use loom_core::record::Record;
 use loom_core::spec::limits as spec;
 use loom_core::{
-    Code, Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
+    Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
 };
 use loom_log::{Answer, Batch, Boot, Deleted, Log, Options, ReadLimit, Recovered, Retention, Sink};
 
 use crate::engine::Shared;
+use crate::threads::{Threads, lock, monotonic};
 
 /// Answers that are applied under one hold of the core's lock.
 const PORTION: usize = 256;
@@ -44,7 +44,7 @@ pub(crate) struct Store {
     behind: AtomicBool,
     reads: Queue<Read>,
     keeper: Keeper,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Arc<Threads>,
     /// What opening each partition found.
     found: Mutex<BTreeMap<u32, loom_log::Opened>>,
 }
@@ -68,32 +68,29 @@ struct Queue<T> {
     filled: Condvar,
 }
 
+/// How the keeper ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    Not,
+    /// With a snapshot of what there is.
+    Well,
+    /// The log has not answered all: there is nothing whole to keep.
+    Short,
+}
+
 /// When snapshots are due.
 struct Keeper {
     /// Records since the last look.
     records: AtomicU64,
-    stop: Mutex<bool>,
+    stop: Mutex<Stop>,
     due: Condvar,
     /// Where the last snapshot of each partition stands, and how many were taken.
     taken: Mutex<BTreeMap<u32, (u64, u64)>>,
     deleted: AtomicU64,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a thread that died has left is whole: each step ends with the books in order.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "tells when a thread has waited long enough"
-)]
-fn monotonic() -> Instant {
-    Instant::now()
-}
-
 /// How long a stop and a look may wait for the disk.
-fn patience() -> Duration {
+pub(crate) fn patience() -> Duration {
     Duration::from_secs(spec::STOP_SECONDS)
 }
 
@@ -144,10 +141,9 @@ impl Waiting {
             || self.reading.load(Ordering::SeqCst) > 0
     }
 
-    /// Waits until all that was asked before is answered; `false`: that takes too long.
-    pub(crate) fn wait(&self) -> bool {
+    /// Waits until all that was asked before is answered, at most until then; `false`: it is not.
+    pub(crate) fn wait(&self, until: Instant) -> bool {
         let asked = self.asked.load(Ordering::SeqCst);
-        let until = monotonic() + patience();
         let mut gate = lock(&self.gate);
         while self.answered.load(Ordering::SeqCst) < asked {
             let left = until.saturating_duration_since(monotonic());
@@ -235,12 +231,12 @@ impl Store {
             reads: Queue::new(),
             keeper: Keeper {
                 records: AtomicU64::new(0),
-                stop: Mutex::new(false),
+                stop: Mutex::new(Stop::Not),
                 due: Condvar::new(),
                 taken: Mutex::default(),
                 deleted: AtomicU64::new(0),
             },
-            threads: Mutex::default(),
+            threads: Arc::default(),
             found: Mutex::default(),
         })
     }
@@ -259,16 +255,11 @@ impl Store {
         ];
         for (name, work) in works {
             let shared = Arc::clone(shared);
-            let thread = std::thread::Builder::new().name(name.to_owned());
-            let started = thread.spawn(move || {
+            self.threads.start(name, move || {
                 if let Some(store) = shared.store.get() {
                     work(store, &shared);
                 }
-            });
-            let started = started.map_err(|error| {
-                Error::new(Code::Exhausted, format!("no thread for the log: {error}"))
             })?;
-            lock(&self.threads).push(started);
         }
         Ok(())
     }
@@ -410,16 +401,21 @@ impl Store {
     /// The thread that takes snapshots and lets old segments go.
     fn keep(&self, shared: &Shared) {
         let mut stop = lock(&self.keeper.stop);
-        while !*stop {
+        while *stop == Stop::Not {
             let waited = self.keeper.due.wait_timeout(stop, LOOK);
             stop = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if *stop {
-                return;
+            if *stop != Stop::Not {
+                break;
             }
             drop(stop);
             self.snapshot(shared, spec::LOG_SNAPSHOT_RECORDS as u64);
             self.retain(shared);
             stop = lock(&self.keeper.stop);
+        }
+        let is_well = *stop == Stop::Well;
+        drop(stop);
+        if is_well {
+            self.snapshot(shared, 1);
         }
     }
 
@@ -502,30 +498,23 @@ impl Store {
         })
     }
 
-    /// Stops the threads, and syncs what was appended.
+    /// Stops the threads, and syncs what was appended; gives up then. A thread that is late ends when the disk lets it.
     ///
     /// # Errors
     /// What the log says when it could not be closed well in time.
-    pub(crate) fn close(&self, shared: &Shared) -> Result<()> {
+    pub(crate) fn close(&self, shared: &Shared, until: Instant) -> Result<()> {
         if !self.log.is_durable() {
             return Ok(());
         }
-        let until = monotonic() + patience();
         self.reads.stop();
-        *lock(&self.keeper.stop) = true;
+        let flushed = shared.outside(|core, _| core.flush_acks());
+        let is_whole = flushed.is_ok() && shared.waiting.wait(until);
+        *lock(&self.keeper.stop) = if is_whole { Stop::Well } else { Stop::Short };
         self.keeper.due.notify_all();
-        let threads: Vec<_> = lock(&self.threads).drain(..).collect();
-        for thread in threads {
-            // One that died has left its message where the process writes those.
-            let _ = thread.join();
-        }
-        shared.outside(|core, _| core.flush_acks())?;
-        if shared.waiting.wait() {
-            self.snapshot(shared, 1);
-        }
-        self.log
-            .close(until.saturating_duration_since(monotonic()))?;
-        Ok(())
+        self.threads.join(until);
+        let closed = self.log.close(until.saturating_duration_since(monotonic()));
+        flushed?;
+        Ok(closed?)
     }
 }
 

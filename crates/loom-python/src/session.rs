@@ -708,10 +708,8 @@ impl Session {
     }
 
     fn tick(&self) -> PyResult<Option<f64>> {
-        let next = self.step(|core, at| {
-            core.renew(self.id, at);
-            Ok(core.tick(at).map(|next| next.0.saturating_sub(at.now.0)))
-        })?;
+        let next =
+            self.step(|core, at| Ok(core.tick(at).map(|next| next.0.saturating_sub(at.now.0))))?;
         Ok(next.map(seconds))
     }
 
