@@ -387,13 +387,13 @@ impl Engine {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        // A forked child is refused before it waits for a lock that nobody there will give back.
+        drop(self.shared.lock()?);
+        let store = self.shared.store.get();
+        let store = store.map(|store| (store, py.detach(|| store.figures())));
         let (mut stats, log) = {
             let state = self.shared.lock()?;
-            let log = self
-                .shared
-                .store
-                .get()
-                .map(|store| store.stats(&state.core));
+            let log = store.map(|(store, figures)| store.stats(&state.core, figures));
             (serde_json::to_value(state.core.stats()), log)
         };
         if let (Ok(serde_json::Value::Object(stats)), Some(log)) = (&mut stats, log) {

@@ -15,7 +15,9 @@ use loom_core::spec::limits as spec;
 use loom_core::{
     Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
 };
-use loom_log::{Answer, Batch, Boot, Deleted, Log, Options, ReadLimit, Recovered, Retention, Sink};
+use loom_log::{
+    Answer, Batch, Boot, Deleted, Log, LogStats, Options, ReadLimit, Recovered, Retention, Sink,
+};
 
 use crate::engine::Shared;
 use crate::threads::{Threads, lock, monotonic};
@@ -287,6 +289,9 @@ impl Store {
                 Recovered::Record(position, record) => folded.apply(position, &record),
             })?;
         if let Some(error) = broken {
+            // Nobody can use it; who tries again finds it as it is now, and not open in this very process. What keeps it
+            // from being closed well is worth less than why it is of no use.
+            let _ = self.log.leave(found.partition);
             return Err(error);
         }
         let opened = loom_core::Opened {
@@ -460,8 +465,14 @@ impl Store {
         }
     }
 
+    /// What the log on disk did so far. Waits for the disk where a sync of large bodies is under way, so it is for
+    /// nobody who holds the core's lock or Python's.
+    pub(crate) fn figures(&self) -> LogStats {
+        self.log.stats()
+    }
+
     /// Figures for people, as JSON.
-    pub(crate) fn stats(&self, core: &Core) -> serde_json::Value {
+    pub(crate) fn stats(&self, core: &Core, figures: LogStats) -> serde_json::Value {
         let found = lock(&self.found);
         let taken = lock(&self.keeper.taken);
         let partitions = core.partitions().map(|(namespace, number)| {
@@ -481,7 +492,6 @@ impl Store {
             })
         });
         let partitions: Vec<serde_json::Value> = partitions.collect();
-        let figures = self.log.stats();
         serde_json::json!({
             "dir": self.dir,
             "records": figures.records,
