@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loom.errors import LoomError
     from loom.middleware import Call, Item, Middleware, Next
     from loom.protocols import Answer, Memory, Model
+    from loom.replay import Log, open_log
 
 __version__ = "0.1.0a1"
 
@@ -35,6 +36,7 @@ __all__ = [
     "EffectInfo",
     "Event",
     "Item",
+    "Log",
     "LoomError",
     "Memory",
     "Middleware",
@@ -46,6 +48,7 @@ __all__ = [
     "Replies",
     "capability",
     "on",
+    "open_log",
 ]
 
 _HOMES = {
@@ -62,6 +65,7 @@ _HOMES = {
     "EffectInfo": "effects",
     "Event": "envelope",
     "Item": "middleware",
+    "Log": "replay",
     "LoomError": "errors",
     "Memory": "protocols",
     "Middleware": "middleware",
@@ -73,6 +77,7 @@ _HOMES = {
     "Replies": "envelope",
     "capability": "capabilities",
     "on": "agent",
+    "open_log": "replay",
 }
 
 

@@ -382,6 +382,7 @@ class LogReader:
     def refresh(self) -> None: ...  # takes in what was written since
     def namespaces(self) -> list[str]: ...
     def bounds(self, namespace: str, /) -> tuple[int, int]: ...  # the oldest n, and behind the newest
+    def number(self, namespace: str, position: str, /) -> int: ...  # n of a position of this log
     # up to `most` records from n on, where to go on, and whether there was no more
     def read(self, namespace: str, start: int, most: int, /) -> tuple[list[_Row], int, bool]: ...
     def run(self, namespace: str, run: str, /) -> list[_Row]: ...  # all records of a run
@@ -394,7 +395,8 @@ class LogReader:
     ) -> list[
         tuple[str, str | None, int, int, int, int, int, int, list[str], int, int, bool]
     ]: ...
-    # states (agent, key, JSON) as they were before n, and the hash of all that is folded
+    # states (agent, key, JSON) as they were before n, and the hash of all that is folded, from the
+    # newest snapshot on, or anew from the oldest record
     def fold(
-        self, namespace: str, until: int | None, /
+        self, namespace: str, until: int | None, anew: bool, /
     ) -> tuple[list[tuple[str, str, bytes]], bytes]: ...

@@ -135,6 +135,7 @@ PROBES: Final = 4
 PROBE_SECONDS: Final = 10
 PROBE_ATTEMPTS: Final = 3
 PROBE_PAUSE_MS: Final = 1_000
+LOG_RUNS_SHOWN: Final = 1_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -814,5 +815,11 @@ LIMITS: Final[Mapping[str, Limit]] = {
         PROBE_PAUSE_MS,
         PROBE_PAUSE_MS,
         "before a probe that failed is asked again; it doubles",
+    ),
+    "log_runs_shown": Limit(
+        "runs",
+        LOG_RUNS_SHOWN,
+        LOG_RUNS_SHOWN,
+        "runs that a look into a log keeps in memory; the newest",
     ),
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use loom_core::record::Record;
-use loom_core::{Limits, Partition, Position, parse_uuid, show_uuid};
+use loom_core::{Code, Error, Limits, Partition, Position, parse_uuid, show_uuid};
 use loom_log::{LogError, ReadLimit, Reader};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -140,6 +140,25 @@ impl LogReader {
             .map_err(|error| refused(&error))
     }
 
+    /// The number of a position of this log.
+    #[pyo3(signature = (namespace, position, /))]
+    fn number(
+        &self,
+        namespace: &Bound<'_, PyString>,
+        position: &Bound<'_, PyString>,
+    ) -> PyResult<u64> {
+        let namespace = text("namespace", namespace)?;
+        let position: Position = text("position", position)?.parse().map_err(refuse)?;
+        let partition = self.lock().partition(namespace);
+        if partition.map_err(|error| refused(&error))? == position.partition {
+            return Ok(position.n);
+        }
+        let message = format!("{position} is a position of another log");
+        Err(refuse(
+            Error::new(Code::InvalidCursor, message).field("position"),
+        ))
+    }
+
     /// Up to `most` records from a position on; where to go on; whether there was no more.
     #[pyo3(signature = (namespace, start, most, /))]
     fn read<'py>(
@@ -245,16 +264,19 @@ impl LogReader {
     }
 
     /// States as they were before a position (none: as they are): (agent, key, state), and the hash of all of the fold.
-    #[pyo3(signature = (namespace, until, /))]
+    /// It begins at the newest snapshot, or anew with the oldest record.
+    #[pyo3(signature = (namespace, until, anew, /))]
     fn fold(
         &self,
         py: Python<'_>,
         namespace: &Bound<'_, PyString>,
         until: Option<u64>,
+        anew: bool,
     ) -> PyResult<Folded> {
         let namespace = text("namespace", namespace)?;
         let until = until.unwrap_or(u64::MAX);
-        let (mut folded, from) = self.begin(py, namespace, until)?;
+        let newest = if anew { 0 } else { until };
+        let (mut folded, from) = self.begin(py, namespace, newest)?;
         self.walk(py, (namespace, from), |at, record| {
             let before = at.n < until;
             if before {
@@ -390,7 +412,8 @@ impl Runs {
                 }
             }
             Record::Intent(it, _) => {
-                if let Some(run) = it.run.and_then(|id| self.run(id.into())) {
+                let run = it.run.map(u128::from);
+                if let Some(run) = run.and_then(|id| self.known.get_mut(&id)) {
                     run.saw(it.at_ms);
                     run.calls += 1;
                 }

@@ -46,7 +46,8 @@ impl<'py> Head<'py> {
             .set("hop", env.hop)?
             .set("qos", env.qos.number())?
             .set("content_type", env.content_type())?
-            .set("is_json", env.is_json())?;
+            .set("is_json", env.is_json())?
+            .set("position", env.position.map(|at| at.to_string()))?;
         let headers = PyDict::new(self.0.py());
         let mut labels = Vec::new();
         let mut causes = Vec::new();

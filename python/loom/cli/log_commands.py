@@ -48,6 +48,11 @@ def declare(app: typer.Typer) -> None:
         """   ·   loom effects resolve 4f21 --done --result '{"paid": true}'""",
     )
     app.command(
+        epilog="Examples:  loom replay 4f21 --data ./data   ·   loom replay --from 15m --speed 1   "
+        "·   loom replay 4f21 --agents --app shop.agents:app"
+    )(replay)
+    app.command(epilog="Examples:  loom why 4f21 --data ./data   ·   loom why 4f21 --json")(why)
+    app.command(
         epilog="Examples:  loom backup /backups/monday --data ./data   ·   loom backup DEST --json"
     )(backup)
     app.command(
@@ -328,3 +333,54 @@ def snapshot(*, data: DataOption = None, json: Annotated[bool, _JSON] = False) -
     from loom.cli.copying import show_snapshot
 
     show_snapshot(data_directory(data), as_json=json)
+
+
+def replay(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The run; how its id begins or ends is enough.", show_default=False),
+    ] = None,
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="From a position or time on: 15m, 14:05, 2026-05-01T14:05."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before this position or time.")] = None,
+    speed: Annotated[
+        float, typer.Option(help="0: at once; 1: as fast as it was; 10: ten times so.")
+    ] = 0.0,
+    agents: Annotated[
+        bool,
+        typer.Option("--agents", help="Run the handlers again, on what was recorded, and compare."),
+    ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option("--app", help="Whose handlers: module:app or a file.", show_default=False),
+    ] = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show what happened in a run, or from some moment on.
+
+    With --agents the handlers run again and nothing happens outside: calls, models, requests,
+    memory and time are served from the record. Exit code 1 says that a handler does something else
+    than it did.
+    """
+    from loom.cli.replay import Stretch, show_replay
+
+    wanted = Stretch(run=run, since=since, until=until, speed=speed, agents=agents, app=target)
+    raise typer.Exit(show_replay(data, namespace, wanted, as_json=json))
+
+
+def why(
+    event: Annotated[str, typer.Argument(help="The event; how its id begins or ends is enough.")],
+    *,
+    data: DataOption = None,
+    namespace: NamespaceOption = None,
+    json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Show why an event was published: the chain from its root, with agents, calls and times."""
+    from loom.cli.why import show_why
+
+    raise typer.Exit(show_why(data, namespace, event, as_json=json))

@@ -36,6 +36,13 @@ class Reader:
         except self._refusal as error:
             raise refused(error) from None
 
+    def number(self, namespace: str, position: str) -> int:
+        """Return the number of a position."""
+        try:
+            return self._reader.number(namespace, position)
+        except self._refusal as error:
+            raise refused(error) from None
+
     def read(self, namespace: str, start: int, most: int) -> tuple[list[Row], int, bool]:
         """Return up to ``most`` records, where to go on, and whether there was no more."""
         try:
@@ -71,10 +78,15 @@ class Reader:
         except self._refusal as error:
             raise refused(error) from None
 
-    def fold(self, namespace: str, until: int | None) -> tuple[list[tuple[str, str, bytes]], bytes]:
-        """Return the states as they were before a number, and the hash of all that is folded."""
+    def fold(
+        self, namespace: str, until: int | None, *, anew: bool = False
+    ) -> tuple[list[tuple[str, str, bytes]], bytes]:
+        """Return the states as they were before a number, and the hash of all that is folded.
+
+        It begins at the newest snapshot before that, or ``anew`` with the oldest record.
+        """
         try:
-            return self._reader.fold(namespace, until)
+            return self._reader.fold(namespace, until, anew)
         except self._refusal as error:
             raise refused(error) from None
 

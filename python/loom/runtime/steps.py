@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from loom.codec import CANNOT_ENCODE, decode, encode
 from loom.envelope import Event
@@ -17,9 +17,6 @@ from loom.errors import Internal, LoomError
 from loom.link import Link, Local
 from loom.protocols import Answer, Memory, Model
 from loom.runtime.host import error_detail, error_number
-
-if TYPE_CHECKING:
-    from loom._engine import Delivery
 
 T = TypeVar("T")
 
@@ -163,12 +160,11 @@ class Steps:
             more["lost"] = "it has no JSON form"
         code = 0 if error is None else error_number(error)
         body = result or b"" if error is None else error_detail(error)
-        item = cast("Delivery", turn)
         try:
-            link.session.step_done(item, kind, name, args, code, micros, _json(more), body)
+            link.session.step_done(turn, kind, name, args, code, micros, _json(more), body)
         except link.refusal as refused:
             more["lost"] = str(refused.args[1])  # the engine's message: it is too large
-            link.session.step_done(item, kind, name, args, code, micros, _json(more), b"")
+            link.session.step_done(turn, kind, name, args, code, micros, _json(more), b"")
 
 
 def _is_recorded(turn: Any) -> bool:

@@ -356,3 +356,6 @@ pub const PROBE_ATTEMPTS: usize = 3;
 
 /// In ms: before a probe that failed is asked again; it doubles.
 pub const PROBE_PAUSE_MS: u64 = 1_000;
+
+/// In runs: runs that a look into a log keeps in memory; the newest.
+pub const LOG_RUNS_SHOWN: usize = 1_000;

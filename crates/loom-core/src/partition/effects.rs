@@ -309,8 +309,9 @@ impl Effects {
 
     fn end(&mut self, outcome: &Outcome, body: &[u8]) {
         let found = outcome.effect.and_then(|id| self.remove(id.into()));
-        self.pass(outcome.at_ms);
+        // Of a call that changes nothing the outcome is recorded, but nothing is folded: not even the time.
         let Some(mut effect) = found else { return };
+        self.pass(outcome.at_ms);
         let unknown = outcome.code == u32::from(Code::Indeterminate.number());
         let asked_for = outcome.last && effect.is_keyed();
         if !unknown && !asked_for {
