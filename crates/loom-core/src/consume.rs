@@ -17,7 +17,7 @@ use crate::ident::Ident;
 use crate::lane::{As, Item};
 use crate::part::Part;
 use crate::partition::{ConsumerState, START_NOW};
-use crate::read::Purpose;
+use crate::read::{Purpose, Stall};
 use crate::record::{Consumer, Level, Record};
 use crate::space::SpaceId;
 use crate::ticket::Then;
@@ -118,6 +118,7 @@ pub(crate) struct Consuming {
     /// The member that has a turn of this lane.
     pub(crate) holders: BTreeMap<Ident, SubId>,
     pub(crate) reading: Option<u64>,
+    pub(crate) stall: Stall,
     feeding: bool,
     /// A filter of it is heard by no member now.
     uncovered: bool,
@@ -151,6 +152,7 @@ impl Consuming {
             kept: (0, 0),
             holders: BTreeMap::new(),
             reading: None,
+            stall: Stall::default(),
             feeding: false,
             uncovered: false,
             acks: Vec::new(),
@@ -227,6 +229,12 @@ impl Consuming {
             self.tally.matched += 1;
         }
         spilled
+    }
+
+    /// What is in the log only, and before this, is counted when it is read.
+    pub(crate) fn recount_from(&mut self, end: u64) {
+        self.tally.matched -= std::mem::take(&mut self.tally.spilled);
+        self.counted_from = end;
     }
 
     pub(crate) fn uncount_read(&mut self, spilled: bool) {
@@ -451,9 +459,7 @@ impl Core {
         if !found.behind && !attended {
             (found.behind, found.next) = (true, end);
         }
-        // What is in the log only is counted when it is read.
-        found.tally.matched -= std::mem::take(&mut found.tally.spilled);
-        found.counted_from = end;
+        found.recount_from(end);
         let uncovered = part.consumers.iter().filter(|(_, it)| it.uncovered);
         part.uncovered = uncovered.map(|(number, _)| *number).collect();
         if attended {
@@ -690,7 +696,8 @@ impl Core {
             return;
         };
         found.feeding = false;
-        if !found.born || !found.attended || found.reading.is_some() {
+        let waits = found.reading.is_some() || found.stall.until.is_some();
+        if !found.born || !found.attended || waits {
             return;
         }
         if let Some(first) = found.unread.first().copied() {
@@ -789,7 +796,7 @@ impl Core {
             let (n, kept) = (*n, kept.clone());
             let attempt = found.open.get(&n).map_or(0, |open| open.attempt);
             let Some(env) = kept else {
-                self.read_if_room(id, n, Purpose::Lane(lane.clone()));
+                self.read_if_room(id, n, Purpose::Lane(lane.clone(), n));
                 return Routed::Full;
             };
             let routed = self.route(id, (n, attempt), &env, at);
@@ -829,14 +836,40 @@ impl Core {
             return;
         };
         found.unread.remove(&n);
-        if let Some(lane) = lane {
-            found.unkeep(lane, n);
-        }
         if found.open.get(&n).is_some_and(|open| open.attempt == 0) {
             found.tally.dropped += 1;
         }
+        if let Some(lane) = lane {
+            self.unpark_lost(id, lane, n, at);
+        }
         self.tell_expired(id, n);
         self.done(id, n, at);
+    }
+
+    /// A lost event leaves its lane: those behind it do not wait for its time.
+    fn unpark_lost(&mut self, id: ConsumerId, lane: &Ident, n: u64, at: Moment) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        found.unkeep(lane, n);
+        let Some(parked) = found.parked.get_mut(lane) else {
+            return;
+        };
+        if let Some((until, first)) = parked.timer.take() {
+            self.timers.remove(until, Timer::Again(id, first));
+        }
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        if found
+            .parked
+            .get(lane)
+            .is_some_and(|lane| lane.events.is_empty())
+        {
+            found.parked.remove(lane);
+        } else if found.attended {
+            self.wake_one(id, lane, at);
+        }
     }
 
     /// Puts a turn's event back behind its position, with all later ones of its lane that this member has.
@@ -906,11 +939,17 @@ impl Core {
         let Some(found) = self.consuming_mut(id) else {
             return;
         };
-        let Some(open) = found.open.get_mut(&n) else {
-            return;
-        };
-        open.until_ms = 0;
-        let Some(lane) = open.lane.clone() else {
+        let lane = found.open.get_mut(&n).and_then(|open| {
+            open.until_ms = 0;
+            open.lane.clone()
+        });
+        // An event that is gone leaves its lane to those behind it.
+        let of_lane = |(lane, parked): (&Ident, &ParkedLane)| Some((lane.clone(), parked.timer?.1));
+        let lane = lane.or_else(|| {
+            let mut lanes = found.parked.iter().filter_map(of_lane);
+            lanes.find(|(_, first)| *first == n).map(|(lane, _)| lane)
+        });
+        let Some(lane) = lane else {
             return;
         };
         if let Some(parked) = found.parked.get_mut(&lane) {

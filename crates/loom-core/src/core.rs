@@ -243,6 +243,7 @@ impl Core {
                 Timer::Park(_, ticket) => self.park_is_due(ticket, at),
                 Timer::Event(sub, lane, seq) => self.event_is_due(sub, lane, seq, at),
                 Timer::Again(consumer, n) => self.again_is_due(consumer, n, at),
+                Timer::Reread(consumer) => self.reread_is_due(consumer, at),
                 Timer::Acks(consumer) => self.acks_are_due(consumer),
                 Timer::Lapse(session) => self.lapse_is_due(session, at),
                 Timer::Declare(consumer, start) => self.declare(consumer, start, at),

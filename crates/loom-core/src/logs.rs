@@ -1,13 +1,9 @@
 //! What a shell asks of the open logs.
 
-use std::sync::Arc;
-
 use crate::arena::{Handle, SessionId};
 use crate::core::{Core, Kind};
 use crate::envelope::Position;
 use crate::error::{Code, Error, Result};
-use crate::read::{Fed, Read};
-use crate::report::Subject;
 use crate::time::Moment;
 
 /// blake3 of some bytes.
@@ -57,25 +53,6 @@ impl Core {
             });
         }
         self.flush(at);
-    }
-
-    /// The log cannot be read where a consumer is: it is told as an error, and the consumer stays there.
-    pub fn unread(&mut self, read: Read, error: &Error, at: Moment) {
-        let namespace = self
-            .parts
-            .get(&read.partition)
-            .map(|part| Arc::clone(&part.namespace));
-        let space = namespace.and_then(|name| self.space_index.get(&name).copied());
-        if let Some(space) = space {
-            self.tell_error(space, error.code, &error.detail(), &Subject::default());
-        }
-        let nothing = Fed {
-            token: read.token,
-            events: Vec::new(),
-            next: read.from,
-            at_end: true,
-        };
-        self.fed(nothing, at);
     }
 
     /// The name that a handle sends as.

@@ -10,7 +10,8 @@ use crate::error::{Code, Error};
 use crate::ident::Ident;
 use crate::planted::Planted;
 use crate::report::Subject;
-use crate::time::Moment;
+use crate::time::{Moment, Nanos};
+use crate::timers::Timer;
 
 /// Events to read from the log: answered by [`Core::fed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +46,19 @@ pub(crate) enum Purpose {
     Unread,
     /// What a consumer that is behind has not taken over.
     Next,
-    /// The first event of a parked lane.
-    Lane(Ident),
+    /// The event of a parked lane at this position: its first one when it was asked for.
+    Lane(Ident, u64),
     /// A dead event that is published anew.
     Redrive(Box<Redriving>),
+}
+
+/// Reads of a consumer that failed one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Stall {
+    /// How many.
+    failed: u32,
+    /// Nothing is read for it before this.
+    pub(crate) until: Option<Nanos>,
 }
 
 /// A dead event on its way back.
@@ -82,7 +92,7 @@ impl Core {
         self.read_token += 1;
         let token = self.read_token;
         self.reading.insert(token, what);
-        let most = if matches!(self.reading.get(&token), Some((_, Purpose::Lane(_)))) {
+        let most = if matches!(self.reading.get(&token), Some((_, Purpose::Lane(..)))) {
             1
         } else {
             most
@@ -96,16 +106,24 @@ impl Core {
         token
     }
 
-    /// Answers a read; one that the log cannot serve is answered with no events and `next` where it began, and is asked
-    /// for again when something moves.
-    pub fn fed(&mut self, fed: Fed, at: Moment) {
-        let Some((id, purpose)) = self.reading.remove(&fed.token) else {
-            return;
-        };
+    /// What a read was for, now that it is answered.
+    fn answered(&mut self, token: u64) -> Option<(ConsumerId, Purpose)> {
+        let (id, purpose) = self.reading.remove(&token)?;
         if let Some(found) = self.consuming_mut(id)
-            && found.reading == Some(fed.token)
+            && found.reading == Some(token)
         {
             found.reading = None;
+        }
+        Some((id, purpose))
+    }
+
+    /// Answers a read that the log could serve; one that it could not is answered by [`Self::unread`].
+    pub fn fed(&mut self, fed: Fed, at: Moment) {
+        let Some((id, purpose)) = self.answered(fed.token) else {
+            return;
+        };
+        if !matches!(purpose, Purpose::Redrive(_)) {
+            self.end_stall(id);
         }
         let mut end = self
             .partition(id.partition)
@@ -121,7 +139,7 @@ impl Core {
         let attended = self.consuming(id).is_some_and(|found| found.attended);
         match purpose {
             Purpose::Redrive(redriving) => self.fed_dead(id, *redriving, events, at),
-            Purpose::Lane(lane) => self.fed_lane(id, &lane, events, at),
+            Purpose::Lane(lane, n) => self.fed_lane(id, (&lane, n), (events, next), at),
             // Nobody is there any more: it is read again when somebody comes.
             Purpose::Unread | Purpose::Next if !attended => {}
             Purpose::Unread => self.fed_open(id, events, next.min(end), at),
@@ -130,28 +148,124 @@ impl Core {
         self.flush(at);
     }
 
+    /// The log could not be read. `oldest`, where it says so, is the first position that it still keeps: what was asked
+    /// for before that is lost, and told. With any other error a consumer stays where it is, says so once, and reads
+    /// there again after a pause that grows.
+    pub fn unread(&mut self, read: Read, error: &Error, oldest: Option<u64>, at: Moment) {
+        let Some((id, purpose)) = self.answered(read.token) else {
+            return;
+        };
+        match (purpose, oldest.filter(|oldest| *oldest > read.from)) {
+            (Purpose::Redrive(redriving), _) => self.refuse_dead(id, &redriving, error.clone()),
+            (_, None) => self.stall(id, read.from, error, at),
+            (Purpose::Lane(lane, n), Some(_)) => self.lose_first(id, &lane, n, at),
+            (Purpose::Unread, Some(oldest)) => {
+                let lost = self.consuming(id).map(|found| found.unread_before(oldest));
+                for n in lost.unwrap_or_default() {
+                    self.lost_read(id, None, n, at);
+                }
+            }
+            (Purpose::Next, Some(oldest)) => self.skip_lost(id, read.from, oldest),
+        }
+        self.ask_feed(id);
+        self.flush(at);
+    }
+
+    /// Nothing is read for a consumer for a while: the log cannot be read where it is.
+    fn stall(&mut self, id: ConsumerId, from: u64, error: &Error, at: Moment) {
+        let cap = self.limits.retry_cap_seconds * 1_000;
+        let base = self.limits.retry_base_ms;
+        // Who has no member reads when one comes.
+        let Some(found) = self.consuming_mut(id).filter(|found| found.attended) else {
+            return;
+        };
+        let failed = found.stall.failed;
+        let until = at.now.plus_millis((base << failed.min(20)).min(cap));
+        found.stall.failed = failed.saturating_add(1);
+        let before = found.stall.until.replace(until);
+        let group = Arc::clone(&found.group);
+        if let Some(before) = before {
+            self.timers.remove(before, Timer::Reread(id));
+        }
+        self.timers.add(until, Timer::Reread(id));
+        if failed > 0 {
+            return;
+        }
+        if let Some(space) = self.space_of(id.partition) {
+            let mut detail = error.detail();
+            detail.message = format!("{group:?} waits at position {from}: {}", detail.message);
+            self.tell_error(space, error.code, &detail, &Subject::group(group));
+        }
+    }
+
+    fn end_stall(&mut self, id: ConsumerId) {
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        if let Some(until) = std::mem::take(&mut found.stall).until {
+            self.timers.remove(until, Timer::Reread(id));
+        }
+    }
+
+    /// The pause after a read that failed is over.
+    pub(crate) fn reread_is_due(&mut self, id: ConsumerId, at: Moment) {
+        if let Some(found) = self.consuming_mut(id) {
+            found.stall.until = None;
+            self.feed(id, at);
+        }
+    }
+
+    /// What a consumer was to read next is not kept any more, up to where it goes on.
+    fn skip_lost(&mut self, id: ConsumerId, from: u64, oldest: u64) {
+        let end = self
+            .partition(id.partition)
+            .map_or(0, crate::partition::Partition::end);
+        let Some(found) = self.consuming_mut(id).filter(|found| found.behind) else {
+            return;
+        };
+        found.next = found.next.max(oldest.min(end));
+        // How many of those that were counted are among the lost cannot be known: the rest is counted when it is read.
+        found.recount_from(end);
+        if found.next >= end {
+            found.behind = false;
+        }
+        self.tell_expired(id, from);
+    }
+
     fn fed_lane(
         &mut self,
         id: ConsumerId,
-        lane: &Ident,
-        events: Vec<(Position, Arc<Envelope>)>,
+        (lane, n): (&Ident, u64),
+        (events, next): (Vec<(Position, Arc<Envelope>)>, u64),
         at: Moment,
     ) {
-        let Some(n) = self
+        let first = self
             .consuming(id)
-            .and_then(|found| found.first_parked(lane))
-        else {
-            return self.ask_feed(id);
-        };
-        match events.into_iter().next() {
-            Some((position, env)) if position.n == n => {
-                self.keep_read(id, lane, n, placed(env, position));
+            .and_then(|found| found.first_parked(lane));
+        let event = events.into_iter().next();
+        if first == Some(n) {
+            match event {
+                Some((position, env)) if position.n == n => {
+                    self.keep_read(id, lane, n, placed(env, position));
+                }
+                // It was looked at, and there is no event there.
+                Some(_) => self.lost_read(id, Some(lane), n, at),
+                None if next > n => self.lost_read(id, Some(lane), n, at),
+                None => {
+                    let error = Error::new(Code::Unavailable, "the log ends before it");
+                    self.stall(id, n, &error, at);
+                }
             }
-            // It stood somewhere else in its lane when it was asked for.
-            Some((position, _)) if position.n < n => {}
-            _ => self.lost_read(id, Some(lane), n, at),
         }
+        // Else an earlier one of its lane has come back meanwhile: it is read again when its turn has come.
         self.ask_feed(id);
+    }
+
+    fn lose_first(&mut self, id: ConsumerId, lane: &Ident, n: u64, at: Moment) {
+        let found = self.consuming(id);
+        if found.and_then(|found| found.first_parked(lane)) == Some(n) {
+            self.lost_read(id, Some(lane), n, at);
+        }
     }
 
     fn fed_open(

@@ -89,20 +89,19 @@ impl Core {
         events: Vec<(Position, Arc<Envelope>)>,
         at: Moment,
     ) {
+        let n = redriving.n;
+        let found = events.into_iter().find(|(position, _)| position.n == n);
+        let Some((_, dead)) = found else {
+            let message = format!("the event at {n:x} is not kept any more");
+            let error = Error::new(Code::CursorExpired, message);
+            return self.refuse_dead(id, &redriving, error);
+        };
         let Redriving {
             session,
             ticket,
-            n,
             payload,
+            ..
         } = redriving;
-        let found = events.into_iter().find(|(position, _)| position.n == n);
-        let Some((_, dead)) = found else {
-            self.forget_redrive(id, n);
-            self.tickets.remove(ticket);
-            let message = format!("the event at {n:x} is not kept any more");
-            let error = Error::new(Code::CursorExpired, message);
-            return self.notify(session, Notice::Refused(ticket, error));
-        };
         let mut env = Arc::unwrap_or_clone(dead);
         env.causation = Some(env.id);
         env.id = self.ids.mint(at.wall_ms);
@@ -134,6 +133,14 @@ impl Core {
         };
         let then = Then::Redriven(Box::new(redrive));
         self.append(id.partition, level, smallvec![note, event], then);
+    }
+
+    /// A dead event could not be read: it stays dead.
+    pub(crate) fn refuse_dead(&mut self, id: ConsumerId, redriving: &Redriving, error: Error) {
+        self.forget_redrive(id, redriving.n);
+        self.tickets.remove(redriving.ticket);
+        let notice = Notice::Refused(redriving.ticket, error);
+        self.notify(redriving.session, notice);
     }
 
     fn forget_redrive(&mut self, id: ConsumerId, n: u64) {

@@ -21,6 +21,8 @@ pub(crate) enum Timer {
     Event(SubId, u32, u64),
     /// The event at this position may be given again.
     Again(ConsumerId, u64),
+    /// A consumer may read again where the log could not be read.
+    Reread(ConsumerId),
     /// Acks have waited long enough for others.
     Acks(ConsumerId),
     /// A session has to have shown that its loop moves.
@@ -35,6 +37,7 @@ impl Timer {
         match self {
             Self::Probe(..)
             | Self::Again(..)
+            | Self::Reread(_)
             | Self::Acks(_)
             | Self::Lapse(_)
             | Self::Declare(..) => true,

@@ -12,8 +12,8 @@ mod common;
 use common::log::Log;
 use common::{World, done};
 use loom_core::{
-    AgentSpec, Code, Delivery, Handle, Health, Level, Limits, Offer, Opened, Options, Partition,
-    Publish, Qos, Record, SessionId, Start, Ticket,
+    AgentSpec, Code, Delivery, Error, Handle, Health, Level, Limits, Offer, Opened, Options,
+    Partition, Publish, Qos, Record, SessionId, Start, Ticket,
 };
 
 fn world() -> (World, Log) {
@@ -737,6 +737,178 @@ fn a_full_queue_makes_its_group_read_from_the_log_and_nothing_is_lost_or_out_of_
     let consumers = &w.core.stats().logs[0].consumers;
     assert!(!consumers[0].behind && consumers[0].spilled == 0);
     assert_eq!((consumers[0].matched, consumers[0].acked), (40, 40));
+}
+
+/// Answers what waits for the log, and leaves the reads.
+fn write(w: &mut World, log: &mut Log) {
+    while log.collect(w) > 0 {
+        log.answer(w, usize::MAX);
+    }
+}
+
+/// A lane of 12 events, of which more are parked than are kept in memory: gives the turn that is under way when one of
+/// them has to be read, and what was done before.
+fn reading(w: &mut World, log: &mut Log, s: SessionId, a: Handle) -> (Vec<String>, Delivery) {
+    log.serve(w);
+    for at in 0..12 {
+        put(w, s, "k", &at.to_string());
+    }
+    let first = turn(w, log, s, a);
+    assert!(w.core.nak(s, first.lease.unwrap(), 1_000).unwrap());
+    w.end(s, a, &first);
+    log.serve(w);
+    w.pass(1_000);
+    let mut all = Vec::new();
+    loop {
+        write(w, log);
+        let turn = w.take(s, a).unwrap();
+        write(w, log);
+        if w.core.has_reads() {
+            return (all, turn);
+        }
+        all.push(text(&turn));
+        w.end(s, a, &turn);
+    }
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|at| at.to_string()).collect()
+}
+
+// requirement: DUR-READ
+#[test]
+fn an_event_that_comes_back_while_a_later_one_of_its_lane_is_read_is_given_again() {
+    let (mut w, mut log) = Log::world(small(4));
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    let errors = w.agent(s, "errors", &["loom.error.>"]);
+    let (mut all, turn) = reading(&mut w, &mut log, s, a);
+    assert!(w.core.nak(s, turn.lease.unwrap(), 2_000).unwrap());
+    w.end(s, a, &turn);
+    write(&mut w, &mut log);
+    assert_eq!(log.feed(&mut w), 1, "the read of the later one");
+    log.serve(&mut w);
+    assert!(run(&mut w, &mut log, s, a).is_empty(), "it waits");
+    w.pass(2_000);
+    all.extend(run(&mut w, &mut log, s, a));
+    assert_eq!(all, numbers(12));
+    assert!(w.take(s, errors).is_none(), "nothing is told as lost");
+}
+
+/// What the log says when it cannot be read for now.
+fn shut() -> Error {
+    Error::new(Code::Exhausted, "no file descriptor is left for 1.seg")
+}
+
+/// Answers all reads with an error; gives the places.
+fn refuse_reads(w: &mut World, oldest: Option<u64>) -> Vec<u64> {
+    let reads = w.core.take_reads();
+    for read in &reads {
+        w.core.unread(*read, &shut(), oldest, w.at);
+    }
+    reads.iter().map(|read| read.from).collect()
+}
+
+// requirement: DUR-READ
+#[test]
+fn a_log_that_cannot_be_read_loses_nothing_and_is_asked_again_ever_more_slowly() {
+    let (mut w, mut log) = Log::world(small(4));
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    let errors = w.agent(s, "errors", &["loom.error.>"]);
+    let (mut all, turn) = reading(&mut w, &mut log, s, a);
+    all.push(text(&turn));
+    w.end(s, a, &turn);
+    let place = refuse_reads(&mut w, None);
+    for pause in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
+        write(&mut w, &mut log);
+        w.pass(pause - 1);
+        write(&mut w, &mut log);
+        assert!(!w.core.has_reads(), "it pauses {pause} ms");
+        w.pass(1);
+        assert_eq!(refuse_reads(&mut w, None), place, "it stays where it is");
+    }
+    let told = w.take(s, errors).unwrap();
+    assert_eq!(&*told.envelope.topic, "loom.error.exhausted");
+    assert!(text(&told).contains(&format!("\\\"a\\\" waits at position {}", place[0])));
+    w.end(s, errors, &told);
+    assert!(w.take(s, errors).is_none(), "it is told once");
+    w.pass(5_000);
+    all.extend(run(&mut w, &mut log, s, a));
+    assert_eq!(all, numbers(12));
+}
+
+// requirement: DUR-READ
+#[test]
+fn a_group_that_is_behind_waits_before_what_cannot_be_read() {
+    let (mut w, mut log) = Log::world(small(4));
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    log.serve(&mut w);
+    for at in 0..12 {
+        put(&mut w, s, &at.to_string(), &at.to_string());
+    }
+    write(&mut w, &mut log);
+    let mut all = Vec::new();
+    while !w.core.has_reads() {
+        let turn = w.take(s, a).unwrap();
+        all.push(text(&turn));
+        w.end(s, a, &turn);
+        write(&mut w, &mut log);
+    }
+    assert_eq!(refuse_reads(&mut w, None).len(), 1);
+    write(&mut w, &mut log);
+    assert!(!w.core.has_reads(), "it does not read without a pause");
+    w.pass(100);
+    all.extend(run(&mut w, &mut log, s, a));
+    assert_eq!(all, numbers(12));
+}
+
+// requirement: DUR-READ
+#[test]
+fn what_the_log_keeps_no_more_is_told_and_its_lane_goes_on() {
+    let (mut w, mut log) = Log::world(small(4));
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    let errors = w.agent(s, "errors", &["loom.error.>"]);
+    let (mut all, turn) = reading(&mut w, &mut log, s, a);
+    all.push(text(&turn));
+    w.end(s, a, &turn);
+    let read = w.core.take_reads()[0];
+    let Record::Event(gone) = &log.records[&read.from] else {
+        panic!("no event is read");
+    };
+    let lost = String::from_utf8_lossy(&gone.payload).into_owned();
+    w.core.unread(read, &shut(), Some(read.from + 1), w.at);
+    let told = w.take(s, errors).unwrap();
+    assert_eq!(&*told.envelope.topic, "loom.error.cursor_expired");
+    w.end(s, errors, &told);
+    all.extend(run(&mut w, &mut log, s, a));
+    assert!(w.take(s, errors).is_none(), "nothing else is lost");
+    let mut rest = numbers(12);
+    rest.retain(|at| *at != lost);
+    assert_eq!(all, rest);
+}
+
+// requirement: DUR-READ
+#[test]
+fn a_dead_event_that_cannot_be_read_now_stays_dead_and_says_why() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    let it = turn(&mut w, &mut log, s, a);
+    w.fail(s, &it, Code::InvalidParams).unwrap();
+    log.serve(&mut w);
+    let dead = w.core.dead("default")[0].clone();
+    let which = (dead.consumer, dead.n);
+    w.seen(s);
+    w.core.redrive(s, which, None).unwrap();
+    refuse_reads(&mut w, None);
+    assert_eq!(w.seen(s).refused[0].1.code, Code::Exhausted);
+    w.core.redrive(s, which, None).unwrap();
+    assert_eq!(run(&mut w, &mut log, s, a), ["bad"]);
 }
 
 // requirement: DUR-START

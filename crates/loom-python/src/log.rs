@@ -16,7 +16,8 @@ use loom_core::{
     Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
 };
 use loom_log::{
-    Answer, Batch, Boot, Deleted, Log, LogStats, Options, ReadLimit, Recovered, Retention, Sink,
+    Answer, Batch, Boot, Deleted, Log, LogError, LogStats, Options, ReadLimit, Recovered,
+    Retention, Sink,
 };
 
 use crate::engine::Shared;
@@ -206,7 +207,13 @@ fn feed(core: &mut Core, read: Read, found: Found, at: Moment) {
             };
             core.fed(fed, at);
         }
-        Err(error) => core.unread(read, &error.into(), at),
+        Err(error) => {
+            let oldest = match &error {
+                LogError::Expired { first, .. } => Some(*first),
+                _ => None,
+            };
+            core.unread(read, &error.into(), oldest, at);
+        }
     }
 }
 
@@ -378,7 +385,12 @@ impl Store {
                 records: (read.most - events.len()).max(1),
                 ..ReadLimit::default()
             };
-            let batch = self.log.read(read.partition, next, most)?;
+            let batch = match self.log.read(read.partition, next, most) {
+                Ok(batch) => batch,
+                // What stands before the damage is given; who goes on is told of it.
+                Err(_) if !events.is_empty() => return Ok((events, next, false)),
+                Err(error) => return Err(error),
+            };
             next = batch.next;
             for (position, record) in batch.records {
                 if let Record::Event(env) = record {
