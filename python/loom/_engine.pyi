@@ -78,8 +78,12 @@ class EngineError(Exception):
 
     args: tuple[int, str, str | None, str | None, str | None, float | None]
 
-def digest(payload: bytes, /) -> bytes: ...  # what stands for it where two are compared; b"" for b""
-def has_null(payload: bytes, /) -> bool: ...  # whether the bytes hold "null": where NaN may hide in JSON
+def digest(
+    payload: bytes, /
+) -> bytes: ...  # what stands for it where two are compared; b"" for b""
+def has_null(
+    payload: bytes, /
+) -> bool: ...  # whether the bytes hold "null": where NaN may hide in JSON
 
 @final
 class Receipt:
@@ -194,7 +198,9 @@ class Engine:
     ) -> tuple[list[Delivery], str, bool]: ...
     @property
     def is_logging(self) -> bool: ...  # the log has not answered something yet
-    def close(self) -> None: ...  # the log is synced and let go; waits for the disk, not for ever; idempotent
+    def close(
+        self,
+    ) -> None: ...  # the log is synced and let go; waits for the disk, not for ever; idempotent
     def attach(self, namespace: str, name: str) -> Session: ...
     def now(self) -> float: ...  # monotonic seconds
     def wall(self) -> float: ...  # seconds since the epoch
@@ -259,10 +265,18 @@ class Session:
     # 0 up, 1 restarting (its queue fills, nothing is taken), 2 quarantined (it hears nothing)
     def set_state(self, handle: int, state: int, /) -> None: ...
     def lost(self, handle: int, /) -> int: ...  # of an agent or a subscription: events dropped
-    # The state of an agent's lane, as its turn leaves it; the schema is hashed.
+    # The state of an agent's lane, as its turn leaves it; the schema is hashed. False: the event
+    # will be given again, and the state is to be as it was before.
     def keep_state(
-        self, sender: int, turn: Delivery, lane: str, schema: bytes, payload: bytes, /
-    ) -> None: ...
+        self,
+        sender: int,
+        turn: Delivery,
+        lane: str,
+        schema: bytes,
+        payload: bytes,
+        failed: bool,
+        /,
+    ) -> bool: ...
     def states(self, sender: int, /) -> list[tuple[str, bytes]]: ...  # of that agent: lane, payload
     # A value of the memory, None: taken away; until when, in ms since 1970.
     def keep_memory(
@@ -359,7 +373,9 @@ class Session:
 @final
 class LogView:  # brings the view of a namespace's log, a SQLite file, up to date
     def __new__(cls, data: Path, namespace: str, file: Path) -> LogView: ...
-    def catch_up(self) -> tuple[int, bool]: ...  # takes over a portion: its records, and whether it was the last
+    def catch_up(
+        self,
+    ) -> tuple[int, bool]: ...  # takes over a portion: its records, and whether it was the last
     @property
     def position(self) -> str | None: ...  # the last that the view holds; None: it is empty
 
@@ -367,7 +383,9 @@ class LogView:  # brings the view of a namespace's log, a SQLite file, up to dat
 _Reported: TypeAlias = tuple[list[tuple[str, int, int, int]], int, int]
 
 def namespaces(data: Path) -> list[str]: ...  # that have a log
-def holder(data: Path) -> tuple[bool, int | None]: ...  # whether an engine has it open, and in which process
+def holder(
+    data: Path,
+) -> tuple[bool, int | None]: ...  # whether an engine has it open, and in which process
 def backup(data: Path, to: Path, now_ms: int) -> _Reported: ...
 def restore(source: Path, to: Path) -> _Reported: ...
 

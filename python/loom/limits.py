@@ -119,6 +119,8 @@ REDELIVER_BASE_MS: Final = 1_000
 REDELIVER_CAP_SECONDS: Final = 60
 ACK_BATCH: Final = 256
 ACK_DELAY_MS: Final = 50
+ACK_STATE_BYTES: Final = 1_048_576
+PUBLISH_SECONDS: Final = 1_024
 CONSUMER_OPEN: Final = 100_000
 CONSUMERS: Final = 10_000
 READ_EVENTS: Final = 256
@@ -719,6 +721,18 @@ LIMITS: Final[Mapping[str, Limit]] = {
         ACK_DELAY_MS,
         ACK_DELAY_MS,
         "how long an ack waits for others: a crash in between delivers those events again",
+    ),
+    "ack_state_bytes": Limit(
+        "bytes",
+        ACK_STATE_BYTES,
+        ACK_STATE_BYTES,
+        "states that are written together with the acks of their turns; one that is larger goes alone",
+    ),
+    "publish_seconds": Limit(
+        "publishes",
+        PUBLISH_SECONDS,
+        PUBLISH_SECONDS,
+        "publishes with one id that wait for the first of them",
     ),
     "consumer_open": Limit(
         "events",

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 import loom
-from loom.errors import InvalidParams, LoomError
+from loom.errors import Exhausted, InvalidParams, LoomError
 from loom.testing import Harness
 
 
@@ -150,3 +150,50 @@ async def test_without_a_directory_nothing_of_it_is_kept() -> None:
             await h.ctx.emit("add", "tea", key="ada")
             await h.idle()
     assert [one["items"] for one in seen] == [["tea"], ["tea"]]
+
+
+@pytest.mark.requirement("STATE-FENCED")
+async def test_a_durable_turn_that_fails_leaves_the_state_as_it_was(tmp_path: Path) -> None:
+    app, seen = loom.App("shop"), list[Any]()
+
+    @app.agent("baskets", topics=["add"])
+    class Baskets(loom.Agent[Basket]):
+        async def on_event(self, ctx: loom.Context[Basket], event: loom.Event[str]) -> None:
+            ctx.state.items.append(event.data)
+            seen.append(list(ctx.state.items))
+            if event.attempt == 1:
+                raise LoomError("once")
+
+    del Baskets
+    async with Harness(app, data=tmp_path) as h:
+        for item in ("tea", "cups"):
+            await h.ctx.emit("add", item, key="ada", ack="disk")
+            await h.idle()
+            await h.advance(2)
+            await h.idle()
+    assert seen == [["tea"], ["tea"], ["tea", "cups"], ["tea", "cups"]]
+
+
+@pytest.mark.requirement("STATE-ACK")
+async def test_what_the_log_can_never_take_is_refused_and_leaves_what_was_there(
+    tmp_path: Path,
+) -> None:
+    app, seen, big = loom.App("shop"), list[Any](), "x" * (64 << 20)
+
+    @app.agent("baskets", topics=["add"])
+    class Baskets(loom.Agent[Basket]):
+        async def on_event(self, ctx: loom.Context[Basket], event: loom.Event[str]) -> None:
+            seen.append(list(ctx.state.items))
+            ctx.state.items.append(big if event.data == "big" else event.data)
+
+    del Baskets
+    async with Harness(app, data=tmp_path) as h:
+        for item in ("tea", "big", "cups"):
+            await h.ctx.emit("add", item, key="ada", ack="disk")
+            await h.idle()
+        with pytest.raises(Exhausted) as refused:
+            await h.ctx.memory.put("m", big)
+        assert (refused.value.field, refused.value.limit) == ("value", "memory_bytes")
+        dead = h.events("loom.dead.>")
+        assert len(dead) == 1
+    assert seen == [[], ["tea"], ["tea"]]

@@ -10,6 +10,7 @@ use crate::core::{Core, Holding, Lease};
 use crate::envelope::Envelope;
 use crate::error::{Code, Detail, Error, Result, to_json};
 use crate::ident::show_uuid;
+use crate::keeping::Left;
 use crate::lane::{As, Item};
 use crate::planted::Planted;
 use crate::record::{Dead, Level, Progress, Record, Started, Waits};
@@ -31,12 +32,14 @@ pub(crate) struct Durable {
     since: Nanos,
     /// When it was renewed last, by itself.
     extended: Nanos,
-    fate: Fate,
+    pub(crate) fate: Fate,
+    /// What it leaves if it goes well.
+    pub(crate) state: Option<Left>,
 }
 
 /// What was said of an event while its turn goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     Open,
     /// Acked, or given up.
     Done,
@@ -140,6 +143,7 @@ impl Core {
                 since: item.at,
                 extended: at.now,
                 fate: Fate::Open,
+                state: None,
             })),
             turn: 0,
         });
@@ -397,9 +401,11 @@ impl Core {
             return;
         };
         let (id, n) = (durable.consumer, durable.n);
+        let base_ms = self.limits.redeliver_base_ms;
         if !durable.is_done() {
             if let Some(open) = self.consuming_mut(id).and_then(|it| it.open.get_mut(&n)) {
                 open.until_ms = until_ms.unwrap_or(0);
+                open.pause_ms = base_ms;
                 // What was not handed out was not begun; the log may say otherwise, and is right after a restart.
                 if !durable.out {
                     open.attempt -= 1;
@@ -470,7 +476,10 @@ impl Core {
         self.ask_feed(id);
         match (durable.fate, failed) {
             (Fate::Done, _) => {}
-            (Fate::Open, None) => self.done(id, n, at),
+            (Fate::Open, None) => {
+                self.leave_state(lease);
+                self.done(id, n, at);
+            }
             (Fate::Again(delay), _) => {
                 let why = Why {
                     code: None,
@@ -510,6 +519,7 @@ impl Core {
         let until_ms = at.wall_ms + delay;
         if let Some(open) = self.consuming_mut(id).and_then(|it| it.open.get_mut(&n)) {
             open.until_ms = until_ms;
+            open.pause_ms = delay;
         }
         let record = Record::Waits(Waits {
             consumer: id.number,
@@ -623,12 +633,14 @@ impl Core {
     /// The log would not note that an event is given up: it is given again, and fails again.
     pub(crate) fn undied(&mut self, dying: &Dying, at: Moment) {
         let (id, env) = (dying.consumer, &dying.env);
-        let until_ms = at.wall_ms + self.limits.redeliver_base_ms;
+        let pause_ms = self.limits.redeliver_base_ms;
+        let until_ms = at.wall_ms + pause_ms;
         if let Some(open) = self
             .consuming_mut(id)
             .and_then(|it| it.open.get_mut(&dying.n))
         {
             open.until_ms = until_ms;
+            open.pause_ms = pause_ms;
         }
         self.park_alone(id, dying.n, env);
         self.wake_lane(id, env.lane(), at);
@@ -686,6 +698,7 @@ impl Core {
     /// one can be taken back.
     pub(crate) fn write_progress(&mut self, id: ConsumerId, seen: bool) {
         let skips = self.has(Planted::FloorOverParked);
+        let most = self.limits.ack_state_bytes;
         let Some(part) = self.parts.get_mut(&id.partition) else {
             return;
         };
@@ -701,21 +714,28 @@ impl Core {
             return;
         }
         let due = found.acks_due.take();
-        let acked = std::mem::take(&mut found.acks);
-        let open = found.open.range(found.floor.min(floor)..floor);
+        let acked = found.take_acks(most);
+        let from = found.floor.min(floor);
+        let open = found.open.range(from..floor);
         let open = open.filter(|(_, open)| !skips || open.place != Place::Parked);
-        let record = Record::Progress(Progress {
+        // What is acked later is open until then.
+        let later = found.acks.iter().copied();
+        let later = later.filter(|n| (from..floor).contains(n));
+        let mut open: Vec<u64> = open.map(|(n, _)| *n).chain(later).collect();
+        open.sort_unstable();
+        let mut batch = found.states_with(&acked);
+        batch.push(Record::Progress(Progress {
             consumer: id.number,
             floor,
             acked: acked.clone(),
-            open: open.map(|(n, _)| *n).collect(),
-        });
+            open,
+        }));
         found.flying = Some(acked);
         found.floor = found.floor.max(floor);
         if let Some(due) = due {
             self.timers.remove(due, Timer::Acks(id));
         }
-        self.append(id.partition, Level::Os, smallvec![record], Then::Noted(id));
+        self.append(id.partition, Level::Os, batch, Then::Noted(id));
     }
 
     /// The log has the progress, or refused it; what came since is written next.
@@ -727,10 +747,16 @@ impl Core {
         let Some(found) = self.consuming_mut(id) else {
             return;
         };
-        let flown = found.flying.take().unwrap_or_default();
+        let mut flown = found.flying.take().unwrap_or_default();
         if refused {
             found.floor = floor.unwrap_or(found.floor);
-            found.acks.extend(flown);
+            // In front of those that came since: a state must not be overwritten by an older one.
+            flown.append(&mut found.acks);
+            found.acks = flown;
+        } else {
+            for n in flown {
+                found.states.remove(&n);
+            }
         }
         if found.acks.is_empty() {
             return;

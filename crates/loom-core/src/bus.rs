@@ -124,7 +124,7 @@ impl Core {
             self.count_run(run, at.now)?;
         }
         let offer = if let Some(level) = level {
-            self.publish_durable((session, space), env, level)
+            self.publish_durable((session, space), env, level, at)
         } else {
             let plan = Plan {
                 env,

@@ -14,12 +14,14 @@ use crate::core::{Core, Todo};
 use crate::envelope::Envelope;
 use crate::error::{Code, Error, Result};
 use crate::ident::Ident;
+use crate::keeping::Left;
 use crate::lane::{As, Item};
 use crate::part::Part;
 use crate::partition::{ConsumerState, START_NOW};
 use crate::read::{Purpose, Stall};
 use crate::record::{Consumer, Level, Record};
 use crate::space::SpaceId;
+use crate::spec::limits as spec;
 use crate::ticket::Then;
 use crate::time::{Moment, Nanos};
 use crate::timers::Timer;
@@ -56,6 +58,8 @@ pub(crate) struct Open {
     pub(crate) place: Place,
     /// Not again before this, by the wall.
     pub(crate) until_ms: u64,
+    /// How long that was when it began to wait: no clock that goes back makes it longer.
+    pub(crate) pause_ms: u64,
     /// Of one that is parked.
     lane: Option<Ident>,
 }
@@ -127,6 +131,8 @@ pub(crate) struct Consuming {
     pub(crate) acks_due: Option<Nanos>,
     /// Acks of the progress that is with the log; none: there is none.
     pub(crate) flying: Option<Vec<u64>>,
+    /// What turns have left whose acks are not known to be in the log, by position.
+    pub(crate) states: BTreeMap<u64, Left>,
     /// The floor in the log.
     pub(crate) floor: u64,
     pub(crate) tally: Tally,
@@ -158,6 +164,7 @@ impl Consuming {
             acks: Vec::new(),
             acks_due: None,
             flying: None,
+            states: BTreeMap::new(),
             floor: at,
             tally: Tally::default(),
         }
@@ -174,6 +181,7 @@ impl Consuming {
                 attempt: begun.attempt,
                 place: Place::Unread,
                 until_ms: begun.until_ms,
+                pause_ms: longest(begun.code),
                 lane: None,
             };
             new.tally.matched += 1;
@@ -262,6 +270,16 @@ impl Consuming {
         let kept = self.parked.get_mut(lane)?.events.remove(&n)??;
         self.kept = (self.kept.0 - 1, self.kept.1 - kept.size());
         Some(kept)
+    }
+}
+
+/// The longest that an event may wait that failed with this code in another life, in milliseconds; without a code it
+/// was given back for as long as its handler said.
+fn longest(code: u32) -> u64 {
+    if code == 0 {
+        spec::TTL_MS_MAX
+    } else {
+        spec::REDELIVER_CAP_SECONDS * 1_000
     }
 }
 
@@ -491,12 +509,17 @@ impl Core {
             return;
         };
         let first = *first;
-        let until_ms = found.open.get(&first).map_or(0, |open| open.until_ms);
+        let open = found.open.get(&first);
+        let (until_ms, pause_ms) = open.map_or((0, 0), |open| (open.until_ms, open.pause_ms));
         let before = parked.timer.take();
         let mut after = None;
         if until_ms > at.wall_ms {
             parked.loose = false;
-            after = Some((at.now.plus_millis(until_ms - at.wall_ms), first));
+            let mut due = at.now.plus_millis((until_ms - at.wall_ms).min(pause_ms));
+            if let Some((known, _)) = before.filter(|(_, n)| *n == first) {
+                due = due.min(known);
+            }
+            after = Some((due, first));
             parked.timer = after;
         } else if !parked.loose {
             parked.loose = true;
@@ -559,13 +582,16 @@ impl Core {
             .get(&id.partition)
             .and_then(|part| part.folded.consumer(id.number))
             .and_then(|state| state.open.get(&n))
-            .map_or((0, 0), |begun| (begun.attempt, begun.until_ms));
+            .map_or((0, 0, 0), |begun| {
+                (begun.attempt, begun.until_ms, longest(begun.code))
+            });
         let most = (self.limits.queue_items, self.limits.queue_bytes);
         let Some(found) = self.consuming_mut(id) else {
             return true;
         };
-        let known = found.open.get(&n).map(|open| (open.attempt, open.until_ms));
-        let (attempt, until_ms) = known.unwrap_or(begun);
+        let known = found.open.get(&n);
+        let known = known.map(|open| (open.attempt, open.until_ms, open.pause_ms));
+        let (attempt, until_ms, pause_ms) = known.unwrap_or(begun);
         let waits = until_ms > at.wall_ms;
         let parked = found.parked.contains_key(env.lane());
         let routed = if parked || waits {
@@ -591,6 +617,7 @@ impl Core {
             attempt,
             place,
             until_ms,
+            pause_ms,
             lane: None,
         };
         found.open.insert(n, open);

@@ -247,6 +247,7 @@ impl Core {
                 Timer::Acks(consumer) => self.acks_are_due(consumer),
                 Timer::Lapse(session) => self.lapse_is_due(session, at),
                 Timer::Declare(consumer, start) => self.declare(consumer, start, at),
+                Timer::Keep(partition) => self.keep_again(partition),
             }
             self.flush(at);
         }

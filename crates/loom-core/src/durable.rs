@@ -15,7 +15,7 @@ use crate::notice::{Notice, Offer, Receipt};
 use crate::partition::{hash_of, id_of};
 use crate::record::{Level, Record};
 use crate::space::SpaceId;
-use crate::ticket::{Then, Waiting};
+use crate::ticket::{Then, Waiting, mark};
 use crate::time::Moment;
 use crate::topics::Target;
 
@@ -28,7 +28,7 @@ pub(crate) struct Publishing {
     /// The publisher's id.
     dedup: Option<u128>,
     /// Publishes with the same id that came meanwhile.
-    seconds: Vec<(SessionId, Ticket)>,
+    seconds: Vec<(SessionId, Ticket, Level)>,
 }
 
 impl Core {
@@ -83,6 +83,7 @@ impl Core {
         (session, space): (SessionId, SpaceId),
         env: Arc<Envelope>,
         level: Level,
+        at: Moment,
     ) -> Result<Offer> {
         let part = self.space(space).and_then(|space| space.partition);
         let Some(partition) = part else {
@@ -91,7 +92,7 @@ impl Core {
         let given = env.extra.as_ref().and_then(|extra| extra.dedup.as_deref());
         let dedup = given.map(|text| (id_of(text), hash_of(&env.topic, &env.payload)));
         if let Some(key) = dedup
-            && let Some(offer) = self.is_second(session, partition, key)?
+            && let Some(offer) = self.is_second((session, level), partition, key, at)?
         {
             return Ok(offer);
         }
@@ -116,9 +117,10 @@ impl Core {
     /// What a publish with an id that is known is answered.
     fn is_second(
         &mut self,
-        session: SessionId,
+        (session, level): (SessionId, Level),
         partition: u32,
         (id, hash): (u128, u128),
+        at: Moment,
     ) -> Result<Option<Offer>> {
         let Some(part) = self.parts.get(&partition) else {
             return Ok(None);
@@ -133,9 +135,17 @@ impl Core {
             if known != hash {
                 return conflict();
             }
+            let most = self.limits.publish_seconds;
+            let waiting = self.publishing(first).map_or(0, |it| it.seconds.len());
+            if waiting >= most {
+                let message = format!("{waiting} publishes with this id wait for the first");
+                return Err(Error::exhausted("publish_seconds", message)
+                    .field("id")
+                    .hint("publish an event again only when its answer has not come for a while"));
+            }
             let ticket = self.tickets.insert(Waiting::Second);
             if let Some(publishing) = self.publishing(first) {
-                publishing.seconds.push((session, ticket));
+                publishing.seconds.push((session, ticket, level));
             }
             return Ok(Some(Offer::Logging(ticket)));
         }
@@ -146,17 +156,35 @@ impl Core {
             return conflict();
         }
         let synced = known.position.n < part.synced;
-        let level = match (part.opened.kept, synced) {
+        let reached = match (part.opened.kept, synced) {
             (false, _) => Level::Accepted,
             (true, false) => Level::Os,
             (true, true) => Level::Disk,
         };
-        Ok(Some(Offer::Done(Receipt {
+        let receipt = Receipt {
             id: known.event,
             matched: 0,
             position: Some(known.position),
-            level,
-        })))
+            level: reached,
+        };
+        if level == Level::Disk && reached == Level::Os {
+            return Ok(Some(self.sync(partition, session, receipt, at)));
+        }
+        Ok(Some(Offer::Done(receipt)))
+    }
+
+    /// Answers a publish whose event is in the log when all that is there is synced.
+    fn sync(&mut self, partition: u32, session: SessionId, receipt: Receipt, at: Moment) -> Offer {
+        let level = Level::Disk;
+        let then = Then::Synced(session, Box::new(Receipt { level, ..receipt }));
+        Offer::Logging(self.append(partition, level, smallvec![mark(at)], then))
+    }
+
+    /// Everything before this is on disk.
+    pub(crate) fn synced(&mut self, partition: u32, before: u64) {
+        if let Some(part) = self.parts.get_mut(&partition) {
+            part.synced = part.synced.max(before);
+        }
     }
 
     /// Second half: the log has the event.
@@ -193,7 +221,11 @@ impl Core {
             position: Some(position),
             level,
         };
-        for (session, ticket) in seconds {
+        for (session, ticket, wanted) in seconds {
+            if wanted > level {
+                self.sync_second(partition, (session, ticket), receipt.clone(), at);
+                continue;
+            }
             self.tickets.remove(ticket);
             self.notify(session, Notice::Accepted(ticket, receipt.clone()));
         }
@@ -276,7 +308,7 @@ impl Core {
         if let (Some(part), Some(id)) = (self.parts.get_mut(&partition), publishing.dedup) {
             part.flying.remove(&id);
         }
-        for (session, ticket) in publishing.seconds {
+        for (session, ticket, _) in publishing.seconds {
             self.tickets.remove(ticket);
             self.notify(session, Notice::Refused(ticket, error.clone()));
         }

@@ -39,6 +39,7 @@ mod health;
 mod ident;
 mod input;
 mod job;
+mod keeping;
 mod lane;
 mod ledger;
 mod limits;

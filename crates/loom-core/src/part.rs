@@ -9,9 +9,10 @@ use crate::arena::{SubId, Ticket};
 use crate::consume::Consuming;
 use crate::core::Core;
 use crate::error::{Code, Error, Result};
+use crate::keeping::Unkept;
 use crate::partition::{Partition, START_NOW};
 use crate::planted::Planted;
-use crate::record::{Level, Record};
+use crate::record::Level;
 use crate::recorder::{Recording, Track};
 use crate::time::Moment;
 use crate::topic::{Filter, check_name};
@@ -75,6 +76,8 @@ pub(crate) struct Part {
     pub(crate) letters_lost: u64,
     /// Dead events that are being published anew.
     pub(crate) redriving: BTreeSet<(u32, u64)>,
+    /// States and memories that are on their way by themselves.
+    pub(crate) unkept: Unkept,
     pub(crate) track: Track,
 }
 
@@ -126,6 +129,7 @@ impl Core {
             folded,
             order: VecDeque::new(),
             flying: FxHashMap::default(),
+            unkept: Unkept::default(),
             track: Track::new(record),
         };
         self.parts.insert(partition, part);
@@ -189,27 +193,6 @@ impl Core {
         if let Some(part) = self.parts.get_mut(&partition) {
             part.opened.oldest = part.opened.oldest.max(oldest);
         }
-    }
-
-    /// Puts the state of an agent, or a value of the memory, into the log; nobody waits for it.
-    ///
-    /// # Errors
-    /// `NOT_SUPPORTED` where no log is open; `INVALID_PARAMS` for any other record.
-    pub fn keep(&mut self, namespace: &str, record: Record) -> Result<()> {
-        if !matches!(record, Record::State(..) | Record::Memory(..)) {
-            return Err(Error::invalid(
-                "record",
-                "only states and memories are kept so",
-            ));
-        }
-        let partition = self.open_part(namespace)?;
-        self.append(
-            partition,
-            Level::Os,
-            smallvec::smallvec![record],
-            crate::ticket::Then::Fold,
-        );
-        Ok(())
     }
 
     pub(crate) fn open_part(&self, namespace: &str) -> Result<u32> {

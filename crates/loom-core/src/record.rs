@@ -77,7 +77,7 @@ pub enum Record {
     Closed(Closed),
     /// Positions that are lost, and known to be.
     Gap(Gap),
-    /// The wall clock jumped.
+    /// The wall clock jumped; by nothing: a mark, so that what is before it is synced.
     ClockJump(ClockJump),
     /// A durable event.
     Event(Arc<Envelope>),

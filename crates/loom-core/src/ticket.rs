@@ -12,8 +12,9 @@ use crate::durable::Publishing;
 use crate::effect::Awaited;
 use crate::envelope::Position;
 use crate::error::{Error, Result};
+use crate::notice::{Notice, Receipt};
 use crate::planted::Planted;
-use crate::record::{Level, Outgoing, Record};
+use crate::record::{ClockJump, Level, Outgoing, Record};
 use crate::redrive::Redrive;
 use crate::time::{Moment, Nanos};
 
@@ -52,6 +53,10 @@ pub(crate) struct Logging {
 pub(crate) enum Then {
     /// Nothing but the fold.
     Fold,
+    /// A state or a value of the memory is kept.
+    Keep,
+    /// Everything before it is synced, and a publish that waited for that is answered.
+    Synced(SessionId, Box<Receipt>),
     /// An event goes to those who hear it, and its publisher hears of it.
     Publish(Box<Publishing>),
     /// A durable turn may be handed out.
@@ -68,6 +73,14 @@ pub(crate) enum Then {
     Redriven(Box<Redrive>),
     /// What was told of an effect is there.
     Effect(Awaited),
+}
+
+/// A record that is there to be synced, with all before it: the clock goes on from where it was.
+pub(crate) fn mark(at: Moment) -> Record {
+    Record::ClockJump(ClockJump {
+        from_ms: at.wall_ms,
+        to_ms: at.wall_ms,
+    })
 }
 
 impl Then {
@@ -93,6 +106,38 @@ impl Core {
             answer: None,
         };
         let ticket = self.tickets.insert(Waiting::Logging(Box::new(logging)));
+        self.leave_batch(ticket, (partition, level), batch);
+        ticket
+    }
+
+    /// A publish that waits with another goes to the log for itself: all before it is to be synced.
+    pub(crate) fn sync_second(
+        &mut self,
+        partition: u32,
+        (session, ticket): (SessionId, Ticket),
+        receipt: Receipt,
+        at: Moment,
+    ) {
+        let level = Level::Disk;
+        let batch: SmallVec<[Record; 1]> = SmallVec::from_buf([mark(at)]);
+        let logging = Logging {
+            partition,
+            batch: batch.clone(),
+            then: Then::Synced(session, Box::new(Receipt { level, ..receipt })),
+            answer: None,
+        };
+        if let Some(waiting) = self.tickets.get_mut(ticket) {
+            *waiting = Waiting::Logging(Box::new(logging));
+            self.leave_batch(ticket, (partition, level), batch);
+        }
+    }
+
+    fn leave_batch(
+        &mut self,
+        ticket: Ticket,
+        (partition, level): (u32, Level),
+        batch: SmallVec<[Record; 1]>,
+    ) {
         if let Some(part) = self.parts.get_mut(&partition) {
             part.order.push_back(ticket);
         }
@@ -102,7 +147,6 @@ impl Core {
             level,
             batch,
         });
-        ticket
     }
 
     /// Leaves a record that nobody waits for and that no fold knows.
@@ -186,6 +230,14 @@ impl Core {
         }
     }
 
+    /// What is to be kept under this ticket.
+    pub(crate) fn kept_by(&self, ticket: Ticket) -> Option<&Record> {
+        match self.tickets.get(ticket) {
+            Some(Waiting::Logging(logging)) => logging.batch.first(),
+            _ => None,
+        }
+    }
+
     fn answer(&mut self, ticket: Ticket, given: Result<Position>, at: Moment) {
         let Some(Waiting::Logging(logging)) = self.tickets.get_mut(ticket) else {
             return;
@@ -240,10 +292,16 @@ impl Core {
                         part.folded.apply(Position { n, ..first }, record);
                     }
                 }
+                if let Then::Keep = then {
+                    self.kept(partition, ticket, &batch);
+                }
                 drop(batch);
                 self.follow(then, partition, Some((ticket, first)), at);
             }
-            Some(Err(error)) => self.undo(then, (partition, ticket), &error, at),
+            Some(Err(error)) => match then {
+                Then::Keep => self.not_kept((partition, ticket), batch, at),
+                then => self.undo(then, (partition, ticket), &error, at),
+            },
             None => {}
         }
     }
@@ -267,7 +325,14 @@ impl Core {
             (Then::Gone(consumer), _) => self.gone(consumer),
             (Then::Died(dying), _) => self.died(&dying),
             (Then::Effect(awaited), placed) => self.effect_logged(awaited, placed, at),
-            (Then::Fold | Then::Publish(_) | Then::Redriven(_), _) => {}
+            (Then::Synced(session, receipt), Some((ticket, position))) => {
+                self.synced(partition, position.n + 1);
+                self.notify(session, Notice::Accepted(ticket, *receipt));
+            }
+            (
+                Then::Fold | Then::Keep | Then::Publish(_) | Then::Redriven(_) | Then::Synced(..),
+                _,
+            ) => {}
         }
     }
 
@@ -282,7 +347,10 @@ impl Core {
             Then::Gone(consumer) => self.not_gone(consumer),
             Then::Died(dying) => self.undied(&dying, at),
             Then::Effect(awaited) => self.effect_refused(awaited, refused.1, error, at),
-            Then::Fold => {}
+            Then::Synced(session, _) => {
+                self.notify(session, Notice::Refused(refused.1, error.clone()));
+            }
+            Then::Fold | Then::Keep => {}
         }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) enum Timer {
     Lapse(SessionId),
     /// That a group consumes, from where, is written again.
     Declare(ConsumerId, u64),
+    /// States and memories that the log of this partition refused are tried again.
+    Keep(u32),
 }
 
 impl Timer {
@@ -40,7 +42,8 @@ impl Timer {
             | Self::Reread(_)
             | Self::Acks(_)
             | Self::Lapse(_)
-            | Self::Declare(..) => true,
+            | Self::Declare(..)
+            | Self::Keep(_) => true,
             Self::Call(_) | Self::Attempt(_) | Self::Park(..) | Self::Event(..) => false,
         }
     }

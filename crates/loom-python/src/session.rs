@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use loom_core::record::{Memory, Record, State};
+use loom_core::record::{Memory, State};
 use loom_core::{
     AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level, LogLine,
     Offer, ProbeAnswer, Probed, ProviderSpec, Publish, Qos, Reply, Report, Request, Resolution,
@@ -498,7 +498,7 @@ impl Session {
         self.step(|core, _| core.lost(self.id, Handle(handle)))
     }
 
-    #[pyo3(signature = (sender, turn, lane, schema, payload, /))]
+    #[pyo3(signature = (sender, turn, lane, schema, payload, failed, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -510,9 +510,14 @@ impl Session {
         lane: &Bound<'_, PyString>,
         schema: &[u8],
         payload: Vec<u8>,
-    ) -> PyResult<()> {
+        failed: bool,
+    ) -> PyResult<bool> {
         let lane = text("key", lane)?;
         let lease = self.lease_of(Some(turn))?;
+        let Some(lease) = lease else {
+            let message = "an answer is no turn that could leave a state";
+            return Err(refusal(Code::Fenced, message, None));
+        };
         let schema_hash = if schema.is_empty() {
             Vec::new()
         } else {
@@ -522,10 +527,10 @@ impl Session {
             let state = State {
                 agent: core.name_of(self.id, Handle(sender))?.to_owned(),
                 key: lane.to_owned(),
-                turn: lease.map_or(0, |lease| core.turn_of(lease)),
+                turn: core.turn_of(lease),
                 schema_hash,
             };
-            core.keep(&self.namespace, Record::State(state, payload.into()))
+            core.keep_state(self.id, lease, (state, payload.into()), failed)
         })
     }
 
@@ -537,13 +542,7 @@ impl Session {
     ) -> PyResult<Vec<(String, Bound<'py, PyBytes>)>> {
         let found = self.step(|core, _| {
             let agent = core.name_of(self.id, Handle(sender))?.to_owned();
-            let folded = core
-                .partition_of(&self.namespace)
-                .and_then(|number| core.partition(number));
-            let states = folded.into_iter().flat_map(loom_core::Partition::states);
-            let own = states.filter(|state| state.agent == agent);
-            let own = own.map(|state| (state.key.clone(), Arc::clone(&state.body)));
-            Ok(own.collect::<Vec<_>>())
+            Ok(core.states_of(&self.namespace, &agent))
         })?;
         Ok(found
             .into_iter()
@@ -568,8 +567,7 @@ impl Session {
                 gone: payload.is_none(),
                 until_ms,
             };
-            let record = Record::Memory(memory, payload.unwrap_or_default().into());
-            core.keep(&self.namespace, record)
+            core.keep_memory(&self.namespace, memory, payload.unwrap_or_default().into())
         })
     }
 

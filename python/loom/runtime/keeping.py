@@ -1,7 +1,8 @@
 """What of an app is kept in its log: the states of its agents, and the values of its memory.
 
-A state is written after each turn that changed it, before the engine hears that the turn has ended:
-the log is a prefix, so whoever finds the turn done finds its state, too.
+The engine hears of the state that a turn leaves before it hears that the turn has ended, and writes
+the state of a durable turn together with its ack: whoever finds the one finds the other, too. A
+durable turn whose event will be given again leaves the state as it was before it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,12 +33,13 @@ class States:
                 it any more.
         """
         self._host = host
-        self._written: dict[str, int] = {}  # what was written last, hashed
+        self._written: dict[str, bytes] = {}  # what the engine took last
+        self._newest: dict[str, object] = {}  # the newest turn of a lane that goes on
         self._adapter = _adapter_of(host)
         self._schema = _schema_of(self._adapter)
         for lane, payload in host.session.states(host.sender):
             host.states[lane] = self._read(lane, payload)
-            self._written[lane] = hash(payload)
+            self._written[lane] = payload
 
     def _read(self, lane: str, payload: bytes) -> Any:
         try:
@@ -57,26 +59,56 @@ class States:
         """Return what runs ``handle`` and then writes the state that it has changed."""
 
         async def kept(ctx: Context[Any], event: Event[Any]) -> Any:
+            envelope = event.envelope
+            lane = envelope.key or envelope.thread_id
+            turn = self._newest[lane] = object()
+            failed = True
             try:
-                return await handle(ctx, event)
+                result = await handle(ctx, event)
+                failed = False
+                return result
             finally:
-                self._write(event.envelope)
+                is_newest = self._newest.get(lane) is turn
+                if is_newest:
+                    del self._newest[lane]
+                self._leave(envelope, lane, failed=failed, is_newest=is_newest)
 
         return kept
 
-    def _write(self, envelope: Envelope) -> None:
+    def _leave(self, envelope: Envelope, lane: str, *, failed: bool, is_newest: bool) -> None:
         host = self._host
-        lane = envelope.key or envelope.thread_id
         if lane not in host.states:
             return  # nobody has looked at it
-        payload = encode(host.states[lane], "state")
-        if self._written.get(lane) == (written := hash(payload)):
-            return
+        is_kept = False
         try:
-            host.session.keep_state(host.sender, cast("Any", envelope), lane, self._schema, payload)
+            payload = encode(host.states[lane], "state")
+            if is_kept := self._written.get(lane) == payload:
+                return
+            if is_kept := self._keep(envelope, lane, payload, failed=failed):
+                self._written[lane] = payload
+        except LoomError:
+            if not failed:
+                raise
+            # it has failed already, and that is what is told
+        finally:
+            # a turn whose lease has lapsed leaves alone what the next one works on
+            if not is_kept and is_newest:
+                self._restore(lane)
+
+    def _keep(self, envelope: Envelope, lane: str, payload: bytes, *, failed: bool) -> bool:
+        host = self._host
+        turn = cast("Any", envelope)
+        try:
+            return host.session.keep_state(host.sender, turn, lane, self._schema, payload, failed)
         except host.link.refusal as error:
             raise host.link.translate(error, payload="state") from None
-        self._written[lane] = written
+
+    def _restore(self, lane: str) -> None:
+        before = self._written.get(lane)
+        if before is None:
+            del self._host.states[lane]
+        else:
+            self._host.states[lane] = self._read(lane, before)
 
 
 def _adapter_of(host: Host) -> "TypeAdapter[Any]":

@@ -309,6 +309,12 @@ pub const ACK_BATCH: usize = 256;
 /// In ms: how long an ack waits for others: a crash in between delivers those events again.
 pub const ACK_DELAY_MS: u64 = 50;
 
+/// In bytes: states that are written together with the acks of their turns; one that is larger goes alone.
+pub const ACK_STATE_BYTES: usize = 1_048_576;
+
+/// In publishes: publishes with one id that wait for the first of them.
+pub const PUBLISH_SECONDS: usize = 1_024;
+
 /// In events: events that a group has taken over and not done; beyond, it reads on when some are done.
 pub const CONSUMER_OPEN: usize = 100_000;
 

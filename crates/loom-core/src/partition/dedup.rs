@@ -27,6 +27,10 @@ pub(crate) struct Known {
 pub(crate) struct Dedup {
     window_ms: u64,
     most: usize,
+    /// By which ids grow old: a reading of the wall that a second one confirmed. It never goes back.
+    clock_ms: u64,
+    /// The last reading.
+    read_ms: u64,
     order: VecDeque<Known>,
     /// How many have left the front; never walked.
     gone: u64,
@@ -38,6 +42,10 @@ pub(crate) struct Dedup {
 pub(super) struct Image {
     #[prost(message, repeated, tag = "1")]
     order: Vec<KnownImage>,
+    #[prost(uint64, tag = "2")]
+    clock_ms: u64,
+    #[prost(uint64, tag = "3")]
+    read_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -80,14 +88,25 @@ impl Dedup {
         Self {
             window_ms: limits.dedup_window_ms,
             most: limits.dedup_ids,
+            clock_ms: 0,
+            read_ms: 0,
             order: VecDeque::new(),
             gone: 0,
             index: FxHashMap::default(),
         }
     }
 
-    pub(super) fn apply(&mut self, position: Position, env: &Envelope, clock_ms: u64) {
-        self.forget(clock_ms);
+    /// Takes a reading of the wall in. One alone that is far ahead makes no id old.
+    pub(super) fn pass(&mut self, wall_ms: u64) {
+        let last_ms = match std::mem::replace(&mut self.read_ms, wall_ms) {
+            0 => wall_ms,
+            last_ms => last_ms,
+        };
+        self.clock_ms = self.clock_ms.max(wall_ms.min(last_ms));
+        self.forget();
+    }
+
+    pub(super) fn apply(&mut self, position: Position, env: &Envelope) {
         let given = env.extra.as_ref().and_then(|extra| extra.dedup.as_deref());
         let Some(given) = given else { return };
         if self.order.len() >= self.most {
@@ -98,7 +117,7 @@ impl Dedup {
             hash: hash_of(&env.topic, &env.payload),
             event: env.id,
             position,
-            at_ms: clock_ms,
+            at_ms: self.clock_ms,
         });
     }
 
@@ -117,19 +136,18 @@ impl Dedup {
         }
     }
 
-    fn forget(&mut self, clock_ms: u64) {
+    fn forget(&mut self) {
         while let Some(first) = self.order.front() {
-            if first.at_ms.saturating_add(self.window_ms) > clock_ms {
+            if first.at_ms.saturating_add(self.window_ms) > self.clock_ms {
                 return;
             }
             self.drop_first();
         }
     }
 
-    pub(super) fn get(&self, id: u128, clock_ms: u64) -> Option<&Known> {
+    pub(super) fn get(&self, id: u128) -> Option<&Known> {
         let at = self.index.get(&id)?.checked_sub(self.gone)?;
-        let known = self.order.get(usize::try_from(at).ok()?)?;
-        (known.at_ms.saturating_add(self.window_ms) > clock_ms).then_some(known)
+        self.order.get(usize::try_from(at).ok()?)
     }
 
     pub(super) fn clear(&mut self) {
@@ -150,11 +168,14 @@ impl Dedup {
         });
         Image {
             order: order.collect(),
+            clock_ms: self.clock_ms,
+            read_ms: self.read_ms,
         }
     }
 
     pub(super) fn load(image: Image, limits: &Limits) -> Self {
         let mut new = Self::new(limits);
+        (new.clock_ms, new.read_ms) = (image.clock_ms, image.read_ms);
         let read = |id: Option<Id>| id.map(u128::from).unwrap_or_default();
         for known in image.order {
             new.push(Known {

@@ -109,7 +109,7 @@ impl Partition {
             Record::Closed(it) => self.pass(it.at_ms),
             Record::Event(env) => {
                 self.pass(env.time_ms);
-                self.dedup.apply(position, env, self.clock_ms);
+                self.dedup.apply(position, env);
             }
             Record::Consumer(it) => {
                 self.pass(it.at_ms);
@@ -140,6 +140,7 @@ impl Partition {
 
     fn pass(&mut self, wall_ms: u64) {
         self.clock_ms = self.clock_ms.max(wall_ms);
+        self.dedup.pass(wall_ms);
     }
 
     /// Behind the last record that was applied.
@@ -191,7 +192,7 @@ impl Partition {
     }
 
     pub(crate) fn known(&self, id: u128) -> Option<&Known> {
-        self.dedup.get(id, self.clock_ms)
+        self.dedup.get(id)
     }
 
     pub(crate) fn effects(&self) -> &Effects {
