@@ -174,9 +174,16 @@ impl Core {
     }
 
     /// Answers a publish whose event is in the log when all that is there is synced.
-    fn sync(&mut self, partition: u32, session: SessionId, receipt: Receipt, at: Moment) -> Offer {
+    fn sync(
+        &mut self,
+        partition: u32,
+        session: SessionId,
+        mut receipt: Receipt,
+        at: Moment,
+    ) -> Offer {
         let level = Level::Disk;
-        let then = Then::Synced(session, Box::new(Receipt { level, ..receipt }));
+        receipt.level = level;
+        let then = Then::Synced(session, Box::new(receipt));
         Offer::Logging(self.append(partition, level, smallvec![mark(at)], then))
     }
 

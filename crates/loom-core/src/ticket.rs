@@ -115,15 +115,16 @@ impl Core {
         &mut self,
         partition: u32,
         (session, ticket): (SessionId, Ticket),
-        receipt: Receipt,
+        mut receipt: Receipt,
         at: Moment,
     ) {
         let level = Level::Disk;
+        receipt.level = level;
         let batch: SmallVec<[Record; 1]> = SmallVec::from_buf([mark(at)]);
         let logging = Logging {
             partition,
             batch: batch.clone(),
-            then: Then::Synced(session, Box::new(Receipt { level, ..receipt })),
+            then: Then::Synced(session, Box::new(receipt)),
             answer: None,
         };
         if let Some(waiting) = self.tickets.get_mut(ticket) {
