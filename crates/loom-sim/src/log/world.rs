@@ -455,6 +455,10 @@ impl World {
         }
         self.full = false;
         self.finish_all()?;
+        if self.machine.fenced().is_some() {
+            // Of a sync of several files one had failed before, and the last one has ended only now.
+            return self.crash(true);
+        }
         ensure(self.machine.is_closed(), "LOG-CLOSED", || {
             "a log that is being closed never is".to_owned()
         })?;
