@@ -38,11 +38,18 @@ pub(crate) struct Shared {
     clock: Mutex<Clock>,
 }
 
+/// How long what nobody waits for waits for more of it: one wake-up for many records of turns.
+const LINGER: Duration = Duration::from_millis(5);
+/// And how much of it at most.
+const LINGER_BYTES: u64 = 256 << 10;
+
 /// What waits to be encoded.
 #[derive(Default)]
 struct Queue {
     batches: Vec<Outgoing>,
     bytes: u64,
+    /// Somebody waits for one of them, or they are many: the thread takes them at once.
+    urgent: bool,
     /// How many were ever taken in, how many of them the machines have, and how many the thread has in hand.
     counts: (u64, u64, u64),
     /// Nothing more is taken.
@@ -166,8 +173,12 @@ impl Shared {
         }
         queue.bytes += bytes;
         queue.counts.0 += out.len() as u64;
-        let wake = queue.batches.is_empty();
-        if wake {
+        let first = queue.batches.is_empty();
+        let urgent = queue.bytes > LINGER_BYTES || out.iter().any(|one| one.ticket.is_some());
+        // What nobody waits for wakes the thread once; it lets more of it come.
+        let wake = first || (urgent && !queue.urgent);
+        queue.urgent |= urgent;
+        if first {
             queue.batches = out;
         } else {
             queue.batches.extend(out);
@@ -293,22 +304,28 @@ impl Shared {
         let most = Duration::from_millis(self.options.sync_ms);
         let mut queue = lock(&self.queue);
         queue.counts.1 += std::mem::take(&mut queue.counts.2);
-        while queue.batches.is_empty() {
-            if queue.stop {
+        while !queue.urgent {
+            let empty = queue.batches.is_empty();
+            if queue.stop && empty {
                 return None;
             }
-            if dirty {
-                let waited = self.filled.wait_timeout(queue, most);
-                let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                queue = back;
-                if timeout.timed_out() {
-                    break;
-                }
-            } else {
+            if queue.stop {
+                break;
+            }
+            if empty && !dirty {
                 let waited = self.filled.wait(queue);
                 queue = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let patience = if empty { most } else { LINGER };
+            let waited = self.filled.wait_timeout(queue, patience);
+            let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            queue = back;
+            if timeout.timed_out() {
+                break;
             }
         }
+        queue.urgent = false;
         let bytes = std::mem::take(&mut queue.bytes);
         self.taken.fetch_add(bytes, Ordering::Relaxed);
         queue.counts.2 = queue.batches.len() as u64;

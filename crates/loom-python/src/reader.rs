@@ -14,7 +14,7 @@ use crate::convert::{refuse, text};
 use crate::records::{OfRun, Row, event_of, row};
 
 /// Records looked at between two looks for a Ctrl-C.
-const PORTION: usize = 8_192;
+const PORTION: usize = 8_000;
 
 /// (id, topic, started, ended, events, turns, calls, errors, agents, missing, open, whole); times in milliseconds.
 type Summary = (
