@@ -3,7 +3,7 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::panic,
-    clippy::many_single_char_names,
+    clippy::cognitive_complexity,
     reason = "a test says what it expects by failing"
 )]
 
@@ -139,7 +139,7 @@ fn states_over_the_limit_go_one_after_the_other_each_with_its_own_ack() {
         put(&mut w, s, None, Level::Disk);
         let turn = turn(&mut w, &mut log, s, a).unwrap();
         let error = leave(&mut w, s, &turn, "ccccc", false).unwrap_err();
-        let named = (error.field.as_deref(), error.limit.as_deref());
+        let named = (error.field.as_deref(), error.limit);
         assert_eq!(
             (error.code, named),
             (Code::InvalidParams, (Some("state"), Some("log_body_bytes")))
@@ -227,7 +227,7 @@ fn what_goes_to_the_log_by_itself_is_tried_again_until_it_is_there_and_never_ove
     let most = w.core.limits().log_body_bytes;
     let big = vec![0; most + 1].into();
     let error = w.core.keep_memory("default", Memory::default(), big);
-    assert_eq!(error.unwrap_err().limit.as_deref(), Some("log_body_bytes"));
+    assert_eq!(error.unwrap_err().limit, Some("log_body_bytes"));
 }
 
 // requirement: DEDUP-LEVEL
@@ -241,7 +241,7 @@ fn a_second_publish_that_asks_for_more_than_the_first_waits_for_it() {
     let first = put(&mut w, s, Some("x"), Level::Os);
     let second = put(&mut w, s, Some("x"), Level::Disk);
     let error = publish(&mut w, s, Some("x"), Level::Os).unwrap_err();
-    let named = (error.field.as_deref(), error.limit.as_deref());
+    let named = (error.field.as_deref(), error.limit);
     assert_eq!(
         (error.code, named),
         (Code::Exhausted, (Some("id"), Some("publish_seconds")))

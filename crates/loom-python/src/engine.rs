@@ -224,6 +224,9 @@ impl State {
     }
 }
 
+/// An effect as JSON, and its result.
+type ShownEffect<'py> = (Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
+
 /// Event bus, action broker and directory of one process.
 #[pyclass(frozen, module = "loom._engine")]
 pub(crate) struct Engine {
@@ -447,7 +450,7 @@ impl Engine {
         py: Python<'py>,
         namespace: &Bound<'py, PyString>,
         effect: &Bound<'py, PyString>,
-    ) -> PyResult<Option<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>)>> {
+    ) -> PyResult<Option<ShownEffect<'py>>> {
         let (namespace, effect) = (text("namespace", namespace)?, effect_id(effect)?);
         let found = {
             let state = self.shared.lock()?;
