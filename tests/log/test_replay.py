@@ -223,6 +223,24 @@ async def test_a_race_is_won_by_who_won_it_then(tmp_path: Path) -> None:
         assert not again.diverged, said(again)
 
 
+@pytest.mark.requirement("REPLAY-ORDER")
+async def test_results_come_in_the_order_of_then(tmp_path: Path) -> None:
+    async def handle(ctx: loom.Context[Any], event: loom.Event[Any]) -> None:
+        came: list[str] = []
+
+        async def one(name: str) -> None:
+            await ctx.tool(name, args={"n": 1})
+            came.append(name)
+
+        await ctx.gather(one("slower"), one("slow"))
+        await ctx.emit("came", came)
+
+    log = await recorded(one_agent(handle), tmp_path / "log", ("q", 1))
+    assert [m.data for m in log.events() if m.name == "came"] == [["slow", "slower"]]
+    again = await rerun(log, one_agent(handle))
+    assert not again.diverged, said(again)
+
+
 @pytest.mark.requirement("REPLAY-ERRORS")
 async def test_refusals_and_failures_come_again_as_they_were(tmp_path: Path) -> None:
     async def handle(ctx: loom.Context[Any], event: loom.Event[Any]) -> None:

@@ -515,6 +515,7 @@ impl Store {
             "clock_jumps": figures.clock_jumps,
             "pieces": figures.pieces,
             "blob_bytes": figures.blob_bytes,
+            "left_out": core.skipped(),
             "files_deleted": self.keeper.deleted.load(Ordering::Relaxed),
             "partitions": partitions,
         })
