@@ -245,7 +245,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.life is None:
         seen = run(chosen.trials, chosen.seed)
-        print(json.dumps(asdict(seen), indent=1, sort_keys=True))
+        print(json.dumps(asdict(seen), sort_keys=True))
         sys.exit(bool(seen.failures))
     place, effect, point, memory = chosen.life
     dies = None if point == "-" else point
