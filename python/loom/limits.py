@@ -726,7 +726,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "bytes",
         ACK_STATE_BYTES,
         ACK_STATE_BYTES,
-        "states that are written together with the acks of their turns; one that is larger goes alone",
+        "states written together with the acks of their turns; a larger one goes alone",
     ),
     "publish_seconds": Limit(
         "publishes",

@@ -309,7 +309,7 @@ pub const ACK_BATCH: usize = 256;
 /// In ms: how long an ack waits for others: a crash in between delivers those events again.
 pub const ACK_DELAY_MS: u64 = 50;
 
-/// In bytes: states that are written together with the acks of their turns; one that is larger goes alone.
+/// In bytes: states written together with the acks of their turns; a larger one goes alone.
 pub const ACK_STATE_BYTES: usize = 1_048_576;
 
 /// In publishes: publishes with one id that wait for the first of them.
