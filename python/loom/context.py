@@ -1035,3 +1035,8 @@ def _raise_first(errors: BaseExceptionGroup[BaseException]) -> NoReturn:
     if isinstance(first, BaseExceptionGroup):
         _raise_first(cast("BaseExceptionGroup[BaseException]", first))
     raise first from None
+
+
+def app_of(context: Context[Any]) -> object:
+    """Return what all contexts of one running app share, and no other app has."""
+    return context._host.services.random  # pyright: ignore[reportPrivateUsage]

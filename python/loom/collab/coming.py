@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from loom.context import Context
+from loom.context import Context, app_of
 from loom.limits import BARRIER_WAITING
 
 
@@ -34,7 +34,7 @@ class Stay:
         await self._woken.wait()
 
 
-# The random generator is what all contexts of one running app share, and no other app has.
+# By what all contexts of one running app share, and no other app has.
 _on_their_way: Final[WeakKeyDictionary[object, dict[str, Stay]]] = WeakKeyDictionary()
 
 
@@ -46,7 +46,7 @@ def coming(ctx: Context[Any]) -> Generator[str]:
     of these are kept, for arrivals that nobody takes; of a forgotten one the coordinator does not
     know that it has gone.
     """
-    stays = _on_their_way.setdefault(ctx.random, {})
+    stays = _on_their_way.setdefault(app_of(ctx), {})
     key, stay = str(ctx.uuid()), Stay()
     for old in [k for k, kept in stays.items() if kept.has_gone][: 1 - BARRIER_WAITING]:
         del stays[old]
@@ -59,5 +59,5 @@ def coming(ctx: Context[Any]) -> Generator[str]:
 
 def taken(ctx: Context[Any], key: str | None) -> Stay:
     """Return the stay of an arrival, a new one for a member that this process does not know."""
-    stays = _on_their_way.get(ctx.random, {})
+    stays = _on_their_way.get(app_of(ctx), {})
     return (stays.pop(key, None) if key is not None else None) or Stay()
