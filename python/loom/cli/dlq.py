@@ -5,16 +5,16 @@ import sys
 import time
 from typing import Any, Final
 
+from loom.cli.alone import alone
 from loom.cli.looking import Looking, as_raw, open_view, tell_stop
 from loom.cli.place import Place
-from loom.cli.show import print_json, print_table, printable
+from loom.cli.show import print_json, print_table, printable, show_time
 from loom.codec import decode
-from loom.config import LogConfig
 from loom.envelope import Receipt
 from loom.errors import Conflict, InvalidParams, LoomError, NotFound
-from loom.link import open_local
 
 _REDRIVE: Final = "loom.dlq"  # the session that redrives
+_STOP: Final = "stop the app that has it open; one engine alone publishes a dead letter anew"
 _CHAIN: Final = 100  # events of a chain that are shown
 _OPEN: Final = "redriven_n IS NULL"
 
@@ -134,24 +134,9 @@ def _check_payload(payload: str, letters: list[str]) -> None:
 
 
 async def _redrive(place: Place, wanted: list[Any], payload: str | None) -> list[Receipt]:
-    try:
-        engine = open_local(log=LogConfig(dir=place.data))
-    except Conflict as error:
-        raise Conflict(
-            error.message,
-            field="data",
-            hint="stop the app that has it open; one engine alone publishes a dead letter anew",
-        ) from None
     data = None if payload is None else payload.encode()
-    try:
-        await engine.open(place.namespace)
-        link = engine.attach(place.namespace, _REDRIVE)
-        try:
-            return [await link.redrive(row["consumer"], row["n"], data) for row in wanted]
-        finally:
-            link.close()
-    finally:
-        await engine.close()
+    async with alone(place, _REDRIVE, _STOP) as (_, link):
+        return [await link.redrive(row["consumer"], row["n"], data) for row in wanted]
 
 
 def find_letter(looking: Looking, letter: str) -> Any:
@@ -211,7 +196,7 @@ def _print(found: list[dict[str, Any]]) -> None:
     rows = [
         [
             letter["id"],
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter["time"])),
+            show_time(letter["time"]),
             letter["agent"] or "",
             letter["topic"] or "",
             str(letter["attempts"]),

@@ -2,18 +2,17 @@
 
 import asyncio
 import sys
-import time
 from typing import Any, Final
 
+from loom.cli.alone import alone
 from loom.cli.looking import Looking, open_view, tell_stop
 from loom.cli.place import Place
-from loom.cli.show import print_json, print_table, printable
+from loom.cli.show import print_json, print_table, printable, show_time
 from loom.codec import decode, encode
-from loom.config import LogConfig
-from loom.errors import Conflict, InvalidParams, LoomError, NotFound
-from loom.link import open_local
+from loom.errors import InvalidParams, LoomError, NotFound
 
 _SETTLES: Final = "loom.effects"  # the session that settles
+_STOP: Final = "stop the app that has it open, or settle it there: app.effects.resolve(…)"
 _SHORT: Final = 4  # characters that may stand for an id
 _NOTED: Final = "the engine ended before its outcome"
 _OPEN: Final = ("planned", "dispatched")
@@ -60,7 +59,7 @@ def show_effect(data: str | None, namespace: str | None, effect: str, *, as_json
         else:
             for name, value in told.items():
                 if value is not None:
-                    shown = _clock(value) if name in {"intended", "since"} else str(value)
+                    shown = show_time(value) if name in {"intended", "since"} else str(value)
                     sys.stdout.write(f"{name:<11}{printable(shown)}\n")
         return tell_stop(looking)
     return 0
@@ -116,23 +115,8 @@ def _result(result: str | None) -> bytes:
 
 
 async def _resolve(place: Place, effect: str, result: bytes | None, note: str) -> None:
-    try:
-        engine = open_local(log=LogConfig(dir=place.data))
-    except Conflict as error:
-        raise Conflict(
-            error.message,
-            field="data",
-            hint="stop the app that has it open, or settle it there: app.effects.resolve(…)",
-        ) from None
-    try:
-        await engine.open(place.namespace)
-        link = engine.attach(place.namespace, _SETTLES)
-        try:
-            await engine.ledger(link, place.namespace).settle(effect, result, note)
-        finally:
-            link.close()
-    finally:
-        await engine.close()
+    async with alone(place, _SETTLES, _STOP) as (engine, link):
+        await engine.ledger(link, place.namespace).settle(effect, result, note)
 
 
 def find_effect(looking: Looking, given: str) -> Any:
@@ -190,16 +174,12 @@ def _told(row: Any, *, running: bool) -> dict[str, Any]:
     }
 
 
-def _clock(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
 def _print(found: list[dict[str, Any]]) -> None:
     names = ("id", "state", "capability", "effect", "key", "attempts", "caller")
     rows = [
         [
             *("" if effect[name] is None else str(effect[name]) for name in names),
-            _clock(effect["since"]),
+            show_time(effect["since"]),
             effect["note"] or "",
         ]
         for effect in found

@@ -2,11 +2,10 @@
 
 import sqlite3
 import sys
-import time
 from typing import Any
 
 from loom.cli.looking import Looking, open_view, tell_stop
-from loom.cli.show import print_json, print_table, printable
+from loom.cli.show import print_json, print_table, printable, show_time
 
 
 def show_runs(
@@ -110,7 +109,7 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
         [
             run["run"],
             run["root"] or "?",
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run["started"])),
+            show_time(run["started"]),
             _took(run["seconds"]),
             run["state"],
             str(run["events"]),
@@ -124,7 +123,7 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
 
 
 def _print_run(told: dict[str, Any], parts: dict[str, list[sqlite3.Row]]) -> None:
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["started"]))
+    at = show_time(told["started"])
     sums = f"{told['events']} events, {told['turns']} turns, {told['calls']} calls, "
     sums += f"{told['requests']} requests, {told['errors']} errors"
     for name, value in (

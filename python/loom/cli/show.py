@@ -42,6 +42,11 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def show_time(at: float) -> str:
+    """Return a moment, in seconds since 1970, as day and time here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
 def event_record(event: Event[Any]) -> dict[str, Any]:
     """Return what ``--json`` prints of an event."""
     return {

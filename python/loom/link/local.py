@@ -408,11 +408,13 @@ class Local:
         *,
         virtual: bool,
         has_directory: bool = False,
+        is_recording: bool = False,
     ) -> None:
         self._engine = engine
         self._refusal = refusal
         self.clock: Clock = VirtualClock(engine) if virtual else SystemClock(engine)
         self.has_directory: bool = has_directory  # its log outlives the process
+        self.is_recording: bool = is_recording  # it keeps the turns of runs
         self._reading = 0  # threads that wait for the disk
 
     async def open(self, namespace: str) -> None:
@@ -612,6 +614,7 @@ def open_local(
     from loom._engine import Engine, EngineError
 
     kept = LogConfig() if log is None else log
+    recording = "off" if kept.dir is None else kept.record
     age = kept.retention_age
     try:
         engine = Engine(
@@ -620,14 +623,20 @@ def open_local(
             data=None if kept.dir is None else str(kept.dir),
             durable=kept.durable,
             ack=ACK_CODES[kept.ack] or 0,
-            record=RECORD_CODES["off" if kept.dir is None else kept.record],
+            record=RECORD_CODES[recording],
             retention_bytes=kept.retention_bytes,
             retention_age_ms=None if age is None else age * 1000,
             accept_loss=accept_loss,
         )
     except EngineError as error:
         raise refused(error) from None
-    return Local(engine, EngineError, virtual=virtual, has_directory=kept.dir is not None)
+    return Local(
+        engine,
+        EngineError,
+        virtual=virtual,
+        has_directory=kept.dir is not None,
+        is_recording=recording != "off",
+    )
 
 
 def _has_null() -> Callable[[bytes], bool]:

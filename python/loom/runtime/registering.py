@@ -34,7 +34,9 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
             start_code(spec.start),
             spec.max_deliver,
         )
-        link.session.describe(handle, spec.version, source_of(spec))
+        # Reading a source costs a start some of its time; only a recording names it.
+        source = source_of(spec) if services.engine.is_recording else b""
+        link.session.describe(handle, spec.version, source)
     except link.refusal as error:
         raise link.translate(error) from None
     return handle
