@@ -70,7 +70,9 @@ def test_each_side_does_all_of_its_work(name: str, side: str) -> None:
     assert list(told) == ([side] if side != TOGETHER else [side.name for side in case.sides])
     for figures in told.values():
         assert figures
-        assert all(float(value) > 0 for value in figures.values())
+        # What other tests have freed is taken again first: the process may even shrink.
+        sized = {metric: value for metric, value in figures.items() if metric != "memory"}
+        assert all(float(value) > 0 for value in sized.values())
 
 
 def test_the_benches_of_the_engine_alone_are_those_it_has() -> None:

@@ -22,6 +22,13 @@ def bells() -> int:
     return sum(comm.read_text(encoding="utf-8").strip() == "loom-bell" for comm in tasks)
 
 
+async def named(count: int) -> None:
+    """Wait until there are so many: a thread gets its name only when it runs."""
+    async with asyncio.timeout(_PATIENCE):
+        while bells() < count:  # noqa: ASYNC110  no event tells of a name
+            await asyncio.sleep(0)
+
+
 @pytest.mark.requirement("DUR-ALARM")
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 @pytest.mark.parametrize(
@@ -44,6 +51,7 @@ async def test_an_engine_rings_while_it_runs_if_something_is_durable_and_the_clo
     async with Harness(app, clock=clock, data=tmp_path) as h:
         await h.ctx.emit("order.new", 1, ack="os" if durable else None)
         await h.idle()
+        await named(before + rings)
         assert bells() == before + rings
     assert bells() == before
 

@@ -711,6 +711,6 @@ async def test_apps_stopped_in_the_middle_of_a_restart_keep_no_descriptor(
 
     await round_trip()
     before = descriptors()
-    for _ in range(100):
+    for _ in range(30):
         await round_trip()
     assert descriptors() - before < 10  # the last few may still be ending
