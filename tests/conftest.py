@@ -1,5 +1,6 @@
 """What holds for every test: how many examples Hypothesis tries, and the law of conservation."""
 
+import os
 from collections.abc import Generator
 
 import pytest
@@ -16,7 +17,20 @@ settings.load_profile("dev")
 
 
 @pytest.fixture(autouse=True)
-def _law(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+def _environment() -> Generator[None]:
+    """See that a test leaves no variable behind for those that come after it in its process."""
+    before = _variables()
+    yield
+    assert _variables() == before
+
+
+def _variables() -> dict[str, str]:
+    own = "PYTEST_CURRENT_TEST"
+    return {name: value for name, value in os.environ.items() if name != own}
+
+
+@pytest.fixture(autouse=True)
+def _law(_environment: None, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Check the books of every engine that a test's apps ran on.
 
     While its registrations are there, matched = delivered + leased + queued + expired + dropped for

@@ -4,6 +4,7 @@ import asyncio
 import os
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import loom
 from benchmarks import disk
@@ -16,8 +17,8 @@ _ON, _OFF = "Loom, runs recorded", "Loom, nothing recorded"
 
 def run(count: int, record: str) -> Sample:
     """Ask the planner, so many times, with a log that records runs or nothing."""
-    os.environ["LOOM_LOG__RECORD"] = record
-    return asyncio.run(_run(count))
+    with mock.patch.dict(os.environ, LOOM_LOG__RECORD=record):
+        return asyncio.run(_run(count))
 
 
 async def _run(count: int) -> Sample:

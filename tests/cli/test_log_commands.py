@@ -1,5 +1,6 @@
 """The commands that look into a log, on a directory that an app has made."""
 
+import contextlib
 import csv
 import io
 import json
@@ -10,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,13 +322,9 @@ def test_following_beside_a_running_engine_shows_what_is_new_until_ctrl_c(tmp_pa
     (tmp_path / "shop.py").write_text(code, encoding="utf-8")
     words = ["run", "--json", "shop.py", "--data", "data", "--", "milk"]
     with started(*words, cwd=tmp_path) as app:
-        assert app.stdout is not None
-        while '"topic":"sold"' not in app.stdout.readline():
-            pass
+        read_until('"topic":"sold"', app)
         with started("logs", "-f", "--json", "--data", "data", cwd=tmp_path) as logs:
-            assert logs.stdout is not None
-            while '"order.more"' not in logs.stdout.readline():
-                pass
+            read_until('"order.more"', logs)
             logs.send_signal(signal.SIGINT)
             _, err = logs.communicate(timeout=30)
             assert (logs.returncode, err) == (130, "")
@@ -335,14 +332,26 @@ def test_following_beside_a_running_engine_shows_what_is_new_until_ctrl_c(tmp_pa
         app.communicate(timeout=30)
 
 
-def started(*words: str, cwd: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(*words: str, cwd: Path) -> Generator["subprocess.Popen[str]"]:
+    """Start a command; it ends with the block, however that ends."""
+    with subprocess.Popen(
         [sys.executable, "-m", "loom", *words],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(said: str, process: "subprocess.Popen[str]") -> None:
+    """Read what it says up to a line with this in it."""
+    assert process.stdout is not None
+    assert any(said in line for line in process.stdout), f"it ended without {said}"
 
 
 @pytest.mark.requirement("CLILOG-FILTERS")

@@ -52,11 +52,13 @@ def test_nothing_that_was_acknowledged_is_lost_when_the_process_is_killed(
         command = [sys.executable, str(script), str(tmp_path), str(life * 1_000), "200"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for _ in range(acks):
-                line = process.stdout.readline().strip()
-                assert line != "done" or acks == 200
-                acked.add(int(line))
-            process.kill()
+            try:
+                for _ in range(acks):
+                    line = process.stdout.readline().strip()
+                    assert line != "done" or acks == 200
+                    acked.add(int(line))
+            finally:
+                process.kill()
     last = [sys.executable, str(script), str(tmp_path), "9000", "0"]
     subprocess.run(last, check=True, stdout=subprocess.DEVNULL, timeout=60)
     heard = [line.split() for line in (tmp_path / "heard").read_text("utf-8").splitlines()]
