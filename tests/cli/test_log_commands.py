@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from loom.cli.looking import moment
 from loom.cli.main import main
@@ -791,8 +792,90 @@ def test_beside_a_running_engine_effects_are_listed_and_resolve_says_what_to_do(
         *(["effects"], ["effects", "list"], ["effects", "show"], ["effects", "resolve"]),
     ],
 )
-def test_the_help_of_each_command_has_an_example(loom: Loom, words: list[str]) -> None:
+def test_the_help_of_each_command_has_examples_each_on_a_line_of_its_own(
+    loom: Loom, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     said = loom(*words, "--help")
     assert said.code == 0
-    assert f"loom {' '.join(words)}" in said.out.replace("\n", " ").replace("  ", " ")
-    assert "Example" in said.out
+    lines = said.out.splitlines()
+    examples = lines[lines.index("  Examples:") + 1 :]
+    assert examples
+    assert all(line.startswith(f"    loom {words[0]} ") for line in examples)
+    assert any(line.startswith(f"    loom {' '.join(words)}") for line in examples)
+
+
+@pytest.mark.requirement("CLILOG-HELP")
+def test_the_list_of_commands_cuts_no_sentence_on_a_narrow_terminal(
+    loom: Loom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["runs"], ["dlq"], ["effects"]):
+        assert "..." not in loom(*words, "--help").out.partition("Commands:")[2]
+
+
+# -- on a terminal --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(loom: Loom, monkeypatch: pytest.MonkeyPatch) -> Loom:
+    """Run a command on a terminal of 80 columns that shows no styles."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(Console, "is_dumb_terminal", property(lambda _: False))
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _: False))
+
+    def run(*words: str | Path) -> Said:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        monkeypatch.setenv("COLUMNS", "80")
+        return loom(*words)
+
+    return run
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_a_line_of_each_run_fits_a_narrow_terminal_and_its_id_goes_into_the_next_command(
+    narrow: Loom, data: Path
+) -> None:
+    lines = narrow("runs", "--data", data).out.splitlines()
+    assert len(lines) == 4  # the heading, and three runs
+    assert max(map(len, lines)) <= 80
+    for line in lines[1:]:
+        assert narrow("runs", "show", line.split()[0], "--data", data).code == 0
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_the_id_of_an_event_as_logs_shows_it_is_one_that_why_takes(
+    narrow: Loom, loom: Loom, data: Path
+) -> None:
+    lines = narrow("logs", "--data", data, "--topic", "sold").out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        said = loom("why", line.split()[1], "--data", data)
+        assert said.code == 0
+        assert "order.new" in said.out
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_logs_on_a_terminal_cuts_what_is_long_but_never_an_error(narrow: Loom, data: Path) -> None:
+    lines = narrow("logs", "--data", data).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    errors = " ".join(narrow("logs", "--data", data, "--level", "error").out.split())
+    assert "…" not in errors
+    assert errors.count("prices.get raised ValueError") == 3
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_rows_that_are_too_wide_for_a_terminal_become_blocks_with_a_line_for_each_cell(
+    narrow: Loom, data: Path
+) -> None:
+    said = narrow("sql", "SELECT * FROM events WHERE topic = 'sold'", "--data", data)
+    assert max(map(len, said.out.splitlines())) <= 80
+    assert sum(line.split() == ["topic", "sold"] for line in said.out.splitlines()) == 2
+
+
+@pytest.mark.requirement("CLILOG-LOGS")
+def test_logs_says_so_when_nothing_is_as_asked(loom: Loom, data: Path) -> None:
+    for limit in ("0", "10"):
+        said = loom("logs", "--data", data, "--agent", "nobody", "--limit", limit)
+        assert (said.code, said.out) == (0, "")
+        assert "nothing" in said.err

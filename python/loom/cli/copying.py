@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from shlex import quote
 from typing import Final
 
-from loom.cli.show import counted, print_json
+from loom.cli.show import counted, end_with, print_json
 from loom.config import LogConfig
-from loom.errors import Conflict
+from loom.errors import Conflict, InvalidParams
 from loom.link import open_local
 from loom.link.view import Copied, backup, namespaces, restore
 
@@ -23,12 +24,24 @@ def show_backup(data: Path, to: Path, *, as_json: bool) -> None:
     """Copy the log in ``data`` to the new directory ``to``; check it, and say what is in it."""
     copied = _while_told(to, lambda: backup(data, to))
     _show(copied, f"backed up to {to}", "backup", to, as_json=as_json)
+    if not as_json:
+        end_with(f"`loom restore {quote(str(to))} DIR` makes a data directory of it")
 
 
 def show_restore(source: Path, to: Path, *, as_json: bool) -> None:
-    """Make a log of a backup in the new directory ``to``, and say what is in it."""
-    copied = _while_told(to, lambda: restore(source, to))
+    """Make a log of a backup in the new directory ``to``, and say what is in it.
+
+    Raises:
+        InvalidParams: ``source`` is no backup.
+    """
+    try:
+        copied = _while_told(to, lambda: restore(source, to))
+    except InvalidParams as error:
+        hint = "name what `loom backup` has written"
+        raise InvalidParams(error.message, field="source", hint=hint) from None
     _show(copied, f"restored to {to}", "restore", to, as_json=as_json)
+    if not as_json:
+        end_with(f"`loom run APP --data {quote(str(to))}` goes on from there")
 
 
 def show_snapshot(data: Path, *, as_json: bool) -> None:

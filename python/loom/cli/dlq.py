@@ -8,7 +8,7 @@ from typing import Any, Final
 from loom.cli.alone import alone
 from loom.cli.looking import Looking, as_raw, open_view, tell_stop
 from loom.cli.place import Place
-from loom.cli.show import print_json, print_table, printable, show_time
+from loom.cli.show import end_with, print_json, print_table, printable, show_times
 from loom.codec import decode
 from loom.envelope import Receipt
 from loom.errors import Conflict, InvalidParams, LoomError, NotFound
@@ -193,18 +193,24 @@ def _told(row: Any) -> dict[str, Any]:
 
 
 def _print(found: list[dict[str, Any]]) -> None:
+    times = show_times([letter["time"] for letter in found])
     rows = [
         [
             letter["id"],
-            show_time(letter["time"]),
+            died,
             letter["agent"] or "",
             letter["topic"] or "",
             str(letter["attempts"]),
             letter["error"],
         ]
-        for letter in found
+        for letter, died in zip(found, times, strict=True)
     ]
-    print_table(["id", "died", "agent", "topic", "attempts", "error"], rows)
+    print_table(["id", "died", "agent", "topic", "attempts", "error"], rows, text="error")
+    if not all(letter["redriven"] for letter in found):
+        end_with(
+            "`loom dlq show ID` shows its data; `loom dlq redrive ID`, with the app stopped, "
+            "publishes it anew"
+        )
 
 
 def _chain(looking: Looking, event: str | None) -> list[dict[str, Any]]:

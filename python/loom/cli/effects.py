@@ -7,7 +7,14 @@ from typing import Any, Final
 from loom.cli.alone import alone
 from loom.cli.looking import Looking, open_view, tell_stop
 from loom.cli.place import Place
-from loom.cli.show import print_json, print_table, printable, show_time
+from loom.cli.show import (
+    end_with,
+    print_json,
+    print_table,
+    printable,
+    show_time,
+    show_times,
+)
 from loom.codec import decode, encode
 from loom.errors import InvalidParams, LoomError, NotFound
 
@@ -175,13 +182,19 @@ def _told(row: Any, *, running: bool) -> dict[str, Any]:
 
 
 def _print(found: list[dict[str, Any]]) -> None:
-    names = ("id", "state", "capability", "effect", "key", "attempts", "caller")
+    names = ("id", "state", "capability", "key")
+    times = show_times([effect["since"] for effect in found])
     rows = [
         [
             *("" if effect[name] is None else str(effect[name]) for name in names),
-            show_time(effect["since"]),
+            since,
             effect["note"] or "",
         ]
-        for effect in found
+        for effect, since in zip(found, times, strict=True)
     ]
-    print_table([*names, "since", "note"], rows)
+    print_table([*names, "since", "note"], rows, ids="id", text="note")
+    if any(effect["state"] == "unknown" for effect in found):
+        end_with(
+            "`loom effects show ID` shows what was asked; "
+            "`loom effects resolve ID --done` or `--failed` says what became of it"
+        )

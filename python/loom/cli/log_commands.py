@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from loom.cli.helping import examples
 from loom.cli.place import DataOption, NamespaceOption, data_directory
 
 _JSON = typer.Option("--json", help="Print JSON instead of text, one object a line.")
@@ -17,79 +18,111 @@ effects: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 def declare(app: typer.Typer) -> None:
     """Give ``app`` the commands of this module."""
-    app.command(
-        epilog="Examples:  loom logs --data ./data   ·   loom logs --run 4f21 --level warning   "
-        "·   loom logs --topic 'order.>' --since 15m --follow   ·   "
-        "loom logs --json --limit 0 | jq .data"
-    )(logs)
     app.add_typer(
         runs,
         name="runs",
-        help="Show runs: what became of each root event, and of all that followed from it.",
-        epilog="Examples:  loom runs --data ./data   ·   loom runs --state incomplete --json   ·   "
-        "loom runs show 4f21",
+        help="Show runs: each root event, and what followed from it.",
+        epilog=examples(
+            "loom runs --data ./data", "loom runs --state incomplete --json", "loom runs show 4f21"
+        ),
     )
     app.command(
-        epilog='Examples:  loom sql "SELECT topic, count(*) FROM events GROUP BY topic"   ·   '
-        'loom sql "SELECT * FROM run_states WHERE errors > 0" --json   ·   loom sql --schema'
+        epilog=examples(
+            "loom logs --data ./data",
+            "loom logs --run 4f21 --level warning",
+            "loom logs --topic 'order.>' --since 15m --follow",
+            "loom logs --json --limit 0 | jq .data",
+        )
+    )(logs)
+    app.command(epilog=examples("loom why 4f21 --data ./data", "loom why 4f21 --json"))(why)
+    app.command(
+        epilog=examples(
+            "loom replay 4f21 --data ./data",
+            "loom replay --from 15m --speed 1",
+            "loom replay 4f21 --agents --app shop.agents:app",
+        )
+    )(replay)
+    app.command(
+        epilog=examples(
+            'loom sql "SELECT topic, count(*) FROM events GROUP BY topic"',
+            'loom sql "SELECT * FROM run_states WHERE errors > 0" --json',
+            "loom sql --schema",
+        )
     )(sql)
     app.add_typer(
         dlq,
         name="dlq",
         help="Show events that were given up, and publish them anew.",
-        epilog="Examples:  loom dlq list --data ./data   ·   loom dlq show 1.42   ·   "
-        """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+        epilog=examples(
+            "loom dlq list --data ./data",
+            "loom dlq show 1.42",
+            """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+        ),
     )
     app.add_typer(
         effects,
         name="effects",
-        help="Show what became of calls that change something, and settle what is unknown.",
-        epilog="Examples:  loom effects list --unknown --data ./data   ·   loom effects show 4f21"
-        """   ·   loom effects resolve 4f21 --done --result '{"paid": true}'""",
+        help="Show calls that change something; settle the unknown.",
+        epilog=examples(
+            "loom effects list --unknown --data ./data",
+            "loom effects show 4f21",
+            """loom effects resolve 4f21 --done --result '{"paid": true}'""",
+        ),
     )
-    app.command(
-        epilog="Examples:  loom replay 4f21 --data ./data   ·   loom replay --from 15m --speed 1   "
-        "·   loom replay 4f21 --agents --app shop.agents:app"
-    )(replay)
-    app.command(epilog="Examples:  loom why 4f21 --data ./data   ·   loom why 4f21 --json")(why)
-    app.command(
-        epilog="Examples:  loom backup /backups/monday --data ./data   ·   loom backup DEST --json"
-    )(backup)
-    app.command(
-        epilog="Examples:  loom restore /backups/monday ./data   ·   loom restore SRC --json"
-    )(restore)
-    app.command(epilog="Examples:  loom snapshot --data ./data   ·   loom snapshot --json")(
-        snapshot
-    )
+    app.command(epilog=examples("loom backup /backups/monday --data ./data"))(backup)
+    app.command(epilog=examples("loom restore /backups/monday ./data"))(restore)
+    app.command(epilog=examples("loom snapshot --data ./data"))(snapshot)
 
 
 def logs(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
-    agent: Annotated[str | None, typer.Option(help="Only of this agent.")] = None,
-    thread: Annotated[str | None, typer.Option(help="Only of this thread.")] = None,
+    agent: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this agent.")] = None,
+    thread: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Only of this thread; how its id begins or ends is enough."
+        ),
+    ] = None,
     correlation: Annotated[
-        str | None, typer.Option(help="Only this request and what belongs to it.")
+        str | None, typer.Option(metavar="ID", help="Only this request and what belongs to it.")
     ] = None,
     run: Annotated[
-        str | None, typer.Option(help="Only of this run; how its id begins or ends is enough.")
+        str | None,
+        typer.Option(metavar="ID", help="Only of this run; how its id begins or ends is enough."),
     ] = None,
     topic: Annotated[
-        str | None, typer.Option(help="Only topics that this filter takes: 'order.*', 'loom.>'.")
+        str | None,
+        typer.Option(
+            metavar="FILTER", help="Only topics that this filter takes: 'order.*', 'loom.>'."
+        ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="Only from this level on: info, warning, error, critical.")
+        str | None,
+        typer.Option(
+            metavar="LEVEL", help="Only from this level on: info, warning, error, critical."
+        ),
     ] = None,
-    code: Annotated[str | None, typer.Option(help="Only errors of this code: TIMEOUT.")] = None,
+    code: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Only errors of this code: TIMEOUT.")
+    ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only from then on: 15m, 2d, 14:05, 2026-05-01T14:05.")
+        str | None,
+        typer.Option(
+            metavar="WHEN", help="Only from then on: 15m (ago), 2d, 14:05, 2026-05-01T14:05."
+        ),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Only before then.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Only before then.")] = None,
     grep: Annotated[
-        str | None, typer.Option(help="Only where the data has this regular expression.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Only where the data has this regular expression, in any case."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help=f"So many of the newest. {_ALL}")
+    ] = 200,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what is new, until Ctrl-C.")
     ] = False,
@@ -123,13 +156,15 @@ def list_runs(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
-    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 50,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help=f"So many of the newest. {_ALL}")
+    ] = 50,
     state: Annotated[
         Literal["running", "ended", "incomplete"] | None, typer.Option(help="Only such runs.")
     ] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Show runs: what became of each root event, and of all that followed from it."""
+    """Show runs: each root event, and what followed from it."""
     if context.invoked_subcommand is not None:
         return
     from loom.cli.runs import show_runs
@@ -137,9 +172,9 @@ def list_runs(
     raise typer.Exit(show_runs(data, namespace, limit=limit, state=state, as_json=json))
 
 
-@runs.command(name="show", epilog="Example:  loom runs show 4f21 --data ./data")
+@runs.command(name="show", epilog=examples("loom runs show 4f21 --data ./data"))
 def runs_show(
-    run: Annotated[str, typer.Argument(help="The run; how its id begins or ends is enough.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="How its id begins or ends is enough.")],
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
@@ -153,7 +188,10 @@ def runs_show(
 
 def sql(
     query: Annotated[
-        str | None, typer.Argument(help="One SELECT in SQLite's language; - reads it from stdin.")
+        str | None,
+        typer.Argument(
+            metavar="QUERY", help="One SELECT in SQLite's language; - reads it from stdin."
+        ),
     ] = None,
     *,
     data: DataOption = None,
@@ -163,9 +201,14 @@ def sql(
     schema: Annotated[
         bool, typer.Option("--schema", help="Show the tables and their columns.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that it may take.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="N", min=0.001, help="Seconds that it may take.")
+    ] = 30.0,
 ) -> None:
-    """Query the view of a log: a SQLite file that is derived from it. Nothing can be changed."""
+    """Query a log with SQL.
+
+    It asks the view of the log, a SQLite file that is derived from it. Nothing can be changed.
+    """
     from loom.cli.sql import show_query
 
     output = "json" if json else "csv" if csv else "table"
@@ -173,7 +216,9 @@ def sql(
     raise typer.Exit(code)
 
 
-@dlq.command(name="list", epilog="Example:  loom dlq list --data ./data --json")
+@dlq.command(
+    name="list", epilog=examples("loom dlq list --data ./data", "loom dlq list --redriven --json")
+)
 def dlq_list(
     *,
     data: DataOption = None,
@@ -181,16 +226,18 @@ def dlq_list(
     redriven: Annotated[
         bool, typer.Option("--redriven", help="Also those that were published anew.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help=f"So many of the newest. {_ALL}")
+    ] = 200,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """List the events that were given up, with the error each ended with."""
+    """List the events that were given up, with their last errors."""
     from loom.cli.dlq import show_dead
 
     raise typer.Exit(show_dead(data, namespace, redriven=redriven, limit=limit, as_json=json))
 
 
-@dlq.command(name="show", epilog="Example:  loom dlq show 1.42 --data ./data")
+@dlq.command(name="show", epilog=examples("loom dlq show 1.42 --data ./data"))
 def dlq_show(
     letter: Annotated[str, typer.Argument(metavar="ID", help="As `loom dlq list` shows it.")],
     *,
@@ -198,7 +245,7 @@ def dlq_show(
     namespace: NamespaceOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Show one event that was given up: its data, its error, and what led to it."""
+    """Show one event that was given up, and what led to it."""
     from loom.cli.dlq import show_letter
 
     raise typer.Exit(show_letter(data, namespace, letter, as_json=json))
@@ -206,13 +253,16 @@ def dlq_show(
 
 @dlq.command(
     name="redrive",
-    epilog="Examples:  loom dlq redrive 1.42 1.57   ·   loom dlq redrive --all --data ./data   ·   "
-    """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+    epilog=examples(
+        "loom dlq redrive 1.42 1.57 --data ./data",
+        "loom dlq redrive --all",
+        """loom dlq redrive 1.42 --payload '{"item": "milk"}'""",
+    ),
 )
 def dlq_redrive(
     letters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="ID…", help="As `loom dlq list` shows them.", show_default=False),
+        typer.Argument(metavar="ID", help="As `loom dlq list` shows them.", show_default=False),
     ] = None,
     *,
     data: DataOption = None,
@@ -223,9 +273,10 @@ def dlq_redrive(
     ] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Publish dead letters anew, each once and to the agent that gave it up.
+    """Publish dead letters anew.
 
-    The app must be stopped: the log is opened for this. The agent gets them at its next start.
+    Each goes out once, and to the agent alone that gave it up. The app must be stopped: the log is
+    opened for this. The agent gets them at its next start.
     """
     from loom.cli.dlq import redrive
 
@@ -234,7 +285,10 @@ def dlq_redrive(
     raise typer.Exit(code)
 
 
-@effects.command(name="list", epilog="Example:  loom effects list --unknown --data ./data --json")
+@effects.command(
+    name="list",
+    epilog=examples("loom effects list --data ./data", "loom effects list --unknown --json"),
+)
 def effects_list(
     *,
     data: DataOption = None,
@@ -242,16 +296,18 @@ def effects_list(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Only those that nobody knows the end of.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=0, help=f"So many of the newest. {_ALL}")] = 200,
+    limit: Annotated[
+        int, typer.Option(metavar="N", min=0, help=f"So many of the newest. {_ALL}")
+    ] = 200,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """List the calls that change something, each with what became of it."""
+    """List the calls that change something, and what became of them."""
     from loom.cli.effects import show_effects
 
     raise typer.Exit(show_effects(data, namespace, unknown=unknown, limit=limit, as_json=json))
 
 
-@effects.command(name="show", epilog="Example:  loom effects show 4f21 --data ./data")
+@effects.command(name="show", epilog=examples("loom effects show 4f21 --data ./data"))
 def effects_show(
     effect: Annotated[str, typer.Argument(metavar="ID", help="Its id, or its begin or end.")],
     *,
@@ -259,7 +315,7 @@ def effects_show(
     namespace: NamespaceOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Show one effect: who wanted what, who did it, and what is known of its end."""
+    """Show one effect: who wanted what, and what is known of it."""
     from loom.cli.effects import show_effect
 
     raise typer.Exit(show_effect(data, namespace, effect, as_json=json))
@@ -267,8 +323,10 @@ def effects_show(
 
 @effects.command(
     name="resolve",
-    epilog="Examples:  loom effects resolve 4f21 --failed --note 'the bank never saw it'   ·   "
-    """loom effects resolve 4f21 --done --result '{"paid": true}' --data ./data""",
+    epilog=examples(
+        "loom effects resolve 4f21 --failed --note 'the bank never saw it'",
+        """loom effects resolve 4f21 --done --result '{"paid": true}'""",
+    ),
 )
 def effects_resolve(
     effect: Annotated[str, typer.Argument(metavar="ID", help="Its id, or its begin or end.")],
@@ -322,14 +380,20 @@ def restore(
     data: DataOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Make a log of a backup, in a new directory. It is checked before it is there."""
+    """Make a log of a backup, in a new directory.
+
+    It is checked before it is there.
+    """
     from loom.cli.copying import show_restore
 
     show_restore(source, data_directory(data) if to is None else to, as_json=json)
 
 
 def snapshot(*, data: DataOption = None, json: Annotated[bool, _JSON] = False) -> None:
-    """Keep what the log of a stopped app folds to, so that its next start reads less."""
+    """Let the next start of a stopped app read less.
+
+    What its log folds to is kept beside it. An app that runs does this by itself.
+    """
     from loom.cli.copying import show_snapshot
 
     show_snapshot(data_directory(data), as_json=json)
@@ -338,18 +402,26 @@ def snapshot(*, data: DataOption = None, json: Annotated[bool, _JSON] = False) -
 def replay(
     run: Annotated[
         str | None,
-        typer.Argument(help="The run; how its id begins or ends is enough.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="How its id begins or ends is enough.", show_default=False
+        ),
     ] = None,
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
     since: Annotated[
         str | None,
-        typer.Option("--from", help="From a position or time on: 15m, 14:05, 2026-05-01T14:05."),
+        typer.Option(
+            "--from",
+            metavar="WHEN",
+            help="From then on: 15m (ago), 14:05, 2026-05-01T14:05, or a position.",
+        ),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Before this position or time.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Before this time or position.")
+    ] = None,
     speed: Annotated[
-        float, typer.Option(help="0: at once; 1: as fast as it was; 10: ten times so.")
+        float, typer.Option(metavar="N", help="0: at once; 1: as fast as it was; 10: ten times so.")
     ] = 0.0,
     agents: Annotated[
         bool,
@@ -357,7 +429,12 @@ def replay(
     ] = False,
     target: Annotated[
         str | None,
-        typer.Option("--app", help="Whose handlers: module:app or a file.", show_default=False),
+        typer.Option(
+            "--app",
+            metavar="TARGET",
+            help="Whose handlers: module:app or a file.",
+            show_default=False,
+        ),
     ] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -374,13 +451,18 @@ def replay(
 
 
 def why(
-    event: Annotated[str, typer.Argument(help="The event; how its id begins or ends is enough.")],
+    event: Annotated[
+        str, typer.Argument(metavar="EVENT", help="How its id begins or ends is enough.")
+    ],
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Show why an event was published: the chain from its root, with agents, calls and times."""
+    """Show why an event was published.
+
+    That is the chain of events from the root, with the agents, calls and times between.
+    """
     from loom.cli.why import show_why
 
     raise typer.Exit(show_why(data, namespace, event, as_json=json))

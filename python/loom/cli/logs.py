@@ -5,18 +5,22 @@ import re
 import shutil
 import sqlite3
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
 from loom.cli.looking import Looking, as_raw, moment, open_view, tell_stop
-from loom.cli.show import print_json, printable
-from loom.errors import CLASSES, InvalidParams
+from loom.cli.show import of_engine, print_json, printable, short_id, short_ids
+from loom.codec import decode
+from loom.errors import CLASSES, InvalidParams, LoomError
 from loom.topics import check_filter, matches
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+_AT_ONCE: Final = 1000  # rows whose columns are measured together
 _PAUSE: Final = 0.2  # seconds between two looks with --follow
 _LINES: Final = """
 SELECT n, 'event' AS type, time_ms, level, code, topic, agent, sender, thread, run, correlation,
@@ -29,6 +33,16 @@ UNION ALL
 SELECT n, 'note', time_ms, level, NULL, kind, NULL, NULL, NULL, run, NULL,
     NULL, NULL, NULL, NULL, 'text/plain', length(message), message, NULL FROM notes
 """
+_MOST: Final = (
+    23,
+    8,
+    8,
+    24,
+    40,
+)  # characters that a column grows to: when, id, level, agent, topic
+_GRAVE: Final = frozenset({"warning", "error", "critical"})
+_LONGEST: Final = 1000  # characters that are shown of a grave one
+_MARGIN: Final = " " * 13  # before its further lines
 _STYLES: Final = {
     "debug": "2",
     "warning": "33",
@@ -59,12 +73,12 @@ def show_logs(
 ) -> int:
     """Print what is wanted, oldest first; return the exit code."""
     checks = _checked(wanted)
-    show = _json_line if as_json else TextLines(is_terminal=sys.stdout.isatty()).show
+    show = _json_lines if as_json else TextLines(is_terminal=sys.stdout.isatty()).show
     with open_view(data, namespace) as looking:
         looking.catch_up()
         last = -1
         if not looking.is_empty:
-            last = _print_first(looking, wanted, checks, show)
+            last = _print_first(looking, wanted, checks, show, follow=follow)
         elif not follow:
             sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")
         while follow and not looking.stop.is_set() and looking.stopped is None:
@@ -82,7 +96,9 @@ def _print_first(
     looking: Looking,
     wanted: Wanted,
     checks: "_Checks",
-    show: Callable[[sqlite3.Row], None],
+    show: Callable[[Sequence[sqlite3.Row]], None],
+    *,
+    follow: bool,
 ) -> int:
     (newest,) = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0]
     where, values = checks.where(looking, wanted)
@@ -91,12 +107,17 @@ def _print_first(
         rows = looking.rows(sql, (*values, wanted.limit + 1))
         if len(rows) > wanted.limit:
             sys.stderr.write(f"… the newest {wanted.limit}; --limit 0 shows all\n")
-        for row in reversed(rows[: wanted.limit]):
-            show(row)
-        return newest
-    sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n"  # noqa: S608
-    for row in looking.db.execute(sql, values):
-        show(row)
+        show(rows[: wanted.limit][::-1])
+        found = bool(rows)
+    else:
+        found = False
+        sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n"  # noqa: S608
+        with closing(looking.db.execute(sql, values)) as cursor:
+            while rows := cursor.fetchmany(_AT_ONCE):
+                show(rows)
+                found = True
+    if not found and not follow:
+        sys.stderr.write("nothing in the log is so\n")
     return newest
 
 
@@ -104,7 +125,7 @@ def _print_new(
     looking: Looking,
     wanted: Wanted,
     checks: "_Checks",
-    show: Callable[[sqlite3.Row], None],
+    show: Callable[[Sequence[sqlite3.Row]], None],
     last: int,
 ) -> int:
     (newest,) = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0]
@@ -112,8 +133,7 @@ def _print_new(
         return last
     where, values = checks.where(looking, wanted)
     sql = f"SELECT * FROM ({_LINES}) WHERE n > ? AND n <= ? AND {where} ORDER BY n"  # noqa: S608
-    for row in looking.rows(sql, (last, newest, *values)):
-        show(row)
+    show(looking.rows(sql, (last, newest, *values)))
     return newest
 
 
@@ -204,6 +224,11 @@ def _levels(text: str) -> tuple[str, ...]:
 # -- as JSON --------------------------------------------------------------------------------------
 
 
+def _json_lines(rows: Sequence[sqlite3.Row]) -> None:
+    for row in rows:
+        _json_line(row)
+
+
 def _json_line(row: sqlite3.Row) -> None:
     told: dict[str, Any] = {"type": row["type"], "time": _seconds(row)}
     if row["type"] == "event":
@@ -252,37 +277,60 @@ def _seconds(row: sqlite3.Row) -> float | None:
 
 
 class TextLines:
-    """Prints a line for each row: when, how grave, of whom, where, what. Columns grow as needed."""
+    """Prints a line for each row: when, which, how grave, of whom, where, what.
+
+    Columns grow as needed. An id is shown by how it ends, which stands for it in every command.
+    """
 
     def __init__(self, *, is_terminal: bool) -> None:
         self._colours = is_terminal and not os.environ.get("NO_COLOR")
         self._width = shutil.get_terminal_size().columns if is_terminal else None
         self._day = time.strftime("%Y-%m-%d")
-        self._agent = 8
-        self._topic = 16
+        self._widths = [0] * len(_MOST)
 
-    def show(self, row: sqlite3.Row) -> None:
-        """Print one row."""
-        agent = printable(row["agent"] or "log")
-        topic = printable(row["topic"])
-        self._agent = max(self._agent, min(len(agent), 24))
-        self._topic = max(self._topic, min(len(topic), 40))
+    def show(self, rows: Sequence[sqlite3.Row]) -> None:
+        """Print rows, their columns below each other."""
+        lines = [self._columns(row) for row in rows]
+        for texts, _ in lines:
+            self._widths = [
+                max(width, min(len(text), most))
+                for width, text, most in zip(self._widths, texts, _MOST, strict=True)
+            ]
+        for row, (texts, level) in zip(rows, lines, strict=True):
+            self._print(texts, _said(row), level)
+
+    def _columns(self, row: sqlite3.Row) -> tuple[list[str], str]:
         level = "" if row["level"] == "info" else row["level"]
-        columns = [
-            (self._clock(row["time_ms"]), "2"),
-            (f"{level:<8}", _STYLES.get(level, "")),
-            (f"{agent:<{self._agent}}", "36"),
-            (f"{topic:<{self._topic}}", "1"),
-            (_said(row), ""),
-        ]
-        room = self._width
-        line: list[str] = []
-        for text, style in columns:
-            shown = text if room is None else text[: max(room, 0)]
-            room = None if room is None else room - len(shown) - 1
-            is_styled = self._colours and style and shown.strip()
-            line.append(f"\x1b[{style}m{shown}\x1b[0m" if is_styled else shown)
-        sys.stdout.write(" ".join(line).rstrip() + "\n")
+        agent = printable(row["agent"] or "log").rpartition("/")[2]
+        topic = short_ids(printable(row["topic"]))
+        return [self._clock(row["time_ms"]), short_id(row["id"] or ""), level, agent, topic], level
+
+    def _print(self, texts: list[str], said: str, level: str) -> None:
+        styles = ("2", "2", _STYLES.get(level, ""), "36", "1")
+        styled: list[str] = []
+        used = 0
+        for text, width, style in zip(texts, self._widths, styles, strict=True):
+            if not width:
+                continue
+            cell = f"{text:<{width}} "
+            used += len(cell)
+            is_styled = self._colours and style and text
+            styled.append(f"\x1b[{style}m{cell}\x1b[0m" if is_styled else cell)
+        sys.stdout.write(f"{''.join(styled)}{self._fit(said, used, level)}".rstrip() + "\n")
+
+    def _fit(self, said: str, used: int, level: str) -> str:
+        """Return what fits on the rest of a line; of what is grave all, over more than one line."""
+        if self._width is None:
+            return said
+        room = self._width - used
+        if len(said) <= room:
+            return said
+        if level not in _GRAVE:
+            return f"{said[: max(room - 1, 0)]}…"
+        rest = textwrap.wrap(
+            said[:_LONGEST], self._width, initial_indent=" " * used, subsequent_indent=_MARGIN
+        )
+        return "\n".join(rest)[used:]
 
     def _clock(self, time_ms: int | None) -> str:
         if time_ms is None:
@@ -293,6 +341,14 @@ class TextLines:
         return clock if day == self._day else f"{day} {clock}"
 
 
+def _as_data(text: str) -> Any:
+    """Return what JSON says; None where it is none."""
+    try:
+        return decode(text.encode())
+    except (LoomError, ValueError):
+        return None
+
+
 def _said(row: sqlite3.Row) -> str:
     """Return what stands at the end of a line; nothing of it can move a cursor."""
     data = row["data"]
@@ -300,5 +356,7 @@ def _said(row: sqlite3.Row) -> str:
         if data is None:
             kind = printable(row["content_type"] or "JSON")
             return f"{row['bytes']:,} bytes of {kind}" if row["bytes"] else ""
+        if row["topic"].startswith("loom.") and (said := of_engine(row["topic"], _as_data(data))):
+            return printable(said)
         return printable(data) if row["code"] is None else f"{row['code']} {printable(data)}"
     return printable(data) if row["code"] is None else f"{row['code']}: {printable(data)}"

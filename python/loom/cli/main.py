@@ -10,12 +10,14 @@ import typer
 
 from loom import __version__
 from loom.cli import log_commands
+from loom.cli.helping import InOrder, examples
 
 if TYPE_CHECKING:
     from loom.errors import LoomError
 
 app: typer.Typer = typer.Typer(
     name="loom",
+    cls=InOrder,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -36,6 +38,7 @@ _EXIT_CODES = {
 }
 
 _TARGET = typer.Argument(
+    metavar="TARGET",
     help="The app: `module:app`, or a file such as app.py or app.py:app. "
     "Default: [app] target of loom.toml.",
     show_default=False,
@@ -67,15 +70,20 @@ def _root(
 
 
 @app.command(
-    epilog="Examples:  loom run app.py   ·   loom run shop.agents:app --data ./data   ·   "
-    "loom run examples/trio/app.py -- 'What is asyncio?'"
+    epilog=examples(
+        "loom run app.py",
+        "loom run shop.agents:app --data ./data",
+        "loom run examples/trio/app.py -- 'What is asyncio?'",
+    )
 )
 def run(
     context: typer.Context,
     target: Annotated[str | None, _TARGET] = None,
     args: Annotated[
         list[str] | None,
-        typer.Argument(help="What the module's `main(ctx, args)` gets, after `--`."),
+        typer.Argument(
+            metavar="WORD", help="What the module's `main(ctx, args)` gets, after `--`."
+        ),
     ] = None,
     *,
     data: Annotated[str | None, _DATA] = None,
@@ -107,17 +115,21 @@ def run(
 
 @app.command(
     name="list",
-    epilog="Examples:  loom list agents app.py   ·   loom list capabilities shop.agents:app --json",
+    epilog=examples("loom list agents app.py", "loom list capabilities shop.agents:app --json"),
 )
 def list_(
     kind: Annotated[
-        Literal["agents", "topics", "capabilities"], typer.Argument(help="What to list.")
+        Literal["agents", "topics", "capabilities"],
+        typer.Argument(help="What to list."),
     ],
     target: Annotated[str | None, _TARGET] = None,
     *,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """List the agents, topics or capabilities of an app, without running it."""
+    """List the agents, topics or capabilities of an app.
+
+    Its module is imported, and nothing of it is run.
+    """
     from loom.cli.listing import list_target
 
     list_target(kind, target, as_json=json)

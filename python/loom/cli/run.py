@@ -3,19 +3,30 @@
 import asyncio
 import inspect
 import logging
+import shlex
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 from rich.console import Console
 
 from loom.app import App
-from loom.cli.show import EventLines, counted, event_record, figures, print_figures, print_json
+from loom.cli.show import (
+    EventLines,
+    counted,
+    event_record,
+    figures,
+    print_figures,
+    print_json,
+    short_id,
+)
 from loom.cli.target import load_target
 from loom.codec import decode, encode
 from loom.context import Context
@@ -26,6 +37,7 @@ from loom.runtime.stream import Subscription
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_NAMES = ("loom", "loomos")
 _MAIN_TAKES = 2  # the context and the arguments
 _Main = Callable[[Context[Any], list[str]], Awaitable[Any]]
 
@@ -50,7 +62,7 @@ def run_target(
             hint="add `async def main(ctx, args)` to the module, or leave them out",
         )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    view = _View(as_json=shown.as_json, quiet=shown.quiet)
+    view = _View(as_json=shown.as_json, quiet=shown.quiet, data=data)
     stop = _Stop(view.stopping)
     with asyncio.Runner() as runner:
         try:
@@ -81,7 +93,9 @@ def _main_of(module: ModuleType) -> _Main | None:
 class _View:
     """Where events, the result and the figures go."""
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool, data: str | None) -> None:
+        self._data = data
+        self._ids: tuple[str, str] | None = None  # of the first run, and of its newest event
         self._as_json = as_json
         self._quiet = quiet
         self._console = Console(stderr=True)
@@ -92,6 +106,9 @@ class _View:
         """Show one event."""
         if not event.topic.startswith("loom."):
             self._events += 1
+            run = event.run_id if self._ids is None else self._ids[0]
+            if run == event.run_id:
+                self._ids = (run, event.id)
         if self._quiet:
             return
         if self._as_json:
@@ -133,6 +150,28 @@ class _View:
         elif not self._quiet:
             self._console.print()
             print_figures(self._console, told)
+            if self._data:
+                self._name_log(shlex.quote(self._data))
+
+    def _name_log(self, data: str) -> None:
+        """Say how to look into what was kept."""
+        words = ["runs", "logs"]
+        if self._ids is not None:
+            run, event = map(short_id, self._ids)
+            words += [f"replay {run}", f"why {event}"]
+        self._console.print("\nLook into what was logged:", style="dim", highlight=False)
+        for word in words:
+            line = f"  {_command()} {word} --data {data}"
+            self._console.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    """Return how a person calls this program: its name, or its path where no PATH leads to it."""
+    called = Path(sys.argv[0])
+    found = shutil.which(called.name)
+    if called.name not in _NAMES or (found and called.exists() and called.samefile(found)):
+        return _NAMES[0]
+    return shlex.quote(sys.argv[0])
 
 
 async def _run(

@@ -5,7 +5,15 @@ import sys
 from typing import Any
 
 from loom.cli.looking import Looking, open_view, tell_stop
-from loom.cli.show import print_json, print_table, printable, show_time
+from loom.cli.show import (
+    end_with,
+    print_json,
+    print_table,
+    printable,
+    short_ids,
+    show_time,
+    show_times,
+)
 
 
 def show_runs(
@@ -105,11 +113,12 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
     columns = ["run", "root", "started", "took", "state", "events", "calls", "errors"]
     if any(map(_cost, found)):
         columns.append("cost")
+    times = show_times([run["started"] for run in found])
     rows = [
         [
             run["run"],
-            run["root"] or "?",
-            show_time(run["started"]),
+            short_ids(run["root"] or "?"),
+            started,
             _took(run["seconds"]),
             run["state"],
             str(run["events"]),
@@ -117,9 +126,10 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
             str(run["errors"]),
             _cost(run),
         ][: len(columns)]
-        for run in found
+        for run, started in zip(found, times, strict=True)
     ]
-    print_table(columns, rows)
+    print_table(columns, rows, ids="run", text="root")
+    end_with("`loom runs show RUN`, `loom replay RUN` and `loom logs --run RUN` look into one")
 
 
 def _print_run(told: dict[str, Any], parts: dict[str, list[sqlite3.Row]]) -> None:

@@ -7,9 +7,10 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,10 @@ from rich.text import Text
 from loom.envelope import Event
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_NUMBER = re.compile(r"-?\d[\d,]*(\.\d+)?( (µs|ms|s))?")
+_SHORT = 8  # characters of an id that stand for it
+_GAP = 2  # columns between two columns of a table
+_SAID, _NAME = 24, 6  # columns that a sentence and that a name needs at least to be read
 _WIDE = 1 << 14  # columns where no terminal limits them
 _PREVIEW = 400  # characters of data that are looked at for one line
 _DIRECTORY = "loom.directory."
@@ -45,6 +50,15 @@ def print_json(value: Any) -> None:
 def show_time(at: float) -> str:
     """Return a moment, in seconds since 1970, as day and time here."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def show_times(moments: Sequence[float]) -> list[str]:
+    """Return moments as ``show_time`` does, without the day where all of them are of today."""
+    shown = [show_time(at) for at in moments]
+    today = time.strftime("%Y-%m-%d ")
+    if all(at.startswith(today) for at in shown):
+        return [at.removeprefix(today) for at in shown]
+    return shown
 
 
 def event_record(event: Event[Any]) -> dict[str, Any]:
@@ -82,10 +96,12 @@ class EventLines:
         sender = event.sender.removeprefix(f"{event.namespace}/")
         colour = self._colours.setdefault(sender, _COLOURS[len(self._colours) % len(_COLOURS)])
         line = _begin(event)
-        topic = _UUID.sub(lambda found: "…" + found[0][-6:], printable(event.topic))
+        topic = short_ids(printable(event.topic))
         line.append(f"{'  ' * min(event.hop, 6)}{topic}", style="bold")
         line.append(f" ← {printable(sender)} ", style=colour)
-        if event.content_type == "application/json":
+        if event.topic.startswith("loom.") and (said := of_engine(event.topic, event.data)):
+            line.append(printable(said))
+        elif event.content_type == "application/json":
             line.append(printable(event.payload[:_PREVIEW].decode(errors="replace")))
         else:
             line.append(f"{len(event.payload)} bytes of {printable(event.content_type)}")
@@ -118,6 +134,28 @@ class EventLines:
         if provider:
             line.append(f" (of {provider})", "dim")
         self._console.print(line, overflow="ellipsis", no_wrap=True, soft_wrap=False)
+
+
+def of_engine(topic: str, data: Any) -> str:
+    """Return in words what an event of the engine's own says; empty where its data is to be shown.
+
+    ``data`` is the event's, which nobody but the engine can publish.
+    """
+    if not isinstance(data, dict):
+        return ""
+    told = cast("dict[str, Any]", data)
+    message = str(told.get("message") or "")
+    code = f"{told['code']}: " if told.get("code") else ""
+    if topic.startswith("loom.log."):
+        return message
+    if topic.startswith("loom.error."):
+        hint = f"; {told['hint']}" if told.get("hint") else ""
+        return f"{message}{hint}"  # the topic has the code
+    if topic.startswith("loom.dead."):
+        tries = counted(int(told.get("attempt") or 0), "attempt", "attempts")
+        why = f"{code}{message}".rstrip(": ")
+        return f"given up by {told.get('consumer')} after {tries}{why and ': '}{why}"
+    return ""
 
 
 def _begin(event: Event[Any]) -> Text:
@@ -186,14 +224,83 @@ def print_figures(console: Console, told: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to stdout, as wide as it needs to be; what names a row is never broken."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, ids: str = "", text: str = ""
+) -> None:
+    """Print a table to stdout.
+
+    Where a terminal is too narrow, the ids in column ``ids`` are shown by how they end, which every
+    command takes; then what stands in column ``text`` goes over several lines; and where that is
+    not enough, each row becomes a block of its own, with a line for each cell.
+    """
+    shown = [[printable(cell) for cell in row] for row in rows]
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    room = console.width
+    widths = _widths(columns, shown)
+    if sum(widths) > room and ids in columns:
+        at = columns.index(ids)
+        for row in shown:
+            row[at] = short_id(row[at])
+        widths = _widths(columns, shown)
+    wraps = columns.index(text) if sum(widths) > room and text in columns else None
+    if wraps is not None:
+        is_said = any(" " in row[wraps] for row in shown)
+        widths[wraps] = min(widths[wraps], (_SAID if is_said else _NAME) + _GAP)
+    if sum(widths) - _GAP > room and rows:
+        _print_blocks(console, columns, shown)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+        cells = [row[number] for row in shown if row[number]]
+        is_number = bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells)
+        table.add_column(
+            column,
+            no_wrap=number != wraps,
+            overflow="fold",
+            justify="right" if is_number else "left",
+        )
+    for row in shown:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def end_with(hint: str) -> None:
+    """Say below a table what a person can do next; nobody but a person is told."""
+    if sys.stdout.isatty():
+        Console(stderr=True).print(Text(f"\n{hint}", "dim"))
+
+
+def short_id(id_: str) -> str:
+    """Return how an id ends, which stands for it in every command; other text as it is."""
+    return id_[-_SHORT:] if _UUID.fullmatch(id_) else id_
+
+
+def short_ids(text: str) -> str:
+    """Return ``text`` with the ids in it cut to how they end."""
+    return _UUID.sub(lambda found: "…" + found[0][-6:], text)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return how wide each column is, with what lies between it and the next."""
+    cells = zip(*rows, strict=True) if rows else [()] * len(columns)
+    return [
+        max(map(cell_len, (column, *found))) + _GAP
+        for column, found in zip(columns, cells, strict=True)
+    ]
+
+
+def _print_blocks(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    margin = max(map(cell_len, columns))
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        block = Table.grid(padding=(0, _GAP, 0, 0))
+        block.add_column(min_width=margin, no_wrap=True, style="bold")
+        block.add_column(overflow="fold")
+        for column, cell in zip(columns, row, strict=True):
+            if cell:
+                block.add_row(Text(column), Text(cell))
+        console.print(block)
 
 
 def _quantiles(latency: Mapping[str, float]) -> dict[str, float]:
