@@ -177,3 +177,48 @@ async def test_what_cannot_be_shown_or_settled_is_refused_with_its_field(tmp_pat
         assert long.value.field == "note"
     with pytest.raises(NotSupported):
         app.effects.get(NOWHERE)
+
+
+@pytest.mark.requirement("CALL-INDETERMINATE")
+@pytest.mark.parametrize(
+    ("effect", "key", "way_out"),
+    [
+        ("unsafe", "may", "loom effects resolve {id}"),
+        ("idempotent", "may", "call again with the same key"),
+        ("unsafe", None, "declare the effect pure if it changes nothing"),
+    ],
+)
+async def test_a_call_without_an_answer_names_the_way_out_of_its_class(
+    tmp_path: Path, effect: Class, key: str | None, way_out: str
+) -> None:
+    bank = Bank()
+    bank.hangs = True
+    app = bank.app(effect)
+    async with Harness(app, data=tmp_path) as h:
+        call = asyncio.create_task(h.ctx.tool("pay", args={"cents": 1}, key=key))
+        await h.advance(5)
+        with pytest.raises(Indeterminate) as told:
+            await call
+        (info,) = app.effects.list()
+        assert way_out.format(id=info.id) in str(told.value.hint)
+
+
+@pytest.mark.requirement("ERRORS-PUBLISHED")
+async def test_the_error_of_a_call_that_was_never_begun_belongs_to_the_run_of_its_turn() -> None:
+    app = loom.App("hasty")
+
+    @app.agent("hasty", topics=["go"])
+    async def hasty(ctx: loom.Context, event: loom.Event[Any]) -> None:
+        del event
+        with pytest.raises(NotFound):
+            await ctx.tool("nothing.there", args={})
+
+    del hasty
+    async with Harness(app) as h:
+        async with h.ctx.watch("loom.error.>") as errors:
+            await h.ctx.emit("go")
+            error = await anext(aiter(errors))
+        (go,) = h.events("go")
+        assert (error.run_id, error.causation_id) == (go.id, go.id)
+        assert error.data["who"] == "nothing.there"
+        assert error.data["event_id"] == go.id

@@ -13,7 +13,7 @@ use crate::credit::Credit;
 use crate::effect::{EffectKey, Recalled, Told};
 use crate::envelope::{EffectClass, Envelope, Qos};
 use crate::error::{Code, Detail, Error, Result};
-use crate::ident::{Ident, derive_id};
+use crate::ident::{Ident, derive_id, show_uuid};
 use crate::input::Invoke;
 use crate::notice::{Delivery, Notice, Work};
 use crate::partition::effects::keyed_effect;
@@ -203,7 +203,7 @@ impl Core {
         let place = match self.find_place(space, &invoke, key.as_ref(), at) {
             Ok(place) => place,
             Err(error) => {
-                self.refuse_call(&source, invoke.capability, &error, at);
+                self.refuse_call(&source, &invoke, &error, at);
                 return Err(error);
             }
         };
@@ -288,12 +288,16 @@ impl Core {
         Err(Error::invalid("credit", message).limit("stream_chunks"))
     }
 
-    fn refuse_call(&mut self, source: &Source, name: &str, error: &Error, at: Moment) {
+    fn refuse_call(&mut self, source: &Source, invoke: &Invoke<'_>, error: &Error, at: Moment) {
         self.totals.calls.started += 1;
         self.totals.calls.error += 1;
-        let mut detail = error.detail();
-        detail.who = Some(name.to_owned());
-        self.tell_error(source.space, error.code, &detail, &Subject::default());
+        // It belongs to the run of the turn that calls, not to one of its own.
+        let turn = invoke
+            .turn
+            .and_then(|turn| self.lease(source.session, turn).ok());
+        let cause = turn.map(|turn| Arc::clone(&turn.env));
+        let subject = Subject::refused(invoke.capability.into(), cause);
+        self.tell_error(source.space, error.code, &error.detail(), &subject);
         self.flush(at);
     }
 
@@ -1002,7 +1006,7 @@ fn without_answer(job: &Job, code: Code, why: &str) -> (Code, Detail) {
     let message = format!(
         "the call of {name:?} was under way when {why}; whether it took effect is not known"
     );
-    (Code::Indeterminate, indeterminate(message))
+    (Code::Indeterminate, indeterminate(job, message))
 }
 
 /// What the last error of a job means: if an earlier attempt has no answer, an error that may pass does not say that nothing
@@ -1018,7 +1022,7 @@ fn lasting(job: &Job, failure: (Code, Detail)) -> (Code, Detail) {
         code.name(),
         detail.message
     );
-    let told = indeterminate(message);
+    let told = indeterminate(job, message);
     let retry_after_ms = detail.retry_after_ms;
     (
         Code::Indeterminate,
@@ -1029,10 +1033,19 @@ fn lasting(job: &Job, failure: (Code, Detail)) -> (Code, Detail) {
     )
 }
 
-fn indeterminate(message: String) -> Detail {
-    let hint = "look at the outside world before you try again, or declare the effect pure";
+fn indeterminate(job: &Job, message: String) -> Detail {
+    let hint = match (&job.env.key, job.effect) {
+        (Some(_), EffectClass::Unsafe) => format!(
+            "look at the outside world, then say it: loom effects resolve {}",
+            show_uuid(job.effect_id)
+        ),
+        (Some(_), _) => "call again with the same key".to_owned(),
+        (None, _) => "look at the outside world before you try again, or declare the effect pure \
+                      if it changes nothing"
+            .to_owned(),
+    };
     Detail {
-        hint: Some(hint.to_owned()),
+        hint: Some(hint),
         ..Detail::message(message)
     }
 }

@@ -60,6 +60,16 @@ impl Subject {
         }
     }
 
+    /// A call that was never begun, of the turn that has this event.
+    pub(crate) fn refused(capability: Arc<str>, cause: Option<Arc<Envelope>>) -> Self {
+        Self {
+            who: Arc::clone(&capability),
+            capability: Some(capability),
+            cause,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn call(who: Arc<str>, call: CallId, env: &Arc<Envelope>) -> Self {
         let capability = Some(Arc::clone(&env.topic));
         Self {
