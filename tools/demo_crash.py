@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,8 +74,10 @@ def main() -> int:
     """Run the demonstration; 0 if nothing was lost and nothing was done twice."""
     told = Told()
     start, code = time.monotonic(), 0
-    with tempfile.TemporaryDirectory(prefix="loom-crash-") as place:
-        data, archive = Path(place) / "data", Path(place) / "archive.txt"
+    place = Path(tempfile.mkdtemp(prefix="loom-crash-"))
+    is_watched = sys.stdout.isatty()
+    try:
+        data, archive = place / "data", place / "archive.txt"
         for life, kill_after in enumerate((*KILLED_AFTER, None), 1):
             print(f"{time.monotonic() - start:5.1f} s  the trio starts, life {life}", flush=True)
             code = live(data, archive, told, kill_after)
@@ -85,7 +88,22 @@ def main() -> int:
                 f" {written} answers in the archive",
                 flush=True,
             )
-        return verdict(told, code, archive)
+        found = verdict(told, code, archive)
+        if is_watched:
+            show_next(data)
+        return found
+    finally:
+        if not is_watched:
+            shutil.rmtree(place)
+
+
+def show_next(data: Path) -> None:
+    """Name the commands that look into the log of the three lives, which is kept for them."""
+    command = Path(sys.executable).with_name("loom")
+    shown = command.relative_to(ROOT) if command.is_relative_to(ROOT) else command
+    print("\nLook into what was logged:")
+    for words in ("runs", "effects list", "logs --level warning"):
+        print(f"  {shown} {words} --data {data}")
 
 
 def lines(archive: Path) -> list[str]:

@@ -879,3 +879,33 @@ def test_logs_says_so_when_nothing_is_as_asked(loom: Loom, data: Path) -> None:
         said = loom("logs", "--data", data, "--agent", "nobody", "--limit", limit)
         assert (said.code, said.out) == (0, "")
         assert "nothing" in said.err
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_a_result_on_a_terminal_is_broken_between_words_and_elsewhere_is_as_it_was(
+    loom: Loom, narrow: Loom, tmp_path: Path
+) -> None:
+    app = tmp_path / "words.py"
+    words = " ".join(["seventeen"] * 20)
+    app.write_text(
+        "import loom\n\napp = loom.App('words')\n\n"
+        f"async def main(ctx: loom.Context, args: list[str]) -> str:\n    return {words!r}\n",
+        encoding="utf-8",
+    )
+    assert loom("run", "-q", app).out == f"{words}\n"
+    lines = narrow("run", "-q", app).out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines) == words
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_a_run_that_was_logged_names_the_commands_that_look_into_it(
+    loom: Loom, tmp_path: Path
+) -> None:
+    app = tmp_path / "shop.py"
+    app.write_text(APP, encoding="utf-8")
+    said = loom("run", app, "--data", tmp_path / "data", "--", "milk")
+    named = [line.split() for line in said.err.splitlines() if line.startswith("  loom ")]
+    assert [words[1] for words in named] == ["runs", "logs", "replay", "why"]
+    for words in named:
+        assert loom(*words[1:]).code == 0

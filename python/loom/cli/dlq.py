@@ -34,7 +34,7 @@ def show_dead(
             for letter in found:
                 print_json(letter)
         elif found:
-            _print(found)
+            _print(found, data)
         else:
             sys.stderr.write("no event was given up\n")
         return tell_stop(looking)
@@ -192,7 +192,7 @@ def _told(row: Any) -> dict[str, Any]:
     }
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(found: list[dict[str, Any]], data: str | None) -> None:
     times = show_times([letter["time"] for letter in found])
     rows = [
         [
@@ -205,11 +205,14 @@ def _print(found: list[dict[str, Any]]) -> None:
         ]
         for letter, died in zip(found, times, strict=True)
     ]
-    print_table(["id", "died", "agent", "topic", "attempts", "error"], rows, text="error")
+    print_table(
+        ["id", "died", "agent", "topic", "attempts", "error"], rows, texts=["error", "topic"]
+    )
     if not all(letter["redriven"] for letter in found):
         end_with(
             "`loom dlq show ID` shows its data; `loom dlq redrive ID`, with the app stopped, "
-            "publishes it anew"
+            "publishes it anew",
+            data,
         )
 
 

@@ -43,7 +43,7 @@ def show_effects(
             for effect in found:
                 print_json(effect)
         elif found:
-            _print(found)
+            _print(found, data)
         else:
             sys.stderr.write("no effect is unknown\n" if unknown else "there are no effects\n")
         return tell_stop(looking)
@@ -181,7 +181,7 @@ def _told(row: Any, *, running: bool) -> dict[str, Any]:
     }
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(found: list[dict[str, Any]], data: str | None) -> None:
     names = ("id", "state", "capability", "key")
     times = show_times([effect["since"] for effect in found])
     rows = [
@@ -192,9 +192,13 @@ def _print(found: list[dict[str, Any]]) -> None:
         ]
         for effect, since in zip(found, times, strict=True)
     ]
-    print_table([*names, "since", "note"], rows, ids="id", text="note")
+    columns = [*names, "since", "note"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(columns, rows, ids="id", texts=["note", "key"])
     if any(effect["state"] == "unknown" for effect in found):
         end_with(
             "`loom effects show ID` shows what was asked; "
-            "`loom effects resolve ID --done` or `--failed` says what became of it"
+            "`loom effects resolve ID --done` or `--failed` says what became of it",
+            data,
         )

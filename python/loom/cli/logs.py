@@ -117,7 +117,7 @@ def _print_first(
                 show(rows)
                 found = True
     if not found and not follow:
-        sys.stderr.write("nothing in the log is so\n")
+        sys.stderr.write("nothing in the log fits that\n")
     return newest
 
 

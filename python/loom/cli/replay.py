@@ -12,7 +12,7 @@ from rich.text import Text
 
 from loom.cli.looking import moment as time_of
 from loom.cli.place import find_log
-from loom.cli.show import print_json, printable
+from loom.cli.show import print_json, printable, show_time
 from loom.codec import encode
 from loom.errors import InvalidCursor, InvalidParams
 from loom.replay import Log, Moment, Rerun, open_log
@@ -190,6 +190,7 @@ class Lines:
             return
         if self._began is None and moment.at:
             self._began = moment.at
+            self._console.print(Text(f"{show_time(moment.at)} it begins", "dim"))
         since = max(0.0, moment.at - (self._began or moment.at))
         line = Text(f"+{since:9.3f}  ", "dim")
         inside = 0 if moment.what in ("event", "gap") else 1 if "turn" in moment.what else 2

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -139,7 +140,8 @@ class _View:
         if self._as_json:
             print_json({"type": "result", "result": decode(encode(value, field="result"))})
         else:
-            sys.stdout.write(f"{value}\n")
+            shown = _wrapped(str(value)) if sys.stdout.isatty() else str(value)
+            sys.stdout.write(f"{shown}\n")
             sys.stdout.flush()
 
     def figures(self, stats: dict[str, Any], seconds: float) -> None:
@@ -163,6 +165,18 @@ class _View:
         for word in words:
             line = f"  {_command()} {word} --data {data}"
             self._console.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def _wrapped(text: str) -> str:
+    """Return ``text`` with the lines that are wider than the terminal broken between words."""
+    width = shutil.get_terminal_size().columns
+    lines = (
+        line
+        if len(line) <= width
+        else textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
 
 
 def _command() -> str:

@@ -30,7 +30,7 @@ def show_runs(
             for run in found:
                 print_json(run)
         elif found:
-            _print_runs(found)
+            _print_runs(found, data)
         else:
             sys.stderr.write("there is no such run\n" if state else "nothing belongs to a run\n")
         return tell_stop(looking)
@@ -109,7 +109,7 @@ def _told(row: sqlite3.Row, *, is_operating: bool) -> dict[str, Any]:
     }
 
 
-def _print_runs(found: list[dict[str, Any]]) -> None:
+def _print_runs(found: list[dict[str, Any]], data: str | None) -> None:
     columns = ["run", "root", "started", "took", "state", "events", "calls", "errors"]
     if any(map(_cost, found)):
         columns.append("cost")
@@ -128,8 +128,10 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
         ][: len(columns)]
         for run, started in zip(found, times, strict=True)
     ]
-    print_table(columns, rows, ids="run", text="root")
-    end_with("`loom runs show RUN`, `loom replay RUN` and `loom logs --run RUN` look into one")
+    print_table(columns, rows, ids="run", texts=["root"])
+    end_with(
+        "`loom runs show RUN`, `loom replay RUN` and `loom logs --run RUN` look into one", data
+    )
 
 
 def _print_run(told: dict[str, Any], parts: dict[str, list[sqlite3.Row]]) -> None:

@@ -4,6 +4,7 @@ It never reaches the terminal raw.
 """
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -225,27 +226,33 @@ def print_figures(console: Console, told: Mapping[str, Any]) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, ids: str = "", text: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    ids: str = "",
+    texts: Sequence[str] = (),
 ) -> None:
     """Print a table to stdout.
 
     Where a terminal is too narrow, the ids in column ``ids`` are shown by how they end, which every
-    command takes; then what stands in column ``text`` goes over several lines; and where that is
-    not enough, each row becomes a block of its own, with a line for each cell.
+    command takes; then what stands in the columns ``texts`` goes over several lines; and where
+    that is not enough, each row becomes a block of its own, with a line for each cell.
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     room = console.width
     widths = _widths(columns, shown)
-    if sum(widths) > room and ids in columns:
+    if sum(widths) - _GAP > room and ids in columns:
         at = columns.index(ids)
         for row in shown:
             row[at] = short_id(row[at])
         widths = _widths(columns, shown)
-    wraps = columns.index(text) if sum(widths) > room and text in columns else None
-    if wraps is not None:
-        is_said = any(" " in row[wraps] for row in shown)
-        widths[wraps] = min(widths[wraps], (_SAID if is_said else _NAME) + _GAP)
+    wraps: set[int] = set()
+    for at in (columns.index(text) for text in texts if text in columns):
+        if sum(widths) - _GAP > room:
+            is_said = any(" " in row[at] for row in shown)
+            widths[at] = min(widths[at], (_SAID if is_said else _NAME) + _GAP)
+            wraps.add(at)
     if sum(widths) - _GAP > room and rows:
         _print_blocks(console, columns, shown)
         return
@@ -255,7 +262,7 @@ def print_table(
         is_number = bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells)
         table.add_column(
             column,
-            no_wrap=number != wraps,
+            no_wrap=number not in wraps,
             overflow="fold",
             justify="right" if is_number else "left",
         )
@@ -264,10 +271,14 @@ def print_table(
     console.print(table)
 
 
-def end_with(hint: str) -> None:
-    """Say below a table what a person can do next; nobody but a person is told."""
+def end_with(hint: str, data: str | None = None) -> None:
+    """Say below a table what a person can do next; nobody but a person is told.
+
+    ``data`` is the directory that was named, and is to be named again.
+    """
     if sys.stdout.isatty():
-        Console(stderr=True).print(Text(f"\n{hint}", "dim"))
+        again = f"; with --data {shlex.quote(data)}" if data else ""
+        Console(stderr=True, highlight=False).print(Text(f"\n{hint}{again}", "dim"))
 
 
 def short_id(id_: str) -> str:
