@@ -15,6 +15,7 @@ from typing_extensions import TypeVar
 from loom.checks import check_number, check_text
 from loom.codec import decode
 from loom.errors import InvalidParams, LoomError, error_from_code
+from loom.limits import TTL_MS_MAX
 from loom.record import Record
 
 QoS: TypeAlias = Literal["realtime", "batched", "background"]
@@ -45,7 +46,7 @@ _QOS_NAMES: Final[tuple[QoS, ...]] = ("realtime", "batched", "background")
 T = TypeVar("T", default=Any, covariant=True)
 BYTES_TYPE: Final = "application/octet-stream"
 _ACK, _NAK, _EXTEND, _TERM = range(4)  # how the engine counts what is said of a durable event
-_LONGEST_DELAY: Final = 30 * 24 * 3600  # seconds
+_LONGEST_DELAY: Final = TTL_MS_MAX // 1000  # seconds
 
 
 class Envelope(Protocol):
@@ -289,7 +290,7 @@ class Event(Record, Generic[T], frozen=True, gc=False, eq=False):
             delay: seconds until then; by default the pause grows with each attempt.
 
         Raises:
-            InvalidParams: as ``ack`` does, or ``delay`` is no number of seconds from 0 on.
+            InvalidParams: as ``ack`` does, or ``delay`` is no number of seconds from 0 to 86,400.
             Fenced: as ``ack`` does.
         """
         if delay is None:
@@ -300,6 +301,7 @@ class Event(Record, Generic[T], frozen=True, gc=False, eq=False):
             raise InvalidParams(
                 f"a delay of {delay} s is out of range",
                 field="delay",
+                limit="ttl_ms_max",
                 hint=f"give seconds, from 0 to {_LONGEST_DELAY:,}",
             )
         self._settle(_NAK, millis=round(seconds * 1000))

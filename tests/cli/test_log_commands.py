@@ -531,6 +531,33 @@ def test_backup_and_restore_refuse_what_is_there_and_what_was_changed(
     assert loom("backup", tmp_path / "other", "--data", tmp_path / "none").code == 2
 
 
+@pytest.mark.requirement("CLILOG-BACKUP")
+def test_a_backup_that_was_looked_into_can_still_be_restored(
+    loom: Loom, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOM_HOME", str(tmp_path / "home"))
+    copy = tmp_path / "copy"
+    assert loom("backup", copy, "--data", data).code == 0
+    assert "order.new" in loom("logs", "--data", copy).out
+    assert loom("effects", "list", "--data", copy).code == 0
+    said = loom("snapshot", "--data", copy)
+    assert said.code == 2
+    assert "loom restore" in said.err
+    assert loom("restore", copy, copy / "new").code == 2
+    assert loom("restore", copy, tmp_path / "new").code == 0
+
+
+@pytest.mark.requirement("CLILOG-BACKUP")
+@pytest.mark.parametrize("there", ["", ".", "/", "..", "data/copy"])
+def test_a_backup_to_no_place_of_its_own_is_refused(
+    loom: Loom, data: Path, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    said = loom("backup", there.replace("data", data.name), "--data", data)
+    assert said.code in {1, 2}
+    assert "hint:" in said.err
+
+
 # -- dead letters ---------------------------------------------------------------------------------
 
 

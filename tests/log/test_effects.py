@@ -123,6 +123,28 @@ async def test_what_a_person_says_was_done_is_the_result_of_the_key_after_a_rest
 
 
 @pytest.mark.requirement("EFFECT-RESOLVE")
+async def test_of_two_who_settle_an_effect_at_once_one_has_the_word_and_the_other_is_told(
+    tmp_path: Path,
+) -> None:
+    bank = Bank()
+    bank.hangs = True
+    app = bank.app()
+    async with Harness(app, data=tmp_path) as h:
+        effect = await lose(app, h, "may")
+        first, second = await asyncio.gather(
+            app.effects.resolve(effect, done=True, result={"paid": 1}),
+            app.effects.resolve(effect, done=False),
+            return_exceptions=True,
+        )
+        assert isinstance(first, loom.EffectInfo)
+        assert first.state == "reconciled"
+        assert isinstance(second, Conflict)
+        assert "being settled" in second.message
+        assert await pay(h, 1, "may") == {"paid": 1}
+    assert bank.done == [effect]
+
+
+@pytest.mark.requirement("EFFECT-RESOLVE")
 async def test_what_a_person_says_was_not_done_is_done_by_the_next_call_and_no_other(
     tmp_path: Path,
 ) -> None:

@@ -1,6 +1,7 @@
 """Durable events through the public API: what a receipt promises, and what becomes of an event."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -306,10 +307,15 @@ async def test_only_durable_events_of_this_very_turn_can_be_settled(tmp_path: Pa
         assert [error.field for error in refused] == ["event"] * 4
         with pytest.raises(Fenced):
             await kept[1].ack()
-        for delay in (-1, float("nan"), "soon", 1e9):
+        for delay in (-1, float("nan"), "soon", 1e9, 86_400.5):
             with pytest.raises(InvalidParams) as caught:
                 await kept[1].nak(delay=delay)  # pyright: ignore[reportArgumentType]
             assert caught.value.field == "delay"
+            if isinstance(delay, float) and not math.isnan(delay):
+                assert (caught.value.limit, caught.value.hint) == (
+                    "ttl_ms_max",
+                    "give seconds, from 0 to 86,400",
+                )
         with pytest.raises(InvalidParams) as caught:
             await kept[1].term(reason=3)  # pyright: ignore[reportArgumentType]
         assert caught.value.field == "reason"

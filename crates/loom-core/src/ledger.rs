@@ -187,12 +187,15 @@ impl Core {
         };
         let (key, state) = ((partition, effect), found.state());
         if !self.is_unknown(key) {
-            let message = format!(
-                "effect {} is {}, not unknown",
-                show_uuid(effect),
-                state.name()
-            );
-            return Err(Error::new(Code::Conflict, message).field("effect"));
+            let known = match state {
+                EffectState::Unknown => "being settled by somebody else",
+                known => known.name(),
+            };
+            let message = format!("effect {} is {known}, not unknown", show_uuid(effect));
+            let hint = "loom effects show tells what became of it";
+            return Err(Error::new(Code::Conflict, message)
+                .field("effect")
+                .hint(hint));
         }
         if self
             .ledger

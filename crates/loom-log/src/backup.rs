@@ -18,7 +18,8 @@ use crate::reader::{Reader, Verified};
 use crate::storage::File as Name;
 use crate::walk::{Limit, Places, Walk, segments};
 
-const MANIFEST: &str = "MANIFEST";
+/// What makes a directory a backup.
+pub(crate) const MANIFEST: &str = "MANIFEST";
 const FIRST_LINE: &str = "loom backup 1";
 /// A line of the manifest is not longer, about.
 const LINE: u64 = 512;
@@ -46,10 +47,11 @@ struct Entry {
 /// Copies a log that may be in use, checks the copy, and says what is in it.
 ///
 /// # Errors
-/// [`LogError::NotEmpty`] when there is something at `to`, [`LogError::Corrupt`] when the log is damaged, and what the
-/// operating system says. Then nothing is left at `to`.
+/// [`LogError::NotEmpty`] when there is something at `to`, [`LogError::Inside`] when it lies in the log,
+/// [`LogError::Corrupt`] when that is damaged, and what the operating system says. Then nothing is left at `to`.
 pub fn write(from: &Path, to: &Path, now_ms: u64) -> Result<Report> {
     check_format(from)?;
+    check_outside(from, to)?;
     let partial = beside(to)?;
     let copied = copy_all(from, &partial, now_ms).and_then(|()| verify(&partial));
     finish(&partial, to, copied)
@@ -79,11 +81,12 @@ pub fn verify(dir: &Path) -> Result<Report> {
 /// Makes a log of a backup.
 ///
 /// # Errors
-/// [`LogError::NotEmpty`] when there is something at `to`, [`LogError::Tampered`] when the backup is not as it was written,
-/// [`LogError::NoSpace`] when it does not fit. Then nothing is left at `to`.
+/// [`LogError::NotEmpty`] when there is something at `to`, [`LogError::Inside`] when it lies in the backup,
+/// [`LogError::Tampered`] when that is not as it was written, [`LogError::NoSpace`] when it does not fit. Then nothing is left at `to`.
 pub fn restore(from: &Path, to: &Path) -> Result<Report> {
     let entries = read_manifest(from)?;
     check_files(from, &entries)?;
+    check_outside(from, to)?;
     let partial = beside(to)?;
     let restored = restore_all(from, &partial, &entries);
     finish(&partial, to, restored)
@@ -113,6 +116,26 @@ fn restore_all(from: &Path, to: &Path, entries: &BTreeMap<String, Entry>) -> Res
         files: entries.len() as u64,
         bytes,
     })
+}
+
+/// A backup with a log in it is no longer what was backed up, and a log with a backup in it is copied with that.
+fn check_outside(from: &Path, to: &Path) -> Result<()> {
+    let whole = |path: &Path| fs::canonicalize(path).ok();
+    // What is not there yet has no links in it: the nearest directory above that is there says where it will be.
+    let above = to.ancestors().skip(1).find_map(|up| {
+        whole(if up.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            up
+        })
+    });
+    match (above, whole(from)) {
+        (Some(above), Some(of)) if above.starts_with(&of) => Err(LogError::Inside {
+            path: to.to_path_buf(),
+            of: from.to_path_buf(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The directory that is filled before it gets its name.

@@ -123,6 +123,18 @@ pub enum LogError {
         /// Which.
         path: PathBuf,
     },
+    /// A copy would lie in what it is a copy of.
+    Inside {
+        /// Where it would be written.
+        path: PathBuf,
+        /// What it would lie in.
+        of: PathBuf,
+    },
+    /// The directory is a backup: writing into it would spoil it.
+    IsBackup {
+        /// Which.
+        path: PathBuf,
+    },
     /// A backup is not what was written.
     Tampered {
         /// In which file.
@@ -165,7 +177,10 @@ impl LogError {
 
     fn code(&self) -> Code {
         match self {
-            Self::NotALog { .. } | Self::TooLarge { .. } => Code::InvalidParams,
+            Self::NotALog { .. }
+            | Self::TooLarge { .. }
+            | Self::Inside { .. }
+            | Self::IsBackup { .. } => Code::InvalidParams,
             Self::Newer { .. } => Code::NotSupported,
             Self::Held { .. } | Self::NotEmpty { .. } => Code::Conflict,
             Self::Corrupt { .. } | Self::Io { .. } | Self::Tampered { .. } => Code::Internal,
@@ -201,6 +216,8 @@ impl LogError {
             Self::Unknown { .. } => "open it first",
             Self::Closed => "open the log again",
             Self::NotEmpty { .. } => "name a new or an empty directory",
+            Self::Inside { .. } => "name a directory outside of it",
+            Self::IsBackup { .. } => "make a log of it with `loom restore`, and open that",
             Self::Tampered { .. } => "take another backup",
             Self::Unreadable(_) => "update Loom",
         }
@@ -266,6 +283,10 @@ impl fmt::Display for LogError {
             Self::Unknown { name } => write!(f, "there is no log {name}"),
             Self::Closed => write!(f, "the log is closed"),
             Self::NotEmpty { path } => write!(f, "{} is not empty", path.display()),
+            Self::Inside { path, of } => {
+                write!(f, "{} lies inside of {}", path.display(), of.display())
+            }
+            Self::IsBackup { path } => write!(f, "{} is a backup", path.display()),
             Self::Tampered { path, why } => {
                 write!(f, "{} is not what was backed up: {why}", path.display())
             }

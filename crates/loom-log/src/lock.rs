@@ -1,7 +1,8 @@
 //! The data directory: whether it is one, which format it has, and who may write to it.
 //!
-//! A directory that is no log is never touched. One engine at a time holds `LOCK`; the kernel lets go of it when the
-//! process ends, however it ends. Readers need none.
+//! A directory that is no log is never touched. One engine at a time holds `LOCK` and the directory itself, so that a
+//! second one is kept out also where somebody took `LOCK` for a leftover and deleted it; the kernel lets go of both when
+//! the process ends, however it ends. Readers need none.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -9,7 +10,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
+use crate::backup::MANIFEST;
 use crate::error::{LogError, Result};
 use crate::files::{sync_dir, write_whole};
 
@@ -26,6 +29,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
+    dir: File,
     /// A child that was forked has the same open file, and its end must not let go of what the parent holds.
     pid: u32,
 }
@@ -35,6 +39,7 @@ impl Drop for Lock {
         if self.pid == std::process::id() {
             // Closing would not do: a forked child may keep the file open. If it fails, closing is what is left.
             let _ = flock(&self.file, FlockOperation::Unlock);
+            let _ = flock(&self.dir, FlockOperation::Unlock);
         }
     }
 }
@@ -52,14 +57,18 @@ impl Lock {
     /// Makes the directory if there is none, and takes it.
     ///
     /// # Errors
-    /// [`LogError::NotALog`] for a file or a foreign directory, [`LogError::Newer`], [`LogError::Held`], and what the
-    /// operating system refuses.
+    /// [`LogError::NotALog`] for a file or a foreign directory, [`LogError::IsBackup`], [`LogError::Newer`],
+    /// [`LogError::Held`], and what the operating system refuses.
     pub(crate) fn take(dir: &Path) -> Result<Self> {
         let fresh = is_fresh(dir)?;
         if fresh {
             fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
         } else {
             check_format(dir)?;
+            if dir.join(MANIFEST).exists() {
+                let path = dir.to_path_buf();
+                return Err(LogError::IsBackup { path });
+            }
         }
         let path = dir.join(LOCK_FILE);
         let mut file = OpenOptions::new()
@@ -69,7 +78,9 @@ impl Lock {
             .truncate(false)
             .open(&path)
             .map_err(|e| LogError::io(&path, "opening", &e))?;
-        if !try_lock(&file) {
+        let whole = File::open(dir).map_err(|e| LogError::io(dir, "opening", &e))?;
+        // Not every file system has locks of directories: there the file has to do.
+        if try_lock(&file).is_err() || try_lock(&whole) == Err(Errno::WOULDBLOCK) {
             let pid = read_holder(&mut file).and_then(|holder| holder.pid);
             let path = dir.to_path_buf();
             return Err(LogError::Held { path, pid });
@@ -87,6 +98,7 @@ impl Lock {
         }
         Ok(Self {
             file,
+            dir: whole,
             pid: std::process::id(),
         })
     }
@@ -105,18 +117,25 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>> {
     check_format(dir)?;
     let path = dir.join(LOCK_FILE);
     let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(LogError::io(&path, "opening", &error)),
     };
+    let whole = File::open(dir).map_err(|e| LogError::io(dir, "opening", &e))?;
     // A shared lock fails while an engine holds it, and is given back at once when none does.
-    if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+    let of_dir = flock(&whole, FlockOperation::NonBlockingLockShared);
+    let of_file = file.as_ref().map_or(Ok(()), |file| {
+        flock(file, FlockOperation::NonBlockingLockShared)
+    });
+    if of_file.is_ok() && of_dir != Err(Errno::WOULDBLOCK) {
         return Ok(None);
     }
-    Ok(Some(read_holder(&mut file).unwrap_or(Holder {
-        pid: None,
-        boot: String::new(),
-    })))
+    Ok(Some(file.as_mut().and_then(read_holder).unwrap_or(
+        Holder {
+            pid: None,
+            boot: String::new(),
+        },
+    )))
 }
 
 /// Checks that the directory is that of a log, and of a format that this engine knows.
@@ -157,14 +176,16 @@ pub(crate) fn check_format(dir: &Path) -> Result<()> {
 }
 
 /// A reader that looks who holds the directory has it for a moment, so one refusal is not enough.
-fn try_lock(file: &File) -> bool {
+fn try_lock(file: &File) -> std::result::Result<(), Errno> {
+    let mut said = Ok(());
     for _ in 0..TRIES {
-        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return true;
+        said = flock(file, FlockOperation::NonBlockingLockExclusive);
+        if said != Err(Errno::WOULDBLOCK) {
+            break;
         }
         std::thread::sleep(PAUSE);
     }
-    false
+    said
 }
 
 /// Whether a log may be made here: nothing is there, or what a start that was cut short has left.
@@ -219,7 +240,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path()).unwrap();
         // What a fork leaves in the child: a second descriptor of the same open file.
-        let of_child = held.file.try_clone().unwrap();
+        let of_child = (
+            held.file.try_clone().unwrap(),
+            held.dir.try_clone().unwrap(),
+        );
         drop(held);
         assert_eq!(holder(dir.path()).unwrap(), None);
         let again = Lock::take(dir.path()).unwrap();
@@ -230,11 +254,26 @@ mod tests {
 
     // requirement: LOG-ONE-ENGINE
     #[test]
+    fn a_second_engine_is_kept_out_also_when_the_file_of_the_lock_was_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path()).unwrap();
+        fs::remove_file(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(holder(dir.path()).unwrap().is_some());
+        let error = Lock::take(dir.path()).unwrap_err();
+        assert!(matches!(error, LogError::Held { .. }), "{error}");
+        drop(held);
+        assert_eq!(holder(dir.path()).unwrap(), None);
+        Lock::take(dir.path()).unwrap();
+    }
+
+    // requirement: LOG-ONE-ENGINE
+    #[test]
     fn a_forked_child_that_ends_does_not_let_go_of_what_its_parent_holds() {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path()).unwrap();
         let of_child = Lock {
             file: held.file.try_clone().unwrap(),
+            dir: held.dir.try_clone().unwrap(),
             pid: held.pid + 1,
         };
         drop(of_child);

@@ -473,6 +473,52 @@ fn a_backup_or_a_restore_into_something_that_is_there_is_refused() {
     assert!(matches!(nothing, LogError::NotALog { .. }), "{nothing}");
 }
 
+// requirement: BACKUP-REFUSED
+#[test]
+fn a_backup_in_the_log_and_a_log_in_the_backup_are_refused() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(&dir.path().join("log"));
+    bench.put_text("one");
+    let copy = dir.path().join("copy");
+    bench.log.backup(&copy).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("log"), dir.path().join("link")).unwrap();
+    let before = tree(dir.path());
+    for inside in [
+        "log/copy",
+        "log/default/far/below",
+        "copy/../log/copy",
+        "link/copy",
+    ] {
+        let error = bench.log.backup(&dir.path().join(inside)).unwrap_err();
+        assert!(
+            matches!(error, LogError::Inside { .. }),
+            "{inside}: {error}"
+        );
+    }
+    for inside in ["copy/log", "copy/default/log/log"] {
+        let error = loom_log::restore(&copy, &dir.path().join(inside)).unwrap_err();
+        assert!(
+            matches!(error, LogError::Inside { .. }),
+            "{inside}: {error}"
+        );
+    }
+    assert_eq!(tree(dir.path()), before);
+}
+
+// requirement: BACKUP-REFUSED
+#[test]
+fn a_backup_is_no_log_to_write_to_and_stays_as_it_was() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(&dir.path().join("log"));
+    bench.put_text("one");
+    let copy = dir.path().join("copy");
+    let report = bench.log.backup(&copy).unwrap();
+    let error = try_open(&copy, small(), &boot()).err().unwrap();
+    assert!(matches!(error, LogError::IsBackup { .. }), "{error}");
+    assert!(Error::from(error).hint.unwrap().contains("loom restore"));
+    assert_eq!(loom_log::verify_backup(&copy).unwrap(), report);
+}
+
 fn sealed(lines: &str) -> String {
     format!("{lines}seal {}\n", blake3::hash(lines.as_bytes()))
 }

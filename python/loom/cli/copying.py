@@ -95,7 +95,7 @@ def _while_told(to: Path, work: Callable[[], Copied]) -> Copied:
     ended: Future[Copied] = Future()
     # The engine's library cannot be interrupted: its thread ends with the process.
     threading.Thread(target=_run, args=(ended, work), daemon=True).start()
-    partial = to.with_name(f"{to.name}.{os.getpid()}.partial")
+    partial = to.parent / f"{to.name}.{os.getpid()}.partial"
     told = False
     try:
         while not _is_done(ended):

@@ -155,10 +155,14 @@ class Looking:
 
 
 def _file(place: Place) -> Path:
-    """Return the file of the view: in the data directory, else in the cache."""
+    """Return the file of the view: in the data directory, else in the cache.
+
+    A backup is left as it is: with a file more it could not be restored.
+    """
     name = f"{place.namespace}.sqlite"
     own = place.data / "view"
-    if os.access(own if own.is_dir() else place.data, os.W_OK):
+    writable = os.access(own if own.is_dir() else place.data, os.W_OK)
+    if writable and not (place.data / "MANIFEST").exists():
         return own / name
     home = os.environ.get("LOOM_HOME") or os.environ.get("XDG_CACHE_HOME")
     base = Path(home) if home else Path.home() / ".cache"

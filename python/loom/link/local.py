@@ -13,7 +13,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from loom.codec import decode
 from loom.config import RECORD_CODES, LogConfig
@@ -24,6 +24,9 @@ from loom.link.clock import Clock, SystemClock, VirtualClock
 
 if TYPE_CHECKING:
     from loom._engine import Delivery, Engine, Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SLACK: Final = 0.0005  # an alarm fires this much late, so that what is due has come due
 
@@ -499,22 +502,26 @@ class Local:
             self._reading -= 1
 
     def stats(self) -> dict[str, Any]:
-        """Return the engine's counters."""
-        return decode(self._engine.stats())
+        """Return the engine's counters.
+
+        Raises:
+            Fenced: this process was forked after the engine was made; so for what is asked below.
+        """
+        return decode(self._ask(self._engine.stats))
 
     def audit(self) -> dict[str, Any]:
         """Return the books of every subscription; what is queued is counted by walking."""
-        return decode(self._engine.audit())
+        return decode(self._ask(self._engine.audit))
 
     def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
-        return self._engine.directory(namespace, kind)
+        return self._ask(self._engine.directory, namespace, kind)
 
     def effects(
         self, namespace: str, *, unknown: bool, after: str | None
     ) -> tuple[list[dict[str, Any]], bool]:
         """Return a page of effects behind an id, and whether there are more."""
-        page, more = self._engine.effects(namespace, unknown, after)
+        page, more = self._ask(self._engine.effects, namespace, unknown, after)
         return decode(page), more
 
     def effect(self, namespace: str, effect: str) -> tuple[dict[str, Any], bytes | None] | None:
@@ -523,11 +530,14 @@ class Local:
         Raises:
             LoomError: code INVALID_PARAMS for what is not the id of an effect.
         """
+        found = self._ask(self._engine.effect, namespace, effect)
+        return None if found is None else (decode(found[0]), found[1])
+
+    def _ask(self, ask: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            found = self._engine.effect(namespace, effect)
+            return ask(*args, **kwargs)
         except self._refusal as error:
             raise refused(error, "result") from None
-        return None if found is None else (decode(found[0]), found[1])
 
     def ledger(self, link: Link, namespace: str) -> "Ledger":
         """Return the effects of a namespace, to be settled through ``link``."""
