@@ -187,6 +187,7 @@ class Engine:
         record: int = 0,
         retention_bytes: int | None = None,
         retention_age_ms: int | None = None,
+        retention_idle: int | None = None,
         accept_loss: bool = False,
     ) -> Engine: ...
     # Reads what the log of a namespace holds; waits for the disk. attach() does it where it was not done.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from loom.errors import InvalidParams
+from loom.limits import CONSUMER_IDLE_SECONDS, CONSUMER_IDLE_SECONDS_MAX
 from loom.topics import check_filter
 
 MODEL_FACTORY: Final = "loom.models.select:from_environment"
@@ -39,7 +40,8 @@ class LogConfig:
     ``dir`` is the data directory, None: in memory; ``durable`` filters of durable topics; ``ack``
     what such an event must have reached before its publisher goes on; ``record`` what is recorded
     of turns; segments go when the log is larger than ``retention_bytes``, or when they are older
-    than ``retention_age`` seconds.
+    than ``retention_age`` seconds; a group that nobody has belonged to for ``retention_idle``
+    seconds holds none of them any more.
     """
 
     dir: Path | None = None
@@ -48,6 +50,7 @@ class LogConfig:
     record: Recording = "runs"
     retention_bytes: int | None = None
     retention_age: int | None = None
+    retention_idle: int = CONSUMER_IDLE_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,7 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
             record=values["log.record"],
             retention_bytes=values["log.retention_bytes"] or None,
             retention_age=values["log.retention_age"] or None,
+            retention_idle=values["log.retention_idle"],
         ),
     )
 
@@ -242,6 +246,13 @@ def _whole(field: str, value: Any, where: str) -> int:
     raise InvalidParams(f"{where} is {value!r}, not a whole number from 0 on", field=field)
 
 
+def _within(field: str, most: int, value: Any, where: str) -> int:
+    found = _whole(field, value, where)
+    if 0 < found <= most:
+        return found
+    raise InvalidParams(f"{where} is {found}, not between 1 and {most}", field=field)
+
+
 def _number(text: str) -> Any:
     return int(text) if text.isascii() and text.isdigit() else text
 
@@ -259,4 +270,9 @@ _KEYS: Final[Mapping[str, _Key]] = {
     "log.record": _Key("runs", partial(_choice, "log.record", ("runs", "off", "all"))),
     "log.retention_bytes": _Key(0, partial(_whole, "log.retention_bytes"), _number),
     "log.retention_age": _Key(0, partial(_whole, "log.retention_age"), _number),
+    "log.retention_idle": _Key(
+        CONSUMER_IDLE_SECONDS,
+        partial(_within, "log.retention_idle", CONSUMER_IDLE_SECONDS_MAX),
+        _number,
+    ),
 }

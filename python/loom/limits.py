@@ -125,6 +125,7 @@ CONSUMER_OPEN: Final = 100_000
 CONSUMERS: Final = 10_000
 READ_EVENTS: Final = 256
 CONSUMER_IDLE_SECONDS: Final = 604_800
+CONSUMER_IDLE_SECONDS_MAX: Final = 31_536_000
 VIEW_DATA_BYTES: Final = 65_536
 VIEW_PORTION: Final = 4_096
 VIEW_PORTION_BYTES: Final = 8_388_608
@@ -755,7 +756,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
     "consumer_idle_seconds": Limit(
         "s",
         CONSUMER_IDLE_SECONDS,
-        CONSUMER_IDLE_SECONDS,
+        CONSUMER_IDLE_SECONDS_MAX,
         "a group that nobody has belonged to for so long holds nothing any more",
     ),
     "view_data_bytes": Limit(

@@ -102,6 +102,8 @@ def test_a_data_directory_is_relative_to_the_file_that_names_it(
         ("log.retention_bytes", "true"),
         ("log.retention_bytes", "1.5"),
         ("log.retention_age", '"7d"'),
+        ("log.retention_idle", "0"),
+        ("log.retention_idle", "31_536_001"),
     ],
 )
 def test_a_value_that_is_none_of_its_kind_is_refused_by_its_key(
@@ -122,6 +124,7 @@ def test_a_value_that_is_none_of_its_kind_is_refused_by_its_key(
         ("log.record", "everything"),
         ("log.retention_bytes", "-1"),
         ("log.retention_age", "a week"),
+        ("log.retention_idle", "0"),
     ],
 )
 def test_a_variable_that_is_none_of_its_kind_is_refused_by_its_key(

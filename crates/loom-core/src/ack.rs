@@ -772,18 +772,21 @@ impl Core {
         }
     }
 
-    /// Leaves records of how far all consumers are: before a snapshot, before retention, and at the end.
+    /// Leaves records of how far all consumers are: before a snapshot, before retention, and at the end. One that nobody
+    /// belongs to is left as it was seen last, or it would never have been idle for long.
     pub fn flush_acks(&mut self) {
         let all = self.parts.iter().flat_map(|(partition, part)| {
-            let numbers = part.consumers.keys();
-            numbers.map(|number| ConsumerId {
-                partition: *partition,
-                number: *number,
+            part.consumers.iter().map(|(number, found)| {
+                let id = ConsumerId {
+                    partition: *partition,
+                    number: *number,
+                };
+                (id, found.attended)
             })
         });
-        let all: Vec<ConsumerId> = all.collect();
-        for id in all {
-            self.write_progress(id, true);
+        let all: Vec<(ConsumerId, bool)> = all.collect();
+        for (id, attended) in all {
+            self.write_progress(id, attended);
         }
     }
 

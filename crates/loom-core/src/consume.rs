@@ -107,6 +107,12 @@ pub(crate) struct Consuming {
     pub(crate) max_deliver: u32,
     /// A member hears.
     pub(crate) attended: bool,
+    /// When the last member left in this life, by the wall.
+    pub(crate) left_ms: u64,
+    /// From where on its group needed the log when it was ended; it is told when it comes back.
+    missed: Option<u64>,
+    /// That what it needs before this is not kept any more was told.
+    pub(crate) told_below: u64,
     /// It reads from the log, from `next` on.
     pub(crate) behind: bool,
     pub(crate) next: u64,
@@ -148,6 +154,9 @@ impl Consuming {
             start: at,
             max_deliver: 0,
             attended: false,
+            left_ms: 0,
+            missed: None,
+            told_below: 0,
             behind: true,
             next: at,
             counted_from: at,
@@ -202,6 +211,36 @@ impl Consuming {
     /// Everything before this has been taken over.
     pub(crate) fn taken(&self, end: u64) -> u64 {
         if self.behind { self.next } else { end }
+    }
+
+    /// The lowest position that is not done.
+    pub(crate) fn needs(&self, end: u64) -> u64 {
+        let open = self.open.first_key_value().map(|(n, _)| *n);
+        open.map_or(u64::MAX, |open| open).min(self.taken(end))
+    }
+
+    /// The lowest position that a turn is open on.
+    pub(crate) fn in_turn(&self) -> Option<u64> {
+        let begun = |open: &Open| matches!(open.place, Place::Leased(_) | Place::Dying);
+        let mut open = self.open.iter();
+        open.find(|(_, open)| begun(open)).map(|(n, _)| *n)
+    }
+
+    /// It begins anew: what it had is nobody's. Its members stay.
+    pub(crate) fn begin_anew(&mut self, end: u64) {
+        let filters = std::mem::take(&mut self.filters);
+        let new = Self::new(Arc::clone(&self.group), filters, end);
+        let old = std::mem::replace(self, new);
+        self.attended = old.attended;
+        self.uncovered = old.uncovered;
+        self.max_deliver = old.max_deliver;
+        self.declaring = old.declaring;
+        self.feeding = old.feeding;
+    }
+
+    /// Whether its record is with the log, or will be tried again.
+    pub(crate) const fn is_declared(&self) -> bool {
+        self.declaring
     }
 
     /// Events that wait by their positions.
@@ -385,9 +424,11 @@ impl Core {
             return false;
         };
         let end = part.folded.end();
+        let missed = part.folded.ended(name);
         let Some(found) = part.consumers.get_mut(&id.number) else {
             part.next_consumer = part.next_consumer.max(id.number + 1);
-            let new = Consuming::new(Arc::clone(name), filters, end);
+            let mut new = Consuming::new(Arc::clone(name), filters, end);
+            new.missed = missed;
             part.consumers.insert(id.number, new);
             return true;
         };
@@ -448,6 +489,9 @@ impl Core {
         (found.born, found.declaring) = (true, false);
         (found.start, found.floor, found.next) = (state.start, state.floor, state.start);
         (found.behind, found.counted_from) = (state.start < end, end);
+        if let Some(needed) = found.missed.take() {
+            self.tell_missed(id, needed);
+        }
         self.ask_feed(id);
         self.rejoin(id, at);
     }
@@ -478,6 +522,11 @@ impl Core {
             (found.behind, found.next) = (true, end);
         }
         found.recount_from(end);
+        if attended && !was {
+            found.told_below = 0;
+        } else if was && !attended {
+            found.left_ms = at.wall_ms;
+        }
         let uncovered = part.consumers.iter().filter(|(_, it)| it.uncovered);
         part.uncovered = uncovered.map(|(number, _)| *number).collect();
         if attended {
@@ -534,7 +583,7 @@ impl Core {
     }
 
     /// Nobody is there for whom the clock would matter.
-    fn forget_waits(&mut self, id: ConsumerId) {
+    pub(crate) fn forget_waits(&mut self, id: ConsumerId) {
         let Some(found) = self.consuming_mut(id) else {
             return;
         };
@@ -857,8 +906,26 @@ impl Core {
         }
     }
 
-    /// An event that should be in the log is not: what is not kept cannot be delivered.
-    pub(crate) fn lost_read(&mut self, id: ConsumerId, lane: Option<&Ident>, n: u64, at: Moment) {
+    /// Events that were open when the log was opened and are not kept any more: it is told of the first.
+    pub(crate) fn lose_unread(&mut self, id: ConsumerId, before: u64, at: Moment) {
+        let lost = self.consuming(id).map(|found| found.unread_before(before));
+        let lost = lost.unwrap_or_default();
+        if let Some(first) = lost.first() {
+            self.tell_expired(id, *first);
+        }
+        for n in lost {
+            self.lost_read(id, None, n, at);
+        }
+    }
+
+    /// An event of a parked lane that should be in the log is not.
+    pub(crate) fn lose_parked(&mut self, id: ConsumerId, lane: &Ident, n: u64, at: Moment) {
+        self.tell_expired(id, n);
+        self.lost_read(id, Some(lane), n, at);
+    }
+
+    /// What is not kept cannot be delivered.
+    fn lost_read(&mut self, id: ConsumerId, lane: Option<&Ident>, n: u64, at: Moment) {
         let Some(found) = self.consuming_mut(id) else {
             return;
         };
@@ -869,7 +936,6 @@ impl Core {
         if let Some(lane) = lane {
             self.unpark_lost(id, lane, n, at);
         }
-        self.tell_expired(id, n);
         self.done(id, n, at);
     }
 

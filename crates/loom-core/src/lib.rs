@@ -36,6 +36,7 @@ mod envelope;
 mod error;
 mod group;
 mod health;
+mod holding;
 mod ident;
 mod input;
 mod job;

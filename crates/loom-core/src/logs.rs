@@ -38,8 +38,10 @@ impl Core {
         part.folded.check_cursor(partition, part.opened.oldest, at)
     }
 
-    /// Retention has deleted a file of a log: it is told on `loom.log.deleted` with these facts, in JSON.
-    pub fn deleted(&mut self, partition: u32, oldest: Option<u64>, facts: &[u8], at: Moment) {
+    /// Retention has deleted files of a log, up to this position: each is told on `loom.log.deleted` with its facts, in
+    /// JSON, and the groups that needed what they held are told so.
+    pub fn deleted(&mut self, partition: u32, oldest: Option<u64>, files: &[String], at: Moment) {
+        let before = self.oldest(partition);
         if let Some(oldest) = oldest {
             self.set_oldest(partition, oldest);
         }
@@ -48,9 +50,14 @@ impl Core {
             .get(&partition)
             .and_then(|part| self.space_index.get(&part.namespace).copied());
         if let Some(space) = space {
-            self.say(space, "loom.log.deleted".to_owned(), None, || {
-                facts.to_vec()
-            });
+            for facts in files {
+                self.say(space, "loom.log.deleted".to_owned(), None, || {
+                    facts.clone().into_bytes()
+                });
+            }
+        }
+        if let Some(oldest) = oldest {
+            self.go_on_behind(partition, (before, oldest));
         }
         self.flush(at);
     }

@@ -183,11 +183,6 @@ impl Core {
         self.part_index.get(namespace).copied()
     }
 
-    /// The lowest position that a consumer, an open turn or a dead letter still needs; none: nothing is needed.
-    pub fn needs(&self, partition: u32) -> Option<u64> {
-        self.parts.get(&partition)?.folded.needs()
-    }
-
     /// Says what the oldest kept position is, after retention.
     pub fn set_oldest(&mut self, partition: u32, oldest: u64) {
         if let Some(part) = self.parts.get_mut(&partition) {

@@ -97,6 +97,10 @@ pub enum Planted {
     EffectIdChanges,
     /// What nobody knows of is done again, whatever its effect.
     UnknownRetried,
+    /// A group that nobody belongs to is as young as if somebody did.
+    IdleRenewed,
+    /// That a group holds nothing any more is not published.
+    EndUntold,
 }
 
 impl Planted {
@@ -141,7 +145,7 @@ impl Planted {
 #[cfg(feature = "planted")]
 impl Planted {
     /// Those that show in a life with a log only.
-    pub const OF_THE_LOG: [Self; 9] = [
+    pub const OF_THE_LOG: [Self; 11] = [
         Self::ShownEarly,
         Self::LogUnordered,
         Self::FloorOverParked,
@@ -151,6 +155,8 @@ impl Planted {
         Self::GivenWhileLeased,
         Self::DeadDropped,
         Self::RedrivenTwice,
+        Self::IdleRenewed,
+        Self::EndUntold,
     ];
 }
 

@@ -159,12 +159,7 @@ impl Core {
             (Purpose::Redrive(redriving), _) => self.refuse_dead(id, &redriving, error.clone()),
             (_, None) => self.stall(id, read.from, error, at),
             (Purpose::Lane(lane, n), Some(_)) => self.lose_first(id, &lane, n, at),
-            (Purpose::Unread, Some(oldest)) => {
-                let lost = self.consuming(id).map(|found| found.unread_before(oldest));
-                for n in lost.unwrap_or_default() {
-                    self.lost_read(id, None, n, at);
-                }
-            }
+            (Purpose::Unread, Some(oldest)) => self.lose_unread(id, oldest, at),
             (Purpose::Next, Some(oldest)) => self.skip_lost(id, read.from, oldest),
         }
         self.ask_feed(id);
@@ -198,7 +193,7 @@ impl Core {
         }
     }
 
-    fn end_stall(&mut self, id: ConsumerId) {
+    pub(crate) fn end_stall(&mut self, id: ConsumerId) {
         let Some(found) = self.consuming_mut(id) else {
             return;
         };
@@ -249,8 +244,8 @@ impl Core {
                     self.keep_read(id, lane, n, placed(env, position));
                 }
                 // It was looked at, and there is no event there.
-                Some(_) => self.lost_read(id, Some(lane), n, at),
-                None if next > n => self.lost_read(id, Some(lane), n, at),
+                Some(_) => self.lose_parked(id, lane, n, at),
+                None if next > n => self.lose_parked(id, lane, n, at),
                 None => {
                     let error = Error::new(Code::Unavailable, "the log ends before it");
                     self.stall(id, n, &error, at);
@@ -264,7 +259,7 @@ impl Core {
     fn lose_first(&mut self, id: ConsumerId, lane: &Ident, n: u64, at: Moment) {
         let found = self.consuming(id);
         if found.and_then(|found| found.first_parked(lane)) == Some(n) {
-            self.lost_read(id, Some(lane), n, at);
+            self.lose_parked(id, lane, n, at);
         }
     }
 
@@ -288,10 +283,7 @@ impl Core {
             }
         }
         // Those that were looked for and not found are not kept any more.
-        let lost = self.consuming(id).map(|found| found.unread_before(seen));
-        for n in lost.unwrap_or_default() {
-            self.lost_read(id, None, n, at);
-        }
+        self.lose_unread(id, seen, at);
         self.go_on(id, full);
     }
 
@@ -359,19 +351,6 @@ impl Core {
             found.uncount_read(counted);
         }
         false
-    }
-
-    /// What a consumer should have been given is not kept any more: it goes on behind it.
-    pub(crate) fn tell_expired(&mut self, id: ConsumerId, n: u64) {
-        let Some(space) = self.space_of(id.partition) else {
-            return;
-        };
-        let Some(group) = self.consuming(id).map(|found| Arc::clone(&found.group)) else {
-            return;
-        };
-        let message = format!("{group:?} needs position {n}, and it is not kept any more");
-        let detail = Error::new(Code::CursorExpired, message).detail();
-        self.tell_error(space, Code::CursorExpired, &detail, &Subject::group(group));
     }
 }
 

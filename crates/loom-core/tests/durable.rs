@@ -1252,32 +1252,242 @@ fn a_log_that_is_full_loses_nothing_and_all_goes_on_when_it_takes_records_again(
     assert!(run(&mut w, &mut log, s, a).is_empty());
 }
 
+const WEEK_MS: u64 = 604_800_000;
+
+/// What was told of groups that hold nothing any more: messages, in order.
+fn ended(w: &mut World, s: SessionId, ear: Handle) -> Vec<String> {
+    let mut all = Vec::new();
+    while let Some(told) = w.take(s, ear) {
+        assert_eq!(&*told.envelope.topic, "loom.error.cursor_expired");
+        let body: serde_json::Value = serde_json::from_slice(&told.envelope.payload).unwrap();
+        assert!(body["hint"].is_string(), "it says the way out");
+        let detail = body["message"].as_str().unwrap().to_owned();
+        all.push(detail);
+        w.end(s, ear, &told);
+    }
+    all
+}
+
+fn ear(w: &mut World, s: SessionId) -> Handle {
+    let topics = ["loom.error.cursor_expired"];
+    w.core.subscribe(s, &topics, Qos::Batched).unwrap()
+}
+
+/// What the keeper does at each look, and the log's answers.
+fn look(w: &mut World, log: &mut Log) {
+    w.core.stop_holding(1, w.at);
+    log.serve(w);
+}
+
+/// The log deletes what stands before a position.
+fn delete(w: &mut World, log: &mut Log, oldest: u64) {
+    log.oldest = oldest;
+    let files = ["{}".to_owned(), "{}".to_owned()];
+    w.core.deleted(1, Some(oldest), &files, w.at);
+}
+
+fn places(w: &mut World, s: SessionId) -> Vec<u64> {
+    let accepted = w.seen(s).accepted;
+    accepted
+        .iter()
+        .map(|(_, receipt)| receipt.position.unwrap().n)
+        .collect()
+}
+
 // requirement: DUR-NEEDS
 #[test]
-fn a_group_that_nobody_belongs_to_for_long_holds_nothing_any_more() {
+fn a_group_that_nobody_belongs_to_for_long_holds_nothing_any_more_and_is_told_so_when_it_is_back() {
     let (mut w, mut log) = world();
     let s = w.session();
     let a = w.agent(s, "a", &["d.a"]);
-    let ear = w.agent(s, "ear", &["loom.error.cursor_expired"]);
     log.serve(&mut w);
     w.core.remove(s, a, w.at).unwrap();
     put(&mut w, s, "k", "1");
     log.serve(&mut w);
-    let n = w.seen(s).accepted[0].1.position.unwrap().n;
-    assert!(w.core.needs(1).unwrap() <= n);
-    w.core.remove(s, ear, w.at).unwrap();
-    let ear = w
-        .core
-        .subscribe(s, &["loom.error.cursor_expired"], Qos::Batched)
-        .unwrap();
-    w.pass(604_800_001);
-    w.core.expire_idle(1, w.at);
-    log.serve(&mut w);
+    let n = places(&mut w, s)[0];
+    let ear = ear(&mut w, s);
+    for _ in 0..7 {
+        assert!(w.core.needs(1).unwrap() <= n);
+        w.pass(WEEK_MS / 7);
+        // What is written every now and then makes it no younger.
+        w.core.flush_acks();
+        log.serve(&mut w);
+        assert_eq!(ended(&mut w, s, ear), [""; 0]);
+        w.pass(1);
+        look(&mut w, &mut log);
+    }
     assert_eq!(w.core.needs(1), None);
-    assert!(w.take(s, ear).is_some(), "that is an event");
-    w.take(s, ear);
+    assert_eq!(ended(&mut w, s, ear).len(), 1, "that is an event");
+    look(&mut w, &mut log);
+    assert_eq!(ended(&mut w, s, ear), [""; 0], "it is told once");
+    // Also in another life.
+    log.restart(&mut w);
+    let s = w.session();
+    let ear = self::ear(&mut w, s);
     let a = w.agent(s, "a", &["d.a"]);
     assert!(run(&mut w, &mut log, s, a).is_empty(), "it begins anew");
+    let told = ended(&mut w, s, ear);
+    assert_eq!(told.len(), 1, "its next member is told");
+    assert!(told[0].contains("\"a\" was ended") && told[0].contains("begins anew"));
+    put(&mut w, s, "k", "2");
+    assert_eq!(run(&mut w, &mut log, s, a), ["2"]);
+    w.core.remove(s, a, w.at).unwrap();
+    w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    assert_eq!(ended(&mut w, s, ear), [""; 0], "and only that one");
+}
+
+// requirement: DUR-NEEDS
+#[test]
+fn a_group_that_comes_back_while_its_end_is_written_begins_anew() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let ear = ear(&mut w, s);
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    w.core.remove(s, a, w.at).unwrap();
+    put(&mut w, s, "k", "1");
+    log.serve(&mut w);
+    w.pass(WEEK_MS + 1);
+    w.core.stop_holding(1, w.at);
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    assert_eq!(ended(&mut w, s, ear).len(), 1);
+    put(&mut w, s, "k", "2");
+    assert_eq!(run(&mut w, &mut log, s, a), ["2"]);
+    w.check();
+}
+
+// requirement: DUR-NEEDS
+#[test]
+fn a_group_is_idle_from_when_its_last_member_left_and_not_while_it_has_one() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let ear = ear(&mut w, s);
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    w.pass(2 * WEEK_MS);
+    look(&mut w, &mut log);
+    w.core.remove(s, a, w.at).unwrap();
+    look(&mut w, &mut log);
+    w.pass(WEEK_MS - 1);
+    look(&mut w, &mut log);
+    assert_eq!(ended(&mut w, s, ear), [""; 0]);
+    assert!(w.core.needs(1).is_some());
+    w.pass(1);
+    look(&mut w, &mut log);
+    assert_eq!(ended(&mut w, s, ear).len(), 1);
+}
+
+// requirement: DUR-NEEDS
+#[test]
+fn a_group_that_seldom_hears_anything_holds_little_of_what_is_not_for_it() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    w.agent(s, "seldom", &["d.seldom"]);
+    log.serve(&mut w);
+    for at in 0..1_100 {
+        put(&mut w, s, "k", &at.to_string());
+        log.serve(&mut w);
+    }
+    let last = *places(&mut w, s).last().unwrap();
+    look(&mut w, &mut log);
+    assert_eq!(w.core.needs(1), Some(last + 1));
+    let records = log.records.len();
+    look(&mut w, &mut log);
+    assert_eq!(log.records.len(), records, "what is quiet writes nothing");
+}
+
+// requirement: DUR-HOLD
+#[test]
+fn a_group_away_does_not_keep_a_log_that_is_too_large_and_is_told_when_it_is_back() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let ear = ear(&mut w, s);
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    w.core.remove(s, a, w.at).unwrap();
+    for at in 0..9 {
+        put(&mut w, s, "k", &at.to_string());
+    }
+    log.serve(&mut w);
+    let at = places(&mut w, s);
+    delete(&mut w, &mut log, at[2]);
+    let told = ended(&mut w, s, ear);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("over its limit of bytes"));
+    assert_eq!(w.core.needs(1), Some(at[2]), "it holds what is still kept");
+    delete(&mut w, &mut log, at[4]);
+    assert_eq!(ended(&mut w, s, ear), [""; 0], "it is told once");
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    let kept = run(&mut w, &mut log, s, a);
+    assert_eq!(kept, ["4", "5", "6", "7", "8"]);
+    let told = ended(&mut w, s, ear);
+    assert_eq!(told.len(), 1, "its next member is told");
+    assert!(told[0].contains("not kept any more"));
+    w.check();
+}
+
+// requirement: DUR-HOLD
+#[test]
+fn a_group_that_is_too_slow_for_the_log_is_told_and_ends_what_it_has() {
+    let (mut w, mut log) = Log::world(small(2));
+    let s = w.session();
+    let ear = ear(&mut w, s);
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    log.serve(&mut w);
+    for at in 0..9 {
+        put(&mut w, s, "k", &at.to_string());
+    }
+    log.serve(&mut w);
+    let at = places(&mut w, s);
+    let first = turn(&mut w, &mut log, s, a);
+    assert_eq!(
+        w.core.in_turn(1),
+        Some(at[0]),
+        "an open turn needs its event"
+    );
+    delete(&mut w, &mut log, at[5]);
+    assert_eq!(ended(&mut w, s, ear).len(), 1);
+    w.end(s, a, &first);
+    log.serve(&mut w);
+    let rest = run(&mut w, &mut log, s, a);
+    assert_eq!(
+        rest,
+        ["1", "2", "5", "6", "7", "8"],
+        "what was queued, and what is kept"
+    );
+    assert_eq!(ended(&mut w, s, ear), [""; 0], "it is told once");
+    assert_eq!(w.core.in_turn(1), None);
+    w.check();
+}
+
+// requirement: DUR-HOLD
+#[test]
+fn dead_events_do_not_keep_a_log_that_is_too_large() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let ear = ear(&mut w, s);
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    put(&mut w, s, "k", "bad");
+    let it = turn(&mut w, &mut log, s, a);
+    w.fail(s, &it, Code::InvalidParams).unwrap();
+    log.serve(&mut w);
+    w.core.flush_acks();
+    log.serve(&mut w);
+    let dead = w.core.dead("default")[0].clone();
+    assert_eq!(w.core.needs(1), Some(dead.n));
+    delete(&mut w, &mut log, dead.n + 1);
+    let told = ended(&mut w, s, ear);
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("1 dead events of \"a\""));
+    assert!(w.core.needs(1) > Some(dead.n));
+    w.seen(s);
+    w.core.redrive(s, (dead.consumer, dead.n), None).unwrap();
+    log.serve(&mut w);
+    assert_eq!(w.seen(s).refused[0].1.code, Code::CursorExpired);
 }
 
 // requirement: DUR-MEMORY
@@ -1287,6 +1497,7 @@ fn without_a_data_directory_a_turn_need_not_wait_for_the_log() {
     let mut log = Log {
         records: std::collections::BTreeMap::new(),
         next: 1,
+        oldest: 0,
         epoch: 1,
         kept: false,
         waiting: Vec::new(),

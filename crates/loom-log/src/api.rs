@@ -65,13 +65,32 @@ fn wall_ms() -> u64 {
     })
 }
 
-/// What may be deleted, when two snapshots stand behind it and nobody needs it.
+/// What may be deleted, when two snapshots stand behind it, as far as [`Needs`] lets it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Segments whose last record is older than this, in milliseconds.
     pub age_ms: Option<u64>,
     /// The oldest segments, while all together have more bytes than this.
     pub bytes: Option<u64>,
+}
+
+/// From where on a log is needed; none: nothing of it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// By anybody. Nothing goes for its age from there on; what the log has too much goes in spite of it.
+    pub all: Option<u64>,
+    /// By turns that are open. Nothing goes from there on.
+    pub turns: Option<u64>,
+}
+
+impl From<Option<u64>> for Needs {
+    /// Needed by an open turn, so kept whatever the rules are.
+    fn from(position: Option<u64>) -> Self {
+        Self {
+            all: position,
+            turns: position,
+        }
+    }
 }
 
 /// Who opens a partition, and when.

@@ -38,7 +38,7 @@ mod walk;
 mod writer;
 
 pub use crate::api::{
-    Answer, Batch, Boot, Clock, Deleted, LogStats, MakeStorage, Opened, Options, ReadLimit,
+    Answer, Batch, Boot, Clock, Deleted, LogStats, MakeStorage, Needs, Opened, Options, ReadLimit,
     Recovered, Retention, Sink,
 };
 pub use crate::backup::{Report, restore, verify as verify_backup, write as backup};

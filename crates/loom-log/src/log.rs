@@ -10,7 +10,7 @@ use loom_core::Position;
 use loom_core::record::{Outgoing, Record};
 
 use crate::api::{
-    Answer, Batch, Boot, Deleted, LogStats, Opened, Options, ReadLimit, Recovered, Sink,
+    Answer, Batch, Boot, Deleted, LogStats, Needs, Opened, Options, ReadLimit, Recovered, Sink,
 };
 use crate::backup::{self, Report};
 use crate::error::{LogError, Result};
@@ -190,18 +190,19 @@ impl Log {
         snapshots::write(&partition.dir.join("snapshots"), at, bytes)
     }
 
-    /// Deletes what may go: by the rules of the options, behind two sound snapshots, and nothing from `needs` on.
+    /// Deletes what may go: by the rules of the options, behind two sound snapshots, and as far as `needs` lets it.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn retain(&self, partition: u32, needs: Option<u64>) -> Result<Vec<Deleted>> {
+    pub fn retain(&self, partition: u32, needs: impl Into<Needs>) -> Result<Vec<Deleted>> {
         let Kind::Disk(disk) = &self.kind else {
             return Ok(Vec::new());
         };
         let _kept = lock(&disk.keeper);
         let partition = disk.shared.partition(partition)?;
         let now = disk.shared.now_ms();
-        let deleted = retention::retain(&partition, disk.shared.options.retention, now, needs);
+        let rules = disk.shared.options.retention;
+        let deleted = retention::retain(&partition, rules, now, needs.into());
         if deleted.is_err() {
             disk.shared.look_after(&partition);
         }

@@ -1,12 +1,12 @@
-//! The one that deletes. A segment goes only when two sound snapshots stand behind its end and nobody needs what it holds;
-//! pieces of large bodies go when no record names them. Each file that goes is told.
+//! The one that deletes. A segment goes only when two sound snapshots stand behind its end: for its age when nobody needs
+//! what it holds, and when the log is too large unless a turn is open on it; pieces of large bodies go when no record names them. Each file that goes is told.
 
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use crate::api::{Deleted, Retention};
+use crate::api::{Deleted, Needs, Retention};
 use crate::blobs::{self, Hash};
 use crate::error::{LogError, Result};
 use crate::files::sync_dir;
@@ -29,14 +29,17 @@ pub(crate) fn retain(
     partition: &Partition,
     rules: Retention,
     now_ms: u64,
-    needs: Option<u64>,
+    needs: Needs,
 ) -> Result<Vec<Deleted>> {
     let mut deleted = Vec::new();
     if rules == Retention::default() {
         return Ok(deleted);
     }
     let dir = partition.log();
-    let free = free_below(partition)?.min(needs.unwrap_or(u64::MAX));
+    let sound = free_below(partition)?;
+    // No group keeps a log larger than it may be. A turn that is open does: it ends.
+    let most = sound.min(needs.turns.unwrap_or(u64::MAX));
+    let free = most.min(needs.all.unwrap_or(u64::MAX));
     let firsts = segments(&dir)?;
     let total = size(&dir)? + partition.blobs().stats().1;
     let mut over = rules.bytes.map_or(0, |most| total.saturating_sub(most));
@@ -46,14 +49,16 @@ pub(crate) fn retain(
         let old = rules
             .age_ms
             .is_some_and(|age| segment.written_ms.saturating_add(age) <= now_ms);
-        if segment.next > free || !(old || over > 0) {
+        let too_much = over > 0 && segment.next <= most;
+        let too_old = old && segment.next <= free;
+        if !too_much && !too_old {
             break;
         }
         over = over.saturating_sub(segment.bytes);
         deleted.push(remove(
             partition,
             &segment,
-            if old { "age" } else { "bytes" },
+            if too_old { "age" } else { "bytes" },
         )?);
     }
     if !deleted.is_empty() {

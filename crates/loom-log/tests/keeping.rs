@@ -15,7 +15,7 @@ use std::path::Path;
 
 use common::{Bench, boot, noise, open, small, step, texts, tree, try_open};
 use loom_core::{Code, Error, Level, Position};
-use loom_log::{LogError, Options, ReadLimit, Reader, Retention};
+use loom_log::{LogError, Needs, Options, ReadLimit, Reader, Retention};
 use tempfile::tempdir;
 
 fn stored(dir: &Path) -> u64 {
@@ -309,6 +309,30 @@ fn a_segment_goes_only_behind_two_sound_snapshots_and_when_nobody_needs_it() {
     assert_eq!(again.snapshot.unwrap().1, b"two");
 }
 
+// requirement: LOG-RETENTION, DUR-HOLD
+#[test]
+fn what_a_group_needs_does_not_keep_a_log_that_is_too_large_and_what_an_open_turn_needs_does() {
+    let dir = tempdir().unwrap();
+    let mut bench = try_open(dir.path(), keeping(0), &boot()).unwrap();
+    for name in [b"one", b"two"] {
+        let at = fill(&mut bench, 1_200);
+        bench.log.snapshot(at, name).unwrap();
+    }
+    let mut needs = Needs {
+        all: Some(100),
+        turns: Some(100),
+    };
+    assert_eq!(bench.log.retain(bench.partition, needs).unwrap(), []);
+    needs.turns = None;
+    let deleted = bench.log.retain(bench.partition, needs).unwrap();
+    assert!(
+        deleted[0]
+            .positions
+            .is_some_and(|(from, to)| from == 0 && to > 100)
+    );
+    assert!(deleted.iter().all(|one| one.why == "bytes"));
+}
+
 // requirement: LOG-RETENTION
 #[test]
 fn by_age_only_what_is_older_goes() {
@@ -341,6 +365,12 @@ fn by_age_only_what_is_older_goes() {
         let young = std::time::UNIX_EPOCH + std::time::Duration::from_secs(4_000_000_000);
         file.set_modified(young).unwrap();
     }
+    let needs = Needs {
+        all: Some(0),
+        turns: None,
+    };
+    let kept = bench.log.retain(bench.partition, needs).unwrap();
+    assert_eq!(kept, [], "a group needs it");
     let deleted = bench.log.retain(bench.partition, None).unwrap();
     assert_eq!(deleted.len(), 1);
     assert_eq!(

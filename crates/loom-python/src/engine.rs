@@ -45,7 +45,7 @@ pub(crate) struct Shared {
     /// There from the end of its making on.
     pub(crate) store: OnceLock<Store>,
     pub(crate) waiting: Waiting,
-    settings: Settings,
+    pub(crate) settings: Settings,
     /// Names this engine in its logs.
     boot: u128,
     /// Only one namespace is opened at a time.
@@ -246,6 +246,7 @@ impl Engine {
         record = 0,
         retention_bytes = None,
         retention_age_ms = None,
+        retention_idle = None,
         accept_loss = false,
     ))]
     #[expect(
@@ -262,6 +263,7 @@ impl Engine {
         record: u8,
         retention_bytes: Option<u64>,
         retention_age_ms: Option<u64>,
+        retention_idle: Option<u64>,
         accept_loss: bool,
     ) -> PyResult<Self> {
         let durability = Durability {
@@ -280,7 +282,11 @@ impl Engine {
             accept_loss,
         };
         let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(generation()));
-        let core = Core::new(Limits::default(), seed);
+        let mut limits = Limits::default();
+        if let Some(seconds) = retention_idle {
+            limits.consumer_idle_seconds = seconds;
+        }
+        let core = Core::new(limits, seed);
         let clock = if virtual_clock {
             Clock::manual()
         } else {
@@ -368,7 +374,7 @@ impl Engine {
         seconds_of_millis(self.shared.moment().wall_ms)
     }
 
-    fn advance(&self, seconds: f64) -> PyResult<()> {
+    fn advance(&self, py: Python<'_>, seconds: f64) -> PyResult<()> {
         if !seconds.is_finite() || seconds < 0.0 {
             let message = format!("a clock cannot be moved by {seconds} seconds");
             return Err(refusal(Code::InvalidParams, &message, Some("seconds")));
@@ -380,7 +386,12 @@ impl Engine {
         )]
         let nanos = (seconds * 1e9).round() as u64;
         if self.shared.clock.advance(nanos) {
-            return self.shared.outside(Core::renew_all).map_err(refuse);
+            self.shared.outside(Core::renew_all).map_err(refuse)?;
+            if let Some(store) = self.shared.store.get() {
+                let now = self.shared.moment().now.0;
+                py.detach(|| store.passed(&self.shared, now));
+            }
+            return Ok(());
         }
         Err(refusal(
             Code::NotSupported,

@@ -16,7 +16,7 @@ use loom_core::{
     Core, Durability, Envelope, Error, Fed, Limits, Moment, Partition, Position, Read, Result,
 };
 use loom_log::{
-    Answer, Batch, Boot, Deleted, Log, LogError, LogStats, Options, ReadLimit, Recovered,
+    Answer, Batch, Boot, Deleted, Log, LogError, LogStats, Needs, Options, ReadLimit, Recovered,
     Retention, Sink,
 };
 
@@ -25,7 +25,7 @@ use crate::threads::{Threads, lock, monotonic};
 
 /// Answers that are applied under one hold of the core's lock.
 const PORTION: usize = 256;
-/// How often the keeper looks whether something is too old.
+/// How often the keeper looks whether something is too old: by its own clock, and by the engine's where that is virtual.
 const LOOK: Duration = Duration::from_secs(60);
 
 /// The share of the queue beyond which the log is behind.
@@ -90,6 +90,10 @@ struct Keeper {
     /// Where the last snapshot of each partition stands, and how many were taken.
     taken: Mutex<BTreeMap<u32, (u64, u64)>>,
     deleted: AtomicU64,
+    /// One looks at a time: what the log had written, in bytes, when snapshots were due for that last.
+    looking: Mutex<u64>,
+    /// When the engine's clock was moved to the last look, if it is virtual.
+    looked: AtomicU64,
 }
 
 /// How long a stop and a look may wait for the disk.
@@ -244,6 +248,8 @@ impl Store {
                 due: Condvar::new(),
                 taken: Mutex::default(),
                 deleted: AtomicU64::new(0),
+                looking: Mutex::new(0),
+                looked: AtomicU64::new(0),
             },
             threads: Arc::default(),
             found: Mutex::default(),
@@ -425,8 +431,7 @@ impl Store {
                 break;
             }
             drop(stop);
-            self.snapshot(shared, spec::LOG_SNAPSHOT_RECORDS as u64);
-            self.retain(shared);
+            self.look_after(shared);
             stop = lock(&self.keeper.stop);
         }
         let is_well = *stop == Stop::Well;
@@ -434,6 +439,36 @@ impl Store {
         if is_well {
             self.snapshot(shared, 1);
         }
+    }
+
+    /// The virtual clock of the engine was moved: looks at once if it is time, so that what follows is there when the
+    /// move is done.
+    pub(crate) fn passed(&self, shared: &Shared, now: u64) {
+        let last = self.keeper.looked.load(Ordering::Relaxed);
+        if self.log.is_durable() && Duration::from_nanos(now.saturating_sub(last)) >= LOOK {
+            self.keeper.looked.store(now, Ordering::Relaxed);
+            self.look_after(shared);
+        }
+    }
+
+    /// Takes the snapshots that are due, and lets go what is kept for nobody.
+    fn look_after(&self, shared: &Shared) {
+        let mut looking = lock(&self.keeper.looking);
+        let retention = shared.settings.retention;
+        if retention != Retention::default() {
+            stop_holding(shared);
+        }
+        // A log with few and large records would grow far over its limit before a snapshot lets anything of it go.
+        let written = self.log.stats().bytes;
+        let is_large = written >= looking.saturating_add(spec::LOG_SEGMENT_BYTES as u64);
+        let grown = if retention.bytes.is_some() && is_large {
+            *looking = written;
+            1
+        } else {
+            spec::LOG_SNAPSHOT_RECORDS as u64
+        };
+        self.snapshot(shared, grown);
+        self.retain(shared);
     }
 
     /// Takes a snapshot of each partition that has grown by so many records since its last one.
@@ -466,7 +501,10 @@ impl Store {
     /// Lets go what retention no longer keeps, and says so.
     fn retain(&self, shared: &Shared) {
         for number in numbers(shared) {
-            let needs = shared.outside(|core, _| core.needs(number));
+            let needs = shared.outside(|core, _| Needs {
+                all: core.needs(number),
+                turns: core.in_turn(number),
+            });
             let Ok(deleted) = needs.and_then(|needs| Ok(self.log.retain(number, needs)?)) else {
                 continue;
             };
@@ -546,12 +584,26 @@ fn numbers(shared: &Shared) -> Vec<u32> {
     all.unwrap_or_default()
 }
 
-fn tell_deleted(core: &mut Core, number: u32, deleted: &[Deleted], at: Moment) {
-    for one in deleted {
-        let oldest = one.positions.map(|(_, behind)| behind);
-        let facts = serde_json::json!({"file": one.file, "bytes": one.bytes, "why": one.why});
-        core.deleted(number, oldest, facts.to_string().as_bytes(), at);
+/// Writes how far groups are, and ends those that were idle for too long. Where nothing is deleted nobody holds
+/// anything, so nobody is ended.
+fn stop_holding(shared: &Shared) {
+    for number in numbers(shared) {
+        // An engine that failed in an earlier call tells everybody so itself.
+        let _ = shared.outside(|core, at| core.stop_holding(number, at));
     }
+    // Retention goes by what is in the log. What is not there in time is seen at the next look.
+    let _ = shared.waiting.wait(monotonic() + patience());
+}
+
+fn tell_deleted(core: &mut Core, number: u32, deleted: &[Deleted], at: Moment) {
+    let behind = deleted.iter().filter_map(|one| one.positions);
+    let oldest = behind.map(|(_, behind)| behind).max();
+    let files = deleted.iter().map(|one| {
+        let facts = serde_json::json!({"file": one.file, "bytes": one.bytes, "why": one.why});
+        facts.to_string()
+    });
+    let files: Vec<String> = files.collect();
+    core.deleted(number, oldest, &files, at);
 }
 
 impl Keeper {

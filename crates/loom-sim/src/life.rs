@@ -7,6 +7,8 @@
     reason = "each step may find a promise broken, and each end of an offer is told apart"
 )]
 
+mod away;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -213,7 +215,8 @@ impl Life {
             self.act()?;
             self.look()?;
         }
-        self.settle()
+        self.settle()?;
+        self.all_leave()
     }
 
     fn act(&mut self) -> Check {

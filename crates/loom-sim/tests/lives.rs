@@ -46,6 +46,8 @@ catches! {
     an_event_that_is_given_again_while_its_loop_moves_is_caught: GivenWhileLeased,
     a_dead_letter_that_is_dropped_is_caught: DeadDropped,
     a_dead_event_that_is_redriven_twice_is_caught: RedrivenTwice,
+    a_group_that_is_never_idle_though_nobody_belongs_to_it_is_caught: IdleRenewed,
+    a_group_that_is_ended_untold_is_caught: EndUntold,
 }
 
 // requirement: SIM-CATCHES
@@ -56,7 +58,7 @@ fn every_bug_of_the_log_is_hunted() {
 }
 
 // requirement: TICKETS-ORDERED, DUR-ACK, DUR-RESTART, DUR-RETRY, DUR-LEASE, DUR-BEHIND, DUR-GROUP, DUR-FOLD, DEDUP-ONCE
-// requirement: DLQ-AFTER-MAX, DLQ-REDRIVE
+// requirement: DLQ-AFTER-MAX, DLQ-REDRIVE, DUR-NEEDS, DUR-HOLD
 #[test]
 fn the_engine_keeps_its_promises_over_restarts() {
     if let Some(run) = first_broken(0..400, Setup::default()) {

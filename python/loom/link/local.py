@@ -636,6 +636,7 @@ def open_local(
             record=RECORD_CODES[recording],
             retention_bytes=kept.retention_bytes,
             retention_age_ms=None if age is None else age * 1000,
+            retention_idle=kept.retention_idle,
             accept_loss=accept_loss,
         )
     except EngineError as error:

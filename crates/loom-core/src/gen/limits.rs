@@ -326,6 +326,8 @@ pub const READ_EVENTS: usize = 256;
 
 /// In s: a group that nobody has belonged to for so long holds nothing any more.
 pub const CONSUMER_IDLE_SECONDS: u64 = 604_800;
+/// How far [`CONSUMER_IDLE_SECONDS`] may be raised.
+pub const CONSUMER_IDLE_SECONDS_MAX: u64 = 31_536_000;
 
 /// In bytes: data, arguments or a result of more bytes is not copied into the view: the log has it.
 pub const VIEW_DATA_BYTES: usize = 65_536;

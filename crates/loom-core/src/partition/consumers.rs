@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message;
 
 use crate::record::{Consumer, Progress, Started, Waits};
+use crate::spec::limits as spec;
 
 /// The start of a consumer that begins behind the record that says so.
 pub(crate) const START_NOW: u64 = u64::MAX;
@@ -44,10 +45,11 @@ pub struct ConsumerState {
 }
 
 impl ConsumerState {
-    /// The lowest position that it needs.
-    pub fn needs(&self) -> u64 {
-        let open = self.open.first_key_value().map(|(n, _)| *n);
-        open.map_or(self.floor, |open| open.min(self.floor))
+    /// The lowest position from `oldest` on that it needs.
+    pub fn needs(&self, oldest: u64) -> u64 {
+        let floor = self.floor.max(oldest);
+        let open = self.open.range(oldest..).next().map(|(n, _)| *n);
+        open.map_or(floor, |open| open.min(floor))
     }
 
     fn is_done(&self, n: u64) -> bool {
@@ -61,6 +63,8 @@ pub(crate) struct Consumers {
     all: BTreeMap<u32, ConsumerState>,
     /// The number of the next one: none is used again.
     next: u32,
+    /// Groups that were ended and have not come back: what they needed, and when they were ended.
+    ended: BTreeMap<String, (u64, u64)>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -69,6 +73,18 @@ pub(super) struct Image {
     next: u32,
     #[prost(message, repeated, tag = "2")]
     all: Vec<OneImage>,
+    #[prost(message, repeated, tag = "3")]
+    ended: Vec<EndedImage>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EndedImage {
+    #[prost(string, tag = "1")]
+    group: String,
+    #[prost(uint64, tag = "2")]
+    needed: u64,
+    #[prost(uint64, tag = "3")]
+    at_ms: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -140,11 +156,27 @@ impl Consumers {
             acked: BTreeSet::new(),
             seen_ms: clock_ms,
         };
+        self.ended.remove(&record.group);
         self.all.insert(record.consumer, new);
     }
 
-    pub(super) fn leave(&mut self, consumer: u32) {
-        self.all.remove(&consumer);
+    /// A group is ended. That is known until it comes back, or too many others were ended after it.
+    pub(super) fn leave(&mut self, consumer: u32, clock_ms: u64) {
+        let Some(gone) = self.all.remove(&consumer) else {
+            return;
+        };
+        let needed = gone.needs(0);
+        self.ended.insert(gone.group, (needed, clock_ms));
+        if self.ended.len() > spec::CONSUMERS {
+            let first = self.ended.iter().min_by_key(|(_, (_, at_ms))| *at_ms);
+            if let Some(first) = first.map(|(group, _)| group.clone()) {
+                self.ended.remove(&first);
+            }
+        }
+    }
+
+    pub(super) fn ended(&self, group: &str) -> Option<u64> {
+        self.ended.get(group).map(|(needed, _)| *needed)
     }
 
     /// What is open at this position; none for what is done, and for a consumer that is gone.
@@ -240,9 +272,18 @@ impl Consumers {
             acked: it.acked.iter().copied().collect(),
             seen_ms: it.seen_ms,
         });
+        let ended = self
+            .ended
+            .iter()
+            .map(|(group, (needed, at_ms))| EndedImage {
+                group: group.clone(),
+                needed: *needed,
+                at_ms: *at_ms,
+            });
         Image {
             next: self.next,
             all: all.collect(),
+            ended: ended.collect(),
         }
     }
 
@@ -269,9 +310,11 @@ impl Consumers {
             };
             (state.consumer, state)
         });
+        let ended = image.ended.into_iter();
         Self {
             next: image.next,
             all: all.collect(),
+            ended: ended.map(|it| (it.group, (it.needed, it.at_ms))).collect(),
         }
     }
 }

@@ -116,7 +116,7 @@ impl Partition {
                 self.consumers.enter(position.n, it, self.clock_ms);
             }
             Record::ConsumerGone(it) => {
-                self.consumers.leave(it.consumer);
+                self.consumers.leave(it.consumer, self.clock_ms);
                 self.dead.forget(it.consumer);
             }
             Record::Started(it) => self.consumers.start(it, self.clock_ms),
@@ -216,11 +216,16 @@ impl Partition {
         self.consumers.forget_attempts();
     }
 
-    /// The lowest position that a consumer or a dead letter still needs; none: nothing is needed.
-    pub fn needs(&self) -> Option<u64> {
-        let consumed = self.consumers.iter().map(ConsumerState::needs);
+    /// The lowest position from `oldest` on that a consumer or a dead letter still needs; none: nothing is needed.
+    pub fn needs(&self, oldest: u64) -> Option<u64> {
+        let consumed = self.consumers.iter().map(|it| it.needs(oldest));
         let dead = self.dead.iter().map(|letter| letter.n);
-        consumed.chain(dead).min()
+        consumed.chain(dead.filter(|n| *n >= oldest)).min()
+    }
+
+    /// From where on a group had needed the log when it was ended; it has not come back since.
+    pub(crate) fn ended(&self, group: &str) -> Option<u64> {
+        self.consumers.ended(group)
     }
 
     /// Checks where a cursor stands.

@@ -105,7 +105,7 @@ fn what_is_open_is_what_was_listed_or_begun_and_not_done() {
     let open: Vec<(u64, u32)> = consumer.open.iter().map(|(n, b)| (*n, b.attempt)).collect();
     assert_eq!(open, [(10, 1)]);
     assert_eq!(consumer.acked.iter().copied().collect::<Vec<_>>(), [15]);
-    assert_eq!(part.needs(), Some(10));
+    assert_eq!(part.needs(0), Some(10));
     assert_eq!(part.dead().map(|letter| letter.n).collect::<Vec<_>>(), [13]);
     part.apply(at(20), &Record::Redriven(Redriven { consumer: 1, n: 13 }));
     assert_eq!(part.dead().count(), 0);

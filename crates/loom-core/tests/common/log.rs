@@ -14,6 +14,8 @@ use super::World;
 pub(crate) struct Log {
     pub(crate) records: BTreeMap<u64, Record>,
     pub(crate) next: u64,
+    /// What stands before this is deleted: it cannot be read.
+    pub(crate) oldest: u64,
     pub(crate) epoch: u32,
     pub(crate) kept: bool,
     /// Records that were taken and not answered.
@@ -26,6 +28,7 @@ impl Log {
         let mut log = Self {
             records: BTreeMap::new(),
             next: 1,
+            oldest: 0,
             epoch: 0,
             kept: true,
             waiting: Vec::new(),
@@ -58,7 +61,7 @@ impl Log {
         let opened = Opened {
             partition: 1,
             epoch: self.epoch,
-            oldest: 0,
+            oldest: self.oldest,
             kept: self.kept,
             how: Durability {
                 filters: vec!["d.>".to_owned()],
@@ -120,6 +123,10 @@ impl Log {
     pub(crate) fn feed(&mut self, w: &mut World) -> usize {
         let reads = w.core.take_reads();
         for read in &reads {
+            if read.from < self.oldest {
+                w.core.unread(*read, &gone(), Some(self.oldest), w.at);
+                continue;
+            }
             let mut events: Vec<(Position, Arc<Envelope>)> = Vec::new();
             let mut next = read.from;
             for (n, record) in self.records.range(read.from..) {
@@ -181,6 +188,17 @@ pub(crate) fn full() -> Error {
         code: Code::Exhausted,
         message: "the disk is full".to_owned(),
         field: Some("data".to_owned()),
+        limit: None,
+        hint: None,
+        retry_after_ms: None,
+    }
+}
+
+fn gone() -> Error {
+    Error {
+        code: Code::CursorExpired,
+        message: "it is deleted".to_owned(),
+        field: None,
         limit: None,
         hint: None,
         retry_after_ms: None,
