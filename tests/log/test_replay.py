@@ -406,3 +406,25 @@ def test_any_history_replays_to_the_same_states(
         assert log.states(before=1) == {}
 
     asyncio.run(check(tmp_path_factory.mktemp("log")))
+
+
+@pytest.mark.requirement("REPLAY-SAME")
+async def test_a_handler_that_publishes_with_acks_does_the_same_in_a_replay(tmp_path: Path) -> None:
+    levels: list[str] = []
+    app = loom.App("acks")
+
+    @app.agent("orders", topics=["order"])
+    async def orders(ctx: loom.Context, event: loom.Event[int]) -> None:
+        for level in ("os", "disk"):
+            receipt = await ctx.emit("kept", event.data, ack=level, id=f"{level}-{event.data}")
+            levels.append(receipt.level)
+
+    del orders
+    async with app.running(data=tmp_path / "log") as ctx:
+        await ctx.emit("order", 4)
+    log = loom.open_log(tmp_path / "log")
+    (run,) = log.runs()
+    then, levels[:] = levels[:], []
+    again = await log.replay(run.id, agents=app)
+    assert not again.diverged, said(again)
+    assert levels == then == ["os", "disk"]

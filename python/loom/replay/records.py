@@ -48,6 +48,7 @@ class Recorded:
     streamed: bool = False
     credit: int = 0
     effect_id: str | None = None
+    asked: str | None = None  # the ack level that a replayed handler asks for
 
     @property
     def is_durable(self) -> bool:
@@ -65,7 +66,9 @@ class Recorded:
     @property
     def level(self) -> str:
         """What its publisher was promised."""
-        return "disk" if self.position else "accepted"
+        if self.position is None:
+            return "accepted"
+        return self.asked or "disk"
 
     @property
     def is_reply(self) -> bool:

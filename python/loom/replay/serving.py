@@ -17,7 +17,7 @@ from random import Random  # noqa: TID251  seeded by the turn
 from typing import Any, TypeVar, cast
 
 from loom.codec import decode
-from loom.envelope import Event, opened
+from loom.envelope import ACK_CODES, Event, opened
 from loom.errors import Diverged, InvalidParams, LoomError, NotSupported
 from loom.link import digest
 from loom.protocols import Answer, Memory, Model, Usage
@@ -354,9 +354,9 @@ class _ServedModel:
 
 
 class Engine:
-    """The engine of a replay: it has no clock and no directory of its own."""
+    """The engine of a replay: it has no clock, and no log but the one that is replayed."""
 
-    has_directory = False
+    has_directory = True  # what is in the record was taken by a log on disk, acks and all
 
     def __getattr__(self, name: str) -> Any:
         raise _outside()
@@ -379,7 +379,14 @@ class Session:
         return self.offer(sender, turn, topic, payload, 1, None)
 
     def offer(
-        self, sender: int, turn: Any, topic: str, payload: bytes, qos: int, options: Any, *_: Any
+        self,
+        sender: int,
+        turn: Any,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        options: Any,
+        ack: int | None = None,
     ) -> Recorded:
         """Return the receipt of then."""
         tape = self._tape(turn)
@@ -393,6 +400,7 @@ class Session:
         if event.key != key or event.qos != qos:
             now, then = f"key {key!r}, class {qos}", f"key {event.key!r}, class {event.qos}"
             raise tape.diverged(f"it publishes {topic!r} with {now}; recorded {then}")
+        event.asked = next((name for name, code in ACK_CODES.items() if code == ack), None)
         return event
 
     def request(
