@@ -257,6 +257,7 @@ def test_a_path_that_is_no_log_and_a_missing_one_are_refused_and_left_alone(
         said = loom("logs", "--data", path)
         assert (said.code, said.out) == (2, "")
         assert "is no log" in said.err
+        assert "`loom run --data DIR` begins one" in said.err
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
     monkeypatch.chdir(tmp_path)
     said = loom("logs")

@@ -196,7 +196,9 @@ impl LogError {
 
     fn hint(&self) -> &'static str {
         match self {
-            Self::NotALog { .. } => "name an empty or a new directory, or the one of a log",
+            Self::NotALog { .. } => {
+                "name the data directory of a log; `loom run --data DIR` begins one, where DIR is new or empty"
+            }
             Self::Newer { .. } => "update Loom; an older one would destroy what it cannot read",
             Self::Held { .. } => {
                 "stop that process and the children that it forked, or name another directory"
