@@ -93,6 +93,13 @@ PIECES: Mapping[str, Piece] = {
         1_000,
         of_strace,
     ),
+    "states": Piece(
+        "states of the disk that a power cut may leave, of what a real process did",
+        lambda: campaign("states", 20_000 * SCALE),
+        "states",
+        20_000,
+        of_strace,
+    ),
     "clients": Piece(
         "kills of an app in Python at an exact syscall",
         lambda: campaign("clients", 100 * SCALE),

@@ -1,7 +1,8 @@
 //! A process that is killed: it publishes batches that follow from a seed, and tells each answer on a line of its own.
 //!
 //! `victim run DIR KEY=VALUE…` lives; `victim check DIR KEY=VALUE…` opens what is left, and holds it against the seed.
-//! Whoever starts it reads the lines, and so knows what was acked, whatever becomes of it.
+//! `victim restore DIR FROM KEY=VALUE…` makes a log of a backup; `victim serve DIR KEY=VALUE…` checks many directories,
+//! one for each line that it reads. Whoever starts it reads the lines, and so knows what was acked, whatever becomes of it.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -41,6 +42,7 @@ struct Load {
     segment_bytes: u64,
     snapshot_every: u64,
     keep_segments: u64,
+    backup_every: u64,
     /// Publish again what was refused for want of space; then one batch at a time.
     again: bool,
 }
@@ -61,6 +63,7 @@ impl Load {
             segment_bytes: number("segment-bytes"),
             snapshot_every: number("snapshot-every"),
             keep_segments: number("keep-segments"),
+            backup_every: number("backup-every"),
             again: number("again") == 1,
         }
     }
@@ -269,6 +272,10 @@ fn publish(log: &Log, opened: &Opened, load: &Load, number: u64) -> loom_log::Re
 fn run(dir: &Path, load: &Load) -> Result<i32, Error> {
     let answers = Arc::new(Answers::default());
     let (log, opened, mut state) = open(dir, load, Arc::clone(&answers))?;
+    // Not only behind a snapshot of its own: what stands on those of an earlier life may go at once.
+    keep(&log, "retention", |log| {
+        log.retain(opened.partition, None).map(drop)
+    });
     let begin = state.batches;
     let end = begin + load.batches;
     let (mut next, mut waiting, mut refused) = (begin, 0, 0);
@@ -305,19 +312,78 @@ fn run(dir: &Path, load: &Load) -> Result<i32, Error> {
             for record in &batch {
                 state.apply(record).unwrap();
             }
-            if load.snapshot_every > 0 && state.batches % load.snapshot_every == 0 {
-                let n = position.n + batch.len() as u64 - 1;
-                log.snapshot(Position { n, ..position }, &state.write())?;
-                log.retain(opened.partition, None)?;
-            }
+            let n = position.n + batch.len() as u64 - 1;
+            between(&log, Position { n, ..position }, &state, load, dir)?;
         }
     }
     log.close(LONGEST)?;
     Ok(if refused > 0 { 3 } else { 0 })
 }
 
-/// Opens what is left, checks it, publishes one more batch, and reads it all as a reader does.
-fn check(dir: &Path, load: &Load) -> Result<i32, Error> {
+/// Does what keeps the log small. That it failed is told; the log may go on.
+fn keep(log: &Log, what: &str, done: impl FnOnce(&Log) -> loom_log::Result<()>) {
+    if let Err(error) = done(log) {
+        println!("unkept {what}: {error}");
+    }
+}
+
+/// Does what is due when so many batches were acked: a snapshot, retention, a backup.
+fn between(log: &Log, at: Position, state: &State, load: &Load, dir: &Path) -> Result<(), Error> {
+    let is_due = |every: u64| every > 0 && state.batches.is_multiple_of(every);
+    if is_due(load.snapshot_every) {
+        keep(log, "a snapshot", |log| log.snapshot(at, &state.write()));
+        keep(log, "retention", |log| {
+            log.retain(at.partition, None).map(drop)
+        });
+    }
+    if is_due(load.backup_every) {
+        log.backup(&dir.with_file_name(format!("backup-{}", state.batches)))?;
+        println!("backed {} 0", state.batches);
+    }
+    Ok(())
+}
+
+/// Makes a log of a backup.
+fn restore(dir: &Path, from: &Path) -> Result<i32, Error> {
+    loom_log::restore(from, dir)?;
+    println!("restored 0 0");
+    Ok(0)
+}
+
+/// Checks the directories that it reads: `check DIR` for a log, `verify DIR` for a backup. Answers each with a line.
+fn serve(load: &Load) -> i32 {
+    std::panic::set_hook(Box::new(|_| {}));
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let (what, dir) = line.split_once(' ').unwrap();
+        let dir = PathBuf::from(dir);
+        let found = std::panic::catch_unwind(|| {
+            if what == "check" {
+                return check(&dir, load);
+            }
+            let restored = dir.with_extension("restored");
+            loom_log::verify_backup(&dir)?;
+            loom_log::restore(&dir, &restored)?;
+            check(&restored, load)
+        });
+        match found {
+            Ok(Ok(found)) => println!("{found}"),
+            Ok(Err(error)) => println!("broken: {} {}", error.code.name(), error.message),
+            Err(panic) => println!("broken: {}", said(&*panic)),
+        }
+    }
+    0
+}
+
+/// What a panic says, in one line.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+    text.unwrap_or_default().replace('\n', " ")
+}
+
+/// Opens what is left, checks it, publishes one more batch, and reads it all as a reader does. Returns what it found.
+fn check(dir: &Path, load: &Load) -> Result<String, Error> {
     let answers = Arc::new(Answers::default());
     let (log, opened, state) = open(dir, load, Arc::clone(&answers))?;
     let recovered = state.batches;
@@ -358,7 +424,7 @@ fn check(dir: &Path, load: &Load) -> Result<i32, Error> {
         read.apply(&record).expect("the reader reads a prefix");
     }
     assert_eq!(read.batches, recovered + 1, "the reader reads another log");
-    println!(
+    Ok(format!(
         "{{\"recovered\":{recovered},\"first\":{},\"next\":{next},\"epoch\":{},\"torn\":{},\"clean\":{},\
          \"state\":\"{}\",\"expected\":\"{}\",\"positions\":{{{}}}}}",
         first.unwrap_or(0),
@@ -368,18 +434,21 @@ fn check(dir: &Path, load: &Load) -> Result<i32, Error> {
         state.shown(),
         State::expected(load, recovered).shown(),
         positions.trim_end_matches(','),
-    );
-    Ok(0)
+    ))
 }
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let dir = PathBuf::from(&words[1]);
     let load = Load::read(&words[2..]);
-    let done = if words[0] == "run" {
-        run(&dir, &load)
-    } else {
-        check(&dir, &load)
+    let done = match words[0].as_str() {
+        "run" => run(&dir, &load),
+        "restore" => restore(&dir, Path::new(&words[2])),
+        "serve" => Ok(serve(&load)),
+        _ => check(&dir, &load).map(|found| {
+            println!("{found}");
+            0
+        }),
     };
     match done {
         Ok(code) => std::process::exit(code),

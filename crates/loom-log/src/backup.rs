@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use loom_core::spec::limits as spec;
 
 use crate::error::{LogError, Result};
-use crate::files::{sync_dir, write_whole};
+use crate::files::{make_dirs, sync_dir, write_whole};
 use crate::lock::{FORMAT, check_format, write_format};
 use crate::reader::{Reader, Verified};
 use crate::storage::File as Name;
@@ -161,7 +161,14 @@ fn beside(to: &Path) -> Result<PathBuf> {
     let mut partial = name.to_owned();
     partial.push(format!(".{}.partial", std::process::id()));
     let partial = to.with_file_name(partial);
-    fs::create_dir_all(&partial).map_err(|e| LogError::io(&partial, "making", &e))?;
+    // A process of this number may have been cut short there, before the last start of the machine.
+    match fs::remove_dir_all(&partial) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(LogError::io(&partial, "removing", &error));
+        }
+        _ => {}
+    }
+    make_dirs(&partial)?;
     Ok(partial)
 }
 
@@ -171,7 +178,10 @@ fn finish(partial: &Path, to: &Path, report: Result<Report>) -> Result<Report> {
         sync_tree(partial)?;
         fs::rename(partial, to).map_err(|e| LogError::io(to, "naming", &e))?;
         let parent = to.parent().filter(|p| !p.as_os_str().is_empty());
-        sync_dir(parent.unwrap_or(Path::new(".")))?;
+        if let Err(error) = sync_dir(parent.unwrap_or(Path::new("."))) {
+            let _ = fs::rename(to, partial);
+            return Err(error);
+        }
         Ok(report)
     });
     if named.is_err() {

@@ -336,6 +336,8 @@ impl Blobs {
         self.finish(storage)?;
         let number = self.segments.keys().next_back().map_or(0, |last| last + 1);
         let path = segment_path(&self.dir, number);
+        // A power cut may have taken an earlier segment of this number, and left its index.
+        remove_if_there(&index_path(&self.dir, number))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -540,12 +542,8 @@ impl Blobs {
         drop(files);
         let path = segment_path(&self.dir, number);
         fs::remove_file(&path).map_err(|e| LogError::io(&path, "removing", &e))?;
-        match fs::remove_file(index_path(&self.dir, number)) {
-            Err(e) if e.kind() != ErrorKind::NotFound => {
-                Err(LogError::io(&path, "removing the index of", &e))
-            }
-            _ => self.sync_names(storage),
-        }
+        remove_if_there(&index_path(&self.dir, number))?;
+        self.sync_names(storage)
     }
 }
 
@@ -710,6 +708,13 @@ fn list(dir: &Path) -> Result<BTreeMap<u32, u64>> {
         };
     }
     Ok(found)
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(LogError::io(path, "removing", &e)),
+        _ => Ok(()),
+    }
 }
 
 fn segment_path(dir: &Path, number: u32) -> PathBuf {

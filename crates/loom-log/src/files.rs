@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -198,11 +198,45 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
         .map_err(|e| LogError::io(dir, "syncing", &e))
 }
 
-/// Puts a file in place: the old one or the new one is there, whatever happens in between.
+/// Makes a directory and those above it, and waits until their names are durable: all the way up to where the file system
+/// begins, for one that is there may have been made by a process that was killed before it could wait.
 ///
 /// # Errors
 /// What the operating system says.
+pub(crate) fn make_dirs(dir: &Path) -> Result<()> {
+    let failed = |e| LogError::io(dir, "making", &e);
+    fs::create_dir_all(dir).map_err(failed)?;
+    let whole = fs::canonicalize(dir).map_err(failed)?;
+    let device = fs::metadata(&whole).map_err(failed)?.dev();
+    for above in whole.ancestors().skip(1) {
+        let meta = fs::metadata(above).map_err(|e| LogError::io(above, "looking at", &e))?;
+        if meta.dev() != device {
+            break;
+        }
+        match sync_dir(above) {
+            // Who may not look into it has made nothing there.
+            Err(LogError::Denied { .. }) => break,
+            synced => synced?,
+        }
+    }
+    Ok(())
+}
+
+/// Puts a file in place and waits until its name is durable: the old one or the new one is there, whatever happens in
+/// between.
+///
+/// # Errors
+/// What the operating system says; then either may be there.
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    put_whole(dir, name, bytes)?;
+    sync_dir(dir)
+}
+
+/// The same, but for the name.
+///
+/// # Errors
+/// What the operating system says; then the old one is there.
+pub(crate) fn put_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let new = dir.join(format!("{name}.new"));
     let written = OpenOptions::new()
         .write(true)
@@ -216,7 +250,7 @@ pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&new);
         return Err(LogError::io(&new, "writing", &error));
     }
-    sync_dir(dir)
+    Ok(())
 }
 
 /// Appends up to `len` bytes of a file to `out`: fewer only where the file ends.

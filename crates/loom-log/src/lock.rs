@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use crate::backup::MANIFEST;
 use crate::error::{LogError, Result};
-use crate::files::{sync_dir, write_whole};
+use crate::files::{make_dirs, sync_dir, write_whole};
 
 /// The newest format that this engine reads and writes.
 pub const FORMAT: u32 = 1;
@@ -62,7 +62,7 @@ impl Lock {
     pub(crate) fn take(dir: &Path) -> Result<Self> {
         let fresh = is_fresh(dir)?;
         if fresh {
-            fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
+            make_dirs(dir)?;
         } else {
             check_format(dir)?;
             if dir.join(MANIFEST).exists() {
@@ -92,9 +92,9 @@ impl Lock {
             .map_err(|e| LogError::io(&path, "writing", &e))?;
         if fresh {
             write_format(dir)?;
-            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-                sync_dir(parent)?;
-            }
+        } else {
+            // Who wrote it may have been killed before its name was durable.
+            sync_dir(dir)?;
         }
         Ok(Self {
             file,

@@ -187,7 +187,12 @@ impl Log {
         // A snapshot may stand on nothing that a power cut could take back.
         disk.flush(at.partition, Some(at.n + 1))?;
         let _kept = lock(&disk.keeper);
-        snapshots::write(&partition.dir.join("snapshots"), at, bytes)
+        let dir = partition.dir.join("snapshots");
+        let kept = snapshots::write(&dir, at, bytes, &partition.health);
+        if kept.is_err() {
+            disk.shared.look_after(&partition);
+        }
+        kept
     }
 
     /// Deletes what may go: by the rules of the options, behind two sound snapshots, and as far as `needs` lets it.

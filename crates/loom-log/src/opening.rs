@@ -135,18 +135,20 @@ fn prepare(place: &Place<'_>) -> Result<()> {
             why: "no directory can have the name of this namespace",
         });
     }
+    // What is there may have been made by a process that was killed before the names were durable, and a directory that
+    // a backup had nothing for is made only now: nothing that comes to lie below may go with the name of one above.
     for part in ["log", "blobs", "snapshots"] {
         let path = place.dir.join(part);
         fs::create_dir_all(&path).map_err(|e| LogError::io(&path, "making", &e))?;
+        sync_dir(&path)?;
     }
     if place.is_new {
         let number = format!("{}\n", place.number);
         write_whole(&place.dir, NUMBER_FILE, number.as_bytes())?;
-        if let Some(parent) = place.dir.parent() {
-            sync_dir(parent)?;
-        }
+    } else {
+        sync_dir(&place.dir)?;
     }
-    Ok(())
+    place.dir.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Writes what begins a life, and says where it is.

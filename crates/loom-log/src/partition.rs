@@ -159,7 +159,10 @@ impl Partition {
         let answers = answered.into_iter().map(|a| self.answer(driver, a));
         left.answers.extend(answers);
         left.pending = (before, driver.machine.pending_bytes() as u64);
-        driver.mark.show(driver.machine.synced());
+        if driver.machine.fenced().is_none() {
+            // What recovery found counts as synced, and is so once it was made safe: not if that has failed.
+            driver.mark.show(driver.machine.synced());
+        }
         self.visible
             .store(driver.machine.visible(), Ordering::Release);
         self.moved.notify_all();

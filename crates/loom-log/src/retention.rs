@@ -35,6 +35,10 @@ pub(crate) fn retain(
     if rules == Retention::default() {
         return Ok(deleted);
     }
+    if let Some(error) = partition.lost() {
+        // It may have been the sync of a snapshot.
+        return Err(error);
+    }
     let dir = partition.log();
     let sound = free_below(partition)?;
     // No group keeps a log larger than it may be. A turn that is open does: it ends.
@@ -60,12 +64,6 @@ pub(crate) fn retain(
             &segment,
             if too_old { "age" } else { "bytes" },
         )?);
-    }
-    if !deleted.is_empty() {
-        // The machine makes files there too, and would be told of this no more.
-        partition.health.sync(|| sync_dir(&dir))?;
-        let first = segments(&dir)?.first().copied();
-        partition.forget(first.unwrap_or(0));
     }
     deleted.extend(collect(partition)?);
     Ok(deleted)
@@ -108,6 +106,10 @@ fn remove(partition: &Partition, segment: &Sealed, why: &'static str) -> Result<
     partition
         .storage
         .perform(&crate::storage::Op::Remove { file })?;
+    partition.forget(segment.next);
+    // Before the next one goes: else a power cut could bring this one back alone, with a hole behind it. The machine makes
+    // files there too, and would be told of a failure no more.
+    partition.health.sync(|| sync_dir(&partition.log()))?;
     Ok(Deleted {
         namespace: partition.namespace.clone(),
         file: format!("log/{}", file.name()),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use loom_core::Position;
 
 use crate::error::{LogError, Result};
-use crate::files::{sync_dir, write_whole};
+use crate::files::{Health, put_whole, sync_dir};
 
 const MAGIC: &[u8; 8] = b"loomsnap";
 const VERSION: u32 = 1;
@@ -28,12 +28,17 @@ pub struct Snapshot {
 /// Writes one, checks it by reading it back, and lets the oldest go.
 ///
 /// # Errors
-/// What the operating system says; then those before it are untouched.
-pub(crate) fn write(dir: &Path, at: Position, bytes: &[u8]) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| LogError::io(dir, "making", &e))?;
+/// What the operating system says; then those before it are untouched, and it is not there.
+pub(crate) fn write(dir: &Path, at: Position, bytes: &[u8], health: &Health) -> Result<()> {
     let name = format!("{:016x}.snap", at.n);
-    write_whole(dir, &name, &encode(at, bytes))?;
+    put_whole(dir, &name, &encode(at, bytes))?;
     let path = dir.join(name);
+    if let Err(error) = health.sync(|| sync_dir(dir)) {
+        // A power cut may take its name back, so nothing may be deleted for it. If it stays, nobody deletes any more: the
+        // sync that failed was the last one that the partition counts on.
+        let _ = fs::remove_file(&path);
+        return Err(error);
+    }
     let written = read(&path)?;
     if written.at != at || written.bytes != bytes {
         return Err(damaged(&path, "it is not what was written"));
@@ -165,7 +170,6 @@ fn decode(path: &Path, file: &[u8]) -> Result<Snapshot> {
 
 fn trim(dir: &Path) -> Result<()> {
     let mut sound_ones = 0;
-    let mut removed = false;
     for (_, path) in list(dir)?.into_iter().rev() {
         if sound_ones < KEPT {
             // One that is damaged counts for nothing, and stays as evidence until two sound ones are newer.
@@ -173,9 +177,9 @@ fn trim(dir: &Path) -> Result<()> {
             continue;
         }
         fs::remove_file(&path).map_err(|e| LogError::io(&path, "removing", &e))?;
-        removed = true;
     }
-    if removed { sync_dir(dir) } else { Ok(()) }
+    // Nobody needs it to be gone for good: one that comes back is as sound as it was.
+    Ok(())
 }
 
 fn damaged(path: &Path, why: &str) -> LogError {
@@ -184,5 +188,33 @@ fn damaged(path: &Path, why: &str) -> LogError {
         at: 0,
         n: None,
         why: why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(n: u64) -> Position {
+        Position {
+            partition: 1,
+            epoch: 1,
+            n,
+        }
+    }
+
+    // requirement: SNAP-NAMED
+    #[test]
+    fn a_snapshot_whose_name_could_not_be_synced_is_not_there_for_anybody_to_count_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let health = Health::default();
+        write(dir.path(), at(10), b"one", &health).unwrap();
+        write(dir.path(), at(20), b"two", &health).unwrap();
+        let failed = std::io::Error::from_raw_os_error(5);
+        let failed = LogError::io(dir.path(), "syncing", &failed);
+        health.sync(|| Err(failed.clone())).unwrap_err();
+        assert_eq!(write(dir.path(), at(30), b"three", &health), Err(failed));
+        assert_eq!(sound(dir.path()).unwrap(), [at(10), at(20)]);
+        assert_eq!(newest(dir.path()).unwrap().0.unwrap().bytes, b"two");
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Bench, LONG, boot, noise, open, small, step, texts, tree, try_open};
-use loom_core::{Code, Error, Level};
+use loom_core::{Code, Error, Level, Position};
 use loom_log::{
     Boot, Directory, File, Files, LogError, MakeStorage, Op, Options, Retention, Storage,
 };
@@ -352,6 +352,56 @@ fn pieces_that_retention_moved_and_could_not_sync_fence_the_log_and_stay_where_t
     assert!(blobs.exists());
     let error = bench.put(Level::Disk, step(b"small")).unwrap_err();
     assert_eq!(error.code, Code::Unavailable);
+}
+
+// requirement: SNAP-NAMED
+#[test]
+fn nothing_is_deleted_once_a_sync_has_failed_that_may_have_been_that_of_a_snapshot() {
+    let dir = tempdir().unwrap();
+    let faults = Arc::new(Faults::default());
+    let retention = Retention {
+        age_ms: None,
+        bytes: Some(0),
+    };
+    let options = Options {
+        storage: faults.storage(),
+        retention,
+        ..small()
+    };
+    let mut bench = try_open(dir.path(), options, &boot()).unwrap();
+    for name in [b"one", b"two"] {
+        let body = noise(9, 15_000);
+        let places: Vec<_> = (0..1_200)
+            .map(|_| bench.put(Level::Os, step(&body)).unwrap())
+            .collect();
+        bench.log.snapshot(*places.last().unwrap(), name).unwrap();
+    }
+    faults.fail(
+        |op| {
+            matches!(
+                op,
+                Op::SyncDirectory {
+                    directory: Directory::Blobs
+                }
+            )
+        },
+        broken(),
+        1,
+    );
+    bench
+        .put(Level::Disk, step(&noise(1, 300_000)))
+        .unwrap_err();
+    let before = tree(&dir.path().join("main/log"));
+    let error = bench.log.retain(bench.partition, None).unwrap_err();
+    assert!(matches!(error, LogError::ReadOnly { .. }), "{error}");
+    let at = Position {
+        n: 1,
+        ..bench.opened.end
+    };
+    bench.log.snapshot(at, b"three").unwrap_err();
+    assert_eq!(tree(&dir.path().join("main/log")), before);
+    assert_eq!(tree(&dir.path().join("main/snapshots")).len(), 2);
+    assert!(before.len() > 2, "{before:?}");
 }
 
 // requirement: BLOB-FAULTS
@@ -695,6 +745,38 @@ fn what_a_killed_process_had_written_is_found_and_a_torn_end_is_cut_off_and_coun
     let again = open(&torn);
     assert_eq!(texts(&again.found), kept[..19]);
     assert!(again.opened.torn_bytes > 0);
+}
+
+fn mark(dir: &Path) -> u64 {
+    let bytes = fs::read(dir.join("main/mark")).unwrap();
+    u64::from_le_bytes(*bytes.first_chunk().unwrap())
+}
+
+// requirement: LOG-MARK
+#[test]
+fn the_mark_does_not_cover_what_recovery_found_and_could_not_make_safe() {
+    let dir = tempdir().unwrap();
+    let lazy = Options {
+        sync_ms: 600_000,
+        ..small()
+    };
+    let mut bench = try_open(dir.path(), lazy, &boot()).unwrap();
+    let synced = bench.put_text("synced");
+    bench.put(Level::Os, step(b"written")).unwrap();
+    let copy = dir.path().join("after");
+    copy_tree(dir.path(), &copy);
+    assert_eq!(mark(&copy), synced.n + 1);
+
+    let faults = Arc::new(Faults::default());
+    let storage = faults.storage();
+    faults.fail(|op| matches!(op, Op::Sync { .. }), broken(), 1);
+    try_open(&copy, Options { storage, ..small() }, &boot())
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(mark(&copy), synced.n + 1, "a power cut may take the rest");
+    let again = open(&copy);
+    assert_eq!(texts(&again.found), ["synced", "written"]);
+    assert!(mark(&copy) > synced.n + 2);
 }
 
 fn copy_tree(from: &Path, to: &Path) {

@@ -475,6 +475,24 @@ fn a_backup_of_a_log_in_use_holds_all_up_to_its_position_and_restores_to_the_sam
     }
 }
 
+// requirement: BACKUP-WHOLE
+#[test]
+fn what_a_process_of_the_same_number_left_half_done_is_in_nobodys_way() {
+    let dir = tempdir().unwrap();
+    let mut bench = open(&dir.path().join("log"));
+    bench.put_text("one");
+    let copy = dir.path().join("copy");
+    let left = dir
+        .path()
+        .join(format!("copy.{}.partial", std::process::id()));
+    fs::create_dir_all(left.join("main/log")).unwrap();
+    fs::write(left.join("main/partition"), "7").unwrap();
+    fs::write(left.join("main/stray"), "x").unwrap();
+    let report = bench.log.backup(&copy).unwrap();
+    assert_eq!(loom_log::verify_backup(&copy).unwrap(), report);
+    assert!(!left.exists());
+}
+
 // requirement: BACKUP-REFUSED
 #[test]
 fn a_backup_or_a_restore_into_something_that_is_there_is_refused() {

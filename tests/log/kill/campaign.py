@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from itertools import count as numbers
@@ -19,10 +19,16 @@ from tests.log.kill.harness import (
     kill_trial,
     victim,
 )
+from tests.log.kill.states import state_trial
 
 Trial: TypeAlias = Callable[[int, Count], None]
 
-COUNTED: Final = frozenset({"kills", "clients"})  # goes on until so many were killed
+# What goes on until there were so many of something.
+COUNTED: Final[Mapping[str, Callable[[Count], int]]] = {
+    "kills": lambda count: count.kills,
+    "clients": lambda count: count.kills,
+    "states": lambda count: count.states,
+}
 _WORKERS: Final = 2
 _SAY_EACH: Final = 100
 
@@ -31,6 +37,7 @@ TRIALS: Final[dict[str, Trial]] = {
     "faults": fault_trial,
     "syncs": failing_sync,
     "clients": client_trial,
+    "states": state_trial,
 }
 
 
@@ -39,12 +46,13 @@ def run(kind: str, first: int, wanted: int) -> Count:
     if kind != "clients":
         victim()  # built once, before two ask for it
     total = Count()
+    of = COUNTED.get(kind)
     seeds = numbers(first) if kind in COUNTED else iter(range(first, first + wanted))
     with ThreadPoolExecutor(_WORKERS) as pool:
         running: set[Future[Count]] = set()
         said = 0
         while True:
-            while len(running) < _WORKERS and (kind not in COUNTED or total.kills < wanted):
+            while len(running) < _WORKERS and (of is None or of(total) < wanted):
                 seed = next(seeds, None)
                 if seed is None:
                     break

@@ -50,6 +50,7 @@ class Load:
     segment_bytes: int = 65_536
     snapshot_every: int = 0  # batches; 0: never
     keep_segments: int = 0  # 0: all of them
+    backup_every: int = 0  # batches; 0: never
     again: bool = False  # publish again what was refused for want of space
 
     def arguments(self) -> list[str]:
@@ -62,6 +63,7 @@ class Load:
             f"segment-bytes={self.segment_bytes}",
             f"snapshot-every={self.snapshot_every}",
             f"keep-segments={self.keep_segments}",
+            f"backup-every={self.backup_every}",
             f"again={int(self.again)}",
         ]
 
@@ -228,6 +230,13 @@ def inspect(history: History, place: Path) -> dict[str, Any]:
     )
     expect(done.returncode == 0, f"it does not open: {done.stdout[-500:]}{done.stderr[-1500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    judge(history, found)
+    history.acked[found["recovered"]] = found["next"]
+    return found
+
+
+def judge(history: History, found: Mapping[str, Any]) -> None:
+    """Hold what an inspector has found against all that was acked."""
     kept: dict[int, int] = {int(batch): n for batch, n in found["positions"].items()}
     first, end = found["first"], found["recovered"]
     lost = sorted(b for b in history.acked if b >= end or (b >= first and b not in kept))
@@ -235,8 +244,6 @@ def inspect(history: History, place: Path) -> dict[str, Any]:
     moved = sorted(b for b, n in history.acked.items() if b in kept and kept[b] != n)
     expect(not moved, f"acked at another position: {moved}")
     expect(found["state"] == found["expected"], "the state is not that of the prefix")
-    history.acked[end] = found["next"]
-    return found
 
 
 @dataclass(slots=True)
@@ -246,6 +253,7 @@ class Count:
     kills: int = 0
     missed: int = 0  # the victim ended before its N-th call
     faults: int = 0
+    states: int = 0  # different ones that a power cut may leave
     acked: int = 0
     torn: int = 0  # recoveries that cut a torn tail
     by_call: dict[str, int] = field(default_factory=dict[str, int])
@@ -256,6 +264,7 @@ class Count:
         self.kills += other.kills
         self.missed += other.missed
         self.faults += other.faults
+        self.states += other.states
         self.acked += other.acked
         self.torn += other.torn
         for name, kills in other.by_call.items():
