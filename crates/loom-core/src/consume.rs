@@ -379,6 +379,22 @@ impl Core {
         }
     }
 
+    /// One more group consumes a log only where its place in it can be kept.
+    pub(crate) fn check_consumers(&self, space: SpaceId, group: &str) -> Result<()> {
+        let most = self.limits.consumers;
+        let partition = self.space(space).and_then(|space| space.partition);
+        let Some(part) = partition.and_then(|partition| self.parts.get(&partition)) else {
+            return Ok(());
+        };
+        if part.consumers.len() < most || part.consumers.values().any(|it| *it.group == *group) {
+            return Ok(());
+        }
+        let message = format!("{most} groups consume this log already");
+        Err(Error::exhausted("consumers", message)
+            .field("group")
+            .hint("let agents share a group, or let them listen with qos=\"realtime\""))
+    }
+
     /// Makes an agent a member of its group's consumer.
     pub(crate) fn enlist(&mut self, id: SubId, start: u64, max_deliver: u32, at: Moment) {
         let Some(sub) = self.subs.get(id).filter(|sub| !sub.lossy) else {

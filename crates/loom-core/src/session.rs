@@ -135,6 +135,9 @@ impl Core {
         )?);
         self.check_is_new(session, spec.name)?;
         let start = self.read_start(space, spec.start)?;
+        if spec.qos != Qos::Realtime {
+            self.check_consumers(space, group)?;
+        }
         let group = self.open_group(space, group);
         let sub = SubscriptionSpec {
             filters,

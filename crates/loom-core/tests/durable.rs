@@ -337,6 +337,43 @@ fn an_event_whose_handler_fails_waits_longer_each_time_and_holds_only_its_own_la
     assert_eq!((row.matched, row.delivered, row.redelivered), (3, 3, 3));
 }
 
+// requirement: DUR-GROUPS
+#[test]
+fn one_group_too_many_is_refused_and_those_that_the_log_knows_come_back() {
+    let (mut w, mut log) = Log::world(Limits {
+        consumers: 2,
+        ..Limits::default()
+    });
+    let s = w.session();
+    w.agent(s, "a", &["d.a"]);
+    w.agent(s, "b", &["d.a"]);
+    log.serve(&mut w);
+    log.restart(&mut w);
+    let s = w.session();
+    let spec = |name, group, qos| AgentSpec {
+        name,
+        filters: &["d.a"],
+        group,
+        concurrency: 1,
+        qos,
+        info: b"{}",
+        start: Start::Now,
+        max_deliver: 0,
+    };
+    let third = spec("c", "", Qos::Batched);
+    let refused = w.core.register(s, &third, w.at).unwrap_err();
+    assert_eq!(refused.code, Code::Exhausted);
+    assert_eq!(refused.field.as_deref(), Some("group"));
+    assert_eq!(refused.limit, Some("consumers"));
+    for known in ["a", "b"] {
+        let member = spec("c", known, Qos::Batched);
+        let handle = w.core.register(s, &member, w.at).unwrap();
+        w.core.remove(s, handle, w.at).unwrap();
+    }
+    let lossy = spec("c", "", Qos::Realtime);
+    w.core.register(s, &lossy, w.at).unwrap();
+}
+
 // requirement: DUR-RETRY, DUR-RESTART
 #[test]
 fn a_pause_holds_over_a_restart() {
