@@ -95,9 +95,9 @@ PIECES: Mapping[str, Piece] = {
     ),
     "states": Piece(
         "states of the disk that a power cut may leave, of what a real process did",
-        lambda: campaign("states", 20_000 * SCALE),
+        lambda: campaign("states", 10_000 * SCALE),
         "states",
-        20_000,
+        10_000,
         of_strace,
     ),
     "clients": Piece(

@@ -177,18 +177,23 @@ fn finish(partial: &Path, to: &Path, report: Result<Report>) -> Result<Report> {
     let named = report.and_then(|report| {
         sync_tree(partial)?;
         fs::rename(partial, to).map_err(|e| LogError::io(to, "naming", &e))?;
-        let parent = to.parent().filter(|p| !p.as_os_str().is_empty());
-        if let Err(error) = sync_dir(parent.unwrap_or(Path::new("."))) {
-            let _ = fs::rename(to, partial);
-            return Err(error);
-        }
         Ok(report)
     });
-    if named.is_err() {
-        // What is left of it bears a name of its own and hurts nobody.
+    // What is left of it after a failure bears a name of its own and hurts nobody.
+    let Ok(report) = named else {
+        let _ = fs::remove_dir_all(partial);
+        return named;
+    };
+    let above = to.parent().filter(|p| !p.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    let Err(error) = sync_dir(above) else {
+        return Ok(report);
+    };
+    // Nothing in it is removed before a power cut can no more bring it back under the name of a whole one.
+    if fs::rename(to, partial).is_ok() && sync_dir(above).is_ok() {
         let _ = fs::remove_dir_all(partial);
     }
-    named
+    Err(error)
 }
 
 fn sync_tree(dir: &Path) -> Result<()> {

@@ -62,7 +62,7 @@ def run(kind: str, first: int, wanted: int) -> Count:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 total.add(future.result())
-            if (now := total.kills + total.faults) // _SAY_EACH > said:
+            if (now := total.kills + total.faults + total.states) // _SAY_EACH > said:
                 said = now // _SAY_EACH
                 print(f"{now} {kind}, {len(total.failures)} failures", file=sys.stderr, flush=True)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.log.kill import campaign
 from tests.log.kill.disk import LeftOut
 from tests.log.kill.harness import STRACE, BrokenPromiseError, Load
-from tests.log.kill.states import MEMORY, Chain, Checker, Life
+from tests.log.kill.states import MEMORY, Chain, Checker, Life, trace
 
 SEED = 1
 STATES = 2_500
@@ -65,6 +65,21 @@ def test_what_was_acked_is_in_every_state_that_a_power_cut_may_leave() -> None:
 def test_a_sync_that_is_left_out_is_found(what: str) -> None:
     with tempfile.TemporaryDirectory(dir=MEMORY) as place, pytest.raises(BrokenPromiseError):
         follow(LEFT_OUT[what], place, 30 if what.endswith("backup") else 0)
+
+
+@pytest.mark.requirement("BACKUP-WHOLE")
+def test_a_backup_whose_name_could_not_be_synced_is_whole_or_not_there() -> None:
+    load = Load(seed=3, batches=4, in_flight=1, backup_every=4)
+    dice = random.Random(1)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place, Checker(load, Path(place)) as checker:
+        (Path(place) / "first").mkdir()
+        steps = trace(Life(data="data"), load, Path(place) / "first")
+        syncs = sum(step.begins and step.call.name == "fsync" for step in steps)
+        last = f"fsync:error=EIO:when={syncs}"  # one thread makes them all
+        chain = Chain(load, Path(place))
+        chain.live(Life(data="data", injection=last), 400, checker, dice)
+        assert chain.states > 100
+        assert not chain.told.backups
 
 
 def test_a_log_that_makes_all_its_syncs_passes() -> None:
