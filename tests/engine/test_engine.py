@@ -431,6 +431,27 @@ def test_an_agent_that_takes_its_events_as_realtime_keeps_the_newest(session: Se
     session.remove(handle)
 
 
+@pytest.mark.requirement("LOADED-ANYWHERE")
+def test_a_thread_that_ends_may_have_loaded_the_engine() -> None:
+    code = """
+import threading
+
+
+def use():
+    from loom._engine import Engine
+
+    Engine().attach("default", "app").emit
+
+
+for _ in range(50):
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.requirement("WAKE-LOOP")
 def test_a_session_is_woken_by_another_and_not_by_itself(session: Session, other: Session) -> None:
     handle = session.register("a", ["q"], "", 4, b"{}", False)
