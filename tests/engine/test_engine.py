@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -467,6 +468,23 @@ def test_a_session_is_woken_by_another_and_not_by_itself(session: Session, other
     assert is_readable(session)
     assert drain(session).ready == [handle]
     assert not is_readable(session)
+
+
+@pytest.mark.requirement("WAKE-LOOP")
+def test_a_loop_that_the_log_has_woken_does_not_turn_in_vain(tmp_path: Path) -> None:
+    engine = Engine(data=str(tmp_path))
+    engine.open("default")
+    session = engine.attach("default", "app")
+    in_vain = 0
+    for _ in range(count := 1_000):
+        ticket = session.offer(session.root, None, "q", b"{}", BATCHED, None, 1)
+        assert isinstance(ticket, int)
+        while not drain(session).accepted:
+            in_vain += 1
+            assert select.select([session.fd], [], [], 20)[0]
+    session.close()
+    engine.close()
+    assert in_vain < 3 * count  # one waits, one may come when nothing is there any more
 
 
 @pytest.mark.requirement("WAKE-LOOP")

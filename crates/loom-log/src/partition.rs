@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     mark: MarkFile,
     /// How many of those whom the last sync answered have not come back.
     pub(crate) expected: usize,
+    /// How many syncs in a row have answered one batch only.
+    pub(crate) lonely: u32,
     /// The last thing that went wrong, in more words than the machine keeps.
     failed: Option<LogError>,
 }
@@ -82,6 +84,7 @@ impl Partition {
                 machine,
                 mark,
                 expected: 0,
+                lonely: 0,
                 failed: None,
             }),
             moved: Condvar::new(),
@@ -358,6 +361,10 @@ impl Driver {
         self.machine.hold();
         self.done(id, result);
         self.expected = self.machine.answers();
+        self.lonely = match self.expected {
+            1 => self.lonely.saturating_add(1),
+            _ => 0,
+        };
         if self.expected == 0 {
             self.machine.release();
         }

@@ -20,6 +20,8 @@ pub(crate) const JUMP_MS: u64 = spec::LOG_CLOCK_JUMP_MS;
 /// Those whom a sync answered have this part of its time to come back, and not more than that.
 const MOMENT: u32 = 8;
 const LONGEST_MOMENT: Duration = Duration::from_millis(1);
+/// After so many syncs in a row that answered one batch only, the next of these is synced where it was written.
+const LONELY: u32 = 8;
 /// What a record takes while it waits, besides its body, about.
 const HEAD: usize = 256;
 
@@ -364,6 +366,7 @@ impl Shared {
         let mut driver = partition.driver();
         let before = driver.machine.pending_bytes() as u64;
         let mut answers = Vec::new();
+        let is_alone = driver.lonely >= LONELY && appends.len() == 1;
         driver.came_back(appends.len());
         for append in appends {
             let ticket = append.ticket;
@@ -382,8 +385,12 @@ impl Shared {
         let mut left = partition.drive(&mut driver, before);
         drop(driver);
         left.answers.append(&mut answers);
+        let sync = left.ops.pop_if(|(_, op)| is_alone && is_commit(op));
         self.pass_on(&partition, left);
         self.refuse(refused);
+        if let Some((id, op)) = sync {
+            self.commit_here(&partition, id, &op);
+        }
         Some(number)
     }
 
@@ -493,12 +500,7 @@ impl Shared {
     /// The thread that syncs.
     pub(crate) fn sync(&self) {
         while let Some((partition, id, op)) = self.syncs.next() {
-            if matches!(
-                op,
-                Op::Sync {
-                    file: File::Segment(_)
-                }
-            ) {
+            if is_commit(&op) {
                 self.commit(&partition, id, &op);
             } else {
                 self.work(&partition, id, &op);
@@ -531,6 +533,21 @@ impl Shared {
         self.ask(partition, Driver::go_on);
     }
 
+    /// Syncs a commit on the thread that wrote it. To wake the other one takes longer than all that could be written
+    /// meanwhile, as long as one publisher at a time waits for the disk.
+    fn commit_here(&self, partition: &Arc<Partition>, id: OpId, op: &Op) {
+        self.counts.syncs.fetch_add(1, Ordering::Relaxed);
+        let done = self.perform(partition, op);
+        let is_crowded = !lock(&self.queue).batches.is_empty();
+        self.ask(partition, |driver| {
+            driver.synced(id, done);
+            driver.go_on();
+            if is_crowded {
+                driver.lonely = 0;
+            }
+        });
+    }
+
     /// The thread that does what takes long.
     pub(crate) fn chores(&self) {
         while let Some((partition, id, op)) = self.chores.next() {
@@ -555,6 +572,16 @@ impl Shared {
 /// The record of a jump.
 pub(crate) fn jump(from_ms: u64, to_ms: u64) -> Record {
     Record::ClockJump(ClockJump { from_ms, to_ms })
+}
+
+/// Whether it makes written records durable.
+fn is_commit(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Sync {
+            file: File::Segment(_)
+        }
+    )
 }
 
 /// Batches of one partition together, in their order.

@@ -50,7 +50,7 @@ pub(crate) struct Wake {
     files: Mutex<Option<(File, Option<File>)>>,
     /// The inbox has something.
     pending: AtomicBool,
-    /// Something was written since the last read.
+    /// Something is written, or is about to be.
     written: AtomicBool,
     /// The thread that drains.
     owner: AtomicU64,
@@ -85,28 +85,35 @@ impl Wake {
         self.owner.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// Makes the descriptor readable. The flag is set after the write: a reader in between reads once too often, never
-    /// once too seldom.
+    /// Makes the descriptor readable, unless it is or is about to be: one who finds the flag set put something into the
+    /// inbox before, and whoever takes the flag back looks into that afterwards.
     pub(crate) fn write(&self) {
+        if self.written.swap(true, Ordering::AcqRel) {
+            return;
+        }
         if let Some((reader, writer)) = &*self.files() {
             let mut file = writer.as_ref().unwrap_or(reader);
-            // A full pipe is readable already.
+            // What can be written once to an empty pipe or counter does not fail.
             let _ = file.write(&1u64.to_ne_bytes());
         }
-        self.written.store(true, Ordering::Release);
     }
 
     /// Makes the descriptor not readable; the caller is the thread that drains from here on.
     pub(crate) fn read(&self) {
         self.owner.store(this_thread(), Ordering::Relaxed);
-        if self.written.swap(false, Ordering::AcqRel) {
-            let mut buffer = [0u8; 512];
-            if let Some((reader, _)) = &*self.files() {
-                let mut file = reader;
-                // Nothing to read is what was wanted.
-                let _ = file.read(&mut buffer);
+        if !self.written.load(Ordering::Acquire) {
+            return;
+        }
+        let mut buffer = [0u8; 512];
+        if let Some((reader, _)) = &*self.files() {
+            let mut file = reader;
+            if file.read(&mut buffer).is_err() {
+                // Who has set the flag has not written yet: it is read the next time, or the loop would be woken by
+                // what nobody takes, again and again, until that thread goes on.
+                return;
             }
         }
+        self.written.swap(false, Ordering::AcqRel);
     }
 
     /// Gives the descriptors back, whoever still holds the session: nobody is woken any more.
