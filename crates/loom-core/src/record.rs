@@ -796,6 +796,9 @@ fn read<M: Message + Default>(kind: u8, head: &[u8]) -> Result<M> {
 }
 
 impl Record {
+    /// The number of events.
+    pub const EVENT: u8 = 10;
+
     /// Its number in the log.
     pub const fn kind(&self) -> u8 {
         match self {
@@ -803,7 +806,7 @@ impl Record {
             Self::Closed(_) => 2,
             Self::Gap(_) => 3,
             Self::ClockJump(_) => 4,
-            Self::Event(_) => 10,
+            Self::Event(_) => Self::EVENT,
             Self::Consumer(_) => 11,
             Self::ConsumerGone(_) => 12,
             Self::Started(_) => 13,
@@ -882,7 +885,7 @@ impl Record {
             2 => Self::Closed(read(kind, head)?),
             3 => Self::Gap(read(kind, head)?),
             4 => Self::ClockJump(read(kind, head)?),
-            10 => {
+            Self::EVENT => {
                 let mut envelope = read::<EventHead>(kind, head)?.envelope(body)?;
                 envelope.position = Some(position);
                 Self::Event(Arc::new(envelope))

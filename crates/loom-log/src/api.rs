@@ -158,6 +158,8 @@ pub struct ReadLimit {
     pub records: usize,
     /// Bytes of heads and bodies.
     pub bytes: usize,
+    /// Only those of this kind ([`Record::kind`]); the others are passed over.
+    pub only: Option<u8>,
 }
 
 impl Default for ReadLimit {
@@ -165,6 +167,7 @@ impl Default for ReadLimit {
         Self {
             records: 1_024,
             bytes: 4 << 20,
+            only: None,
         }
     }
 }

@@ -169,6 +169,7 @@ impl Log {
         let one = ReadLimit {
             records: 1,
             bytes: 1,
+            only: None,
         };
         let batch = self.read(partition, n, one)?;
         let found = batch.records.into_iter().next();

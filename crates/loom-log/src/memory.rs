@@ -135,6 +135,9 @@ impl Memory {
         let mut records = Vec::new();
         let mut bytes = 0;
         for (n, record) in kept.records.range(begin..) {
+            if most.only.is_some_and(|kind| kind != record.kind()) {
+                continue;
+            }
             bytes += record.body().len();
             let full = records.len() >= most.records || bytes > most.bytes;
             if full && !records.is_empty() {
@@ -162,6 +165,7 @@ impl Memory {
         let one = ReadLimit {
             records: 1,
             bytes: 0,
+            only: None,
         };
         let batch = self.read(partition, n, one)?;
         let found = batch.records.into_iter().next();

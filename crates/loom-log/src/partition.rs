@@ -501,6 +501,10 @@ impl Filling {
             if n < self.batch.next {
                 continue;
             }
+            if self.most.only.is_some_and(|kind| kind != stored.kind) {
+                self.batch.next = n + 1;
+                continue;
+            }
             if self.is_full() {
                 return Ok(true);
             }

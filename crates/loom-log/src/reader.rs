@@ -170,6 +170,7 @@ impl Reader {
         let one = ReadLimit {
             records: 1,
             bytes: 1,
+            only: None,
         };
         let batch = self.read(namespace, n, one)?;
         let found = batch.records.into_iter().next();

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use common::{LONG, boot, noise, open, small, step, text, texts, tree, try_open};
 use loom_core::Level;
-use loom_core::record::Record;
-use loom_log::{LogError, Options, ReadLimit, Reader};
+use loom_core::record::{ClockJump, Outgoing, Record};
+use loom_log::{Log, LogError, Options, ReadLimit, Reader};
 use tempfile::tempdir;
 
 // requirement: LOG-FILES
@@ -105,6 +105,7 @@ fn a_read_stops_at_its_limits_and_goes_on_where_it_stopped() {
     let three = ReadLimit {
         records: 3,
         bytes: 1 << 20,
+        only: None,
     };
     loop {
         let batch = bench.log.read(bench.partition, from, three).unwrap();
@@ -119,6 +120,7 @@ fn a_read_stops_at_its_limits_and_goes_on_where_it_stopped() {
     let few_bytes = ReadLimit {
         records: 100,
         bytes: 150,
+        only: None,
     };
     let batch = bench.log.read(bench.partition, at.n, few_bytes).unwrap();
     assert_eq!(batch.records.len(), 2);
@@ -127,6 +129,51 @@ fn a_read_stops_at_its_limits_and_goes_on_where_it_stopped() {
         .read(bench.partition, at.n + 11, three)
         .unwrap_err();
     assert!(matches!(behind, LogError::Foreign { .. }), "{behind}");
+}
+
+// requirement: LOG-READ
+#[test]
+fn a_read_of_one_kind_passes_the_others_over() {
+    let kind = step(b"").kind();
+    let memory = Log::memory(&Options::default());
+    let opened = memory.partition("main", &boot(), &mut |_| {}).unwrap();
+    let dir = tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let jump = || {
+        Record::ClockJump(ClockJump {
+            from_ms: 1,
+            to_ms: 2,
+        })
+    };
+    let records = || vec![jump(), step(b"a"), jump(), jump(), step(b"b"), jump()];
+    let ticket = bench.send_all(Level::Disk, records());
+    bench.inbox.wait(ticket).unwrap();
+    let out = Outgoing {
+        partition: opened.partition,
+        ticket: None,
+        level: Level::Disk,
+        batch: records().into(),
+    };
+    memory.append(vec![out]).unwrap();
+    for (log, partition) in [(&bench.log, bench.partition), (&memory, opened.partition)] {
+        let found = |from, most| {
+            let batch = log.read(partition, from, most).unwrap();
+            let places: Vec<u64> = batch.records.iter().map(|(at, _)| at.n).collect();
+            (places, batch.next, batch.at_end)
+        };
+        let whole = log.read(partition, 0, ReadLimit::default()).unwrap();
+        let steps = whole.records.iter().filter(|(_, r)| r.kind() == kind);
+        let steps: Vec<u64> = steps.map(|(at, _)| at.n).collect();
+        let (first, second) = (vec![steps[0]], vec![steps[1]]);
+        let mut most = ReadLimit {
+            only: Some(kind),
+            ..ReadLimit::default()
+        };
+        assert_eq!(found(0, most), (steps, whole.next, true));
+        most.records = 1;
+        assert_eq!(found(0, most).0, first);
+        assert_eq!(found(first[0] + 1, most).0, second);
+    }
 }
 
 // requirement: LOG-READ

@@ -157,6 +157,7 @@ fn a_log_in_memory_answers_at_once_and_is_read_as_one_on_disk() {
     let three = ReadLimit {
         records: 3,
         bytes: 1 << 20,
+        only: None,
     };
     let batch = log.read(1, 0, three).unwrap();
     assert_eq!(

@@ -389,6 +389,7 @@ impl Store {
         loop {
             let most = ReadLimit {
                 records: (read.most - events.len()).max(1),
+                only: Some(Record::EVENT),
                 ..ReadLimit::default()
             };
             let batch = match self.log.read(read.partition, next, most) {

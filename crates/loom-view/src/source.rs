@@ -60,6 +60,7 @@ impl Source for LogSource {
         let most = ReadLimit {
             records: spec::VIEW_PORTION,
             bytes: spec::VIEW_PORTION_BYTES,
+            only: None,
         };
         let batch = match self.reader.read(&self.namespace, from.unwrap_or(0), most) {
             Err(LogError::Expired { first, .. }) if from.is_none() => {
