@@ -14,6 +14,8 @@ class Limit(NamedTuple):
 
 
 PAYLOAD_BYTES: Final = 1_048_576
+KEPT_PAYLOAD_BYTES: Final = 8_388_608
+HELD_PAYLOAD_BYTES: Final = 67_108_864
 TOPIC_TOKENS: Final = 16
 TOPIC_BYTES: Final = 256
 AGENT_FILTERS: Final = 64
@@ -146,6 +148,18 @@ LIMITS: Final[Mapping[str, Limit]] = {
         PAYLOAD_BYTES,
         PAYLOAD_BYTES,
         "one piece of data that is copied twice must not stop a loop for longer than a millisecond",
+    ),
+    "kept_payload_bytes": Limit(
+        "bytes",
+        KEPT_PAYLOAD_BYTES,
+        KEPT_PAYLOAD_BYTES,
+        "data that the log keeps: a durable event, a call that it records; a queue holds one",
+    ),
+    "held_payload_bytes": Limit(
+        "bytes",
+        HELD_PAYLOAD_BYTES,
+        HELD_PAYLOAD_BYTES,
+        "large data that the turns of an agent, or the calls of a namespace, hold at once",
     ),
     "topic_tokens": Limit(
         "tokens",

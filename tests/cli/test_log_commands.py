@@ -647,6 +647,55 @@ def test_a_dead_letter_is_listed_shown_and_published_anew_once_with_other_data(
     assert loom("dlq", "list", "--data", dead).out == ""
 
 
+SCANS = '''
+import loom
+
+app = loom.App("scans")
+
+
+@app.agent("shelf", topics=["scan.*"])
+async def shelf(ctx: loom.Context, event: loom.Event) -> None:
+    """Keeps scans, but none that is not read well."""
+    if "?" in event.data:
+        await event.term(reason="unreadable")
+        return
+    await ctx.memory.put("kept", len(event.data))
+
+
+async def main(ctx: loom.Context, args: list[str]) -> None:
+    """Hand in one scan of five mebibytes, or say what was kept."""
+    if args:
+        await ctx.emit("scan.new", args[0] * (5 << 20), ack="disk")
+    else:
+        return await ctx.memory.get("kept")
+'''
+
+
+@pytest.mark.requirement("LARGE-EVENT", "CLILOG-DLQ")
+def test_a_large_event_is_shown_and_published_anew_from_the_dead(
+    loom: Loom, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(SCANS, encoding="utf-8")
+    ran = run_shop(tmp_path, "?")
+    assert ran.returncode == 0, ran.stderr
+    data = tmp_path / "data"
+    events = loom("logs", "--topic", "scan.new", "--data", data, "--json").lines
+    assert [event["bytes"] for event in events] == [(5 << 20) + 2]
+    (letter,) = loom("dlq", "list", "--data", data, "--json").lines
+    shown = loom("dlq", "show", letter["id"], "--data", data)
+    assert shown.code == 0, shown.err
+    again = loom("dlq", "redrive", letter["id"], "--data", data)
+    assert again.code == 0, again.err
+    assert run_shop(tmp_path).returncode == 0
+    (letter,) = loom("dlq", "list", "--data", data, "--json").lines
+    payload = json.dumps("x" * (6 << 20))
+    mended = loom("dlq", "redrive", letter["id"], "--payload", payload, "--data", data)
+    assert mended.code == 0, mended.err
+    assert run_shop(tmp_path).returncode == 0
+    assert loom("dlq", "list", "--data", data).out == ""
+    assert run_shop(tmp_path).stdout == f"{6 << 20}\n"
+
+
 @pytest.mark.requirement("CLILOG-DLQ")
 @pytest.mark.parametrize(
     ("words", "code"),

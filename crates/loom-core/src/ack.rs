@@ -125,8 +125,10 @@ impl Core {
         if !again {
             self.topics.books(item.env.books).queued -= 1;
         }
+        let held = self.held_by(&item.env);
         if let Some(found) = self.subs.get_mut(sub) {
             found.leased += 1;
+            found.spare -= held;
         }
         let lease = self.leases.insert(Lease {
             session,
@@ -201,6 +203,16 @@ impl Core {
         if let Some(found) = self.leases.remove(lease) {
             self.give_back(&found, None, at);
         }
+    }
+
+    /// What the turns of an agent may hold of large events.
+    pub(crate) fn most_held(&self) -> i64 {
+        i64::try_from(self.limits.held_payload_bytes).unwrap_or(i64::MAX)
+    }
+
+    /// What the turn of a durable event takes of the bytes that large ones may hold.
+    pub(crate) fn held_by(&self, env: &Envelope) -> i64 {
+        i64::try_from(self.large_bytes(env)).unwrap_or(i64::MAX)
     }
 
     /// Claims turns of durable events as long as they are next and there are slots.
@@ -427,9 +439,11 @@ impl Core {
                 found.tally.begun -= 1;
             }
         }
+        let held = self.held_by(&lease.env);
         if let Some(found) = self.subs.get_mut(sub) {
             found.lanes.release(lane);
             found.leased -= 1;
+            found.spare += held;
         }
         if durable.out {
             self.count_durable(sub, lease, failed.is_some());

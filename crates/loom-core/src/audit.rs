@@ -8,6 +8,7 @@ use crate::arena::{SubId, TopicId};
 use crate::books::TopicBooks;
 use crate::core::{Core, Holding};
 use crate::envelope::Envelope;
+use crate::space::SpaceId;
 use crate::stats::Gauges;
 use crate::subscription::Subscription;
 
@@ -50,7 +51,8 @@ impl Core {
         let balanced = subscriptions.iter().all(|sub| sub.balanced)
             && self.topics_balance()
             && self.consumers_balance()
-            && self.waits_balance();
+            && self.waits_balance()
+            && self.held_balances();
         Audit {
             balanced,
             subscriptions,
@@ -65,8 +67,12 @@ impl Core {
             .iter()
             .filter(|(_, lease)| matches!(lease.holding, Holding::Turn { sub, .. } if sub == id));
         let (mut again, mut held_count) = (0, 0);
+        let mut spare = self.most_held();
         for (_, lease) in held {
             held_count += 1;
+            if lease.durable.is_some() {
+                spare -= self.held_by(&lease.env);
+            }
             again += usize::from(lease.durable.as_ref().is_some_and(|it| it.again));
         }
         let held = held_count;
@@ -78,6 +84,7 @@ impl Core {
             && bytes == sub.lanes.bytes()
             && lanes == sub.lanes.len()
             && held == leased_lanes
+            && spare == sub.spare
             && held == sub.leased as usize;
         AuditedSubscription {
             namespace: sub.origin.namespace.to_string(),
@@ -126,6 +133,16 @@ impl Core {
             let mut consumers = part.consumers.iter();
             consumers.all(|(number, found)| self.consumer_balances(part, *number, found))
         })
+    }
+
+    /// What calls hold of large arguments is what walking them finds.
+    fn held_balances(&self) -> bool {
+        let mut held: BTreeMap<SpaceId, usize> = BTreeMap::new();
+        for (_, pending) in self.calls.iter() {
+            *held.entry(pending.space).or_default() += self.large_bytes(&pending.env);
+        }
+        let mut spaces = (0..).map(SpaceId).zip(&self.spaces);
+        spaces.all(|(id, space)| space.held == held.get(&id).copied().unwrap_or_default())
     }
 
     /// Each call and request that was started has ended once, or is open.

@@ -57,6 +57,19 @@ pub(crate) struct Draft {
     pub(crate) options: Option<Box<Options>>,
     pub(crate) reply_to: Option<CallId>,
     pub(crate) deadline: Option<Nanos>,
+    pub(crate) keeper: Keeper,
+}
+
+/// Who keeps a payload: what the log keeps may be larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    Log,
+    /// Nobody, as this event is not durable.
+    Event,
+    /// Nobody, as the log does not record this call.
+    Call,
+    /// Nobody ever does.
+    Nobody,
 }
 
 /// A publish that was read and matched: what is left is room.
@@ -107,6 +120,7 @@ impl Core {
             options: publish.options,
             reply_to: None,
             deadline: None,
+            keeper: level.map_or(Keeper::Event, |_| Keeper::Log),
         };
         let own = source.stamp.as_ref().and_then(|stamp| stamp.sub);
         let tape = self.tape(source.space, publish.turn);
@@ -350,7 +364,7 @@ impl Core {
 
     /// Stamps a draft.
     pub(crate) fn compose(&mut self, source: Source, draft: Draft, at: Moment) -> Result<Envelope> {
-        self.check_payload(&draft.payload)?;
+        self.check_payload(&draft.payload, draft.keeper)?;
         let id = self.ids.mint(at.wall_ms);
         let mut env = Envelope {
             id,
@@ -389,18 +403,45 @@ impl Core {
         Ok(env)
     }
 
-    pub(crate) fn check_payload(&self, payload: &[u8]) -> Result<()> {
+    pub(crate) fn check_payload(&self, payload: &[u8], keeper: Keeper) -> Result<()> {
         if payload.len() <= self.limits.payload_bytes {
             return Ok(());
         }
-        let message = format!(
-            "the payload has {} bytes of at most {}",
-            payload.len(),
-            self.limits.payload_bytes
-        );
-        Err(Error::invalid("payload", message)
-            .limit("payload_bytes")
-            .hint("send a reference to where it lies, or several events"))
+        self.check_large(payload.len(), keeper)
+    }
+
+    /// The bytes of a payload that only the log keeps; 0: it is small.
+    pub(crate) fn large_bytes(&self, env: &Envelope) -> usize {
+        let bytes = env.size();
+        if bytes > self.limits.payload_bytes {
+            bytes
+        } else {
+            0
+        }
+    }
+
+    /// What is too large for a queue that nobody keeps may be small enough for the log.
+    #[cold]
+    fn check_large(&self, bytes: usize, keeper: Keeper) -> Result<()> {
+        let (most, limit) = match keeper {
+            Keeper::Log => (self.limits.kept_payload_bytes, "kept_payload_bytes"),
+            _ => (self.limits.payload_bytes, "payload_bytes"),
+        };
+        if bytes <= most {
+            return Ok(());
+        }
+        let hint = match keeper {
+            Keeper::Log | Keeper::Nobody => "send a reference to where it lies, or several pieces",
+            Keeper::Event => {
+                "make the event durable (ack=, or [log] durable), or send a reference to where it lies"
+            }
+            Keeper::Call => {
+                "call with a key, or in a recorded turn, what has an effect: the log keeps that; \
+                 or hand over a reference to where it lies"
+            }
+        };
+        let message = format!("the payload has {bytes} bytes of at most {most}");
+        Err(Error::invalid("payload", message).limit(limit).hint(hint))
     }
 
     fn read_options(

@@ -209,7 +209,7 @@ impl Core {
 
     /// Whether the log is told of calls that are not pure. Where nothing outlives the process, it is told of those with a
     /// key and of recorded turns only, and of the others when nobody knows what became of them.
-    fn is_told(&self, partition: u32, named: bool) -> bool {
+    pub(crate) fn is_told(&self, partition: u32, named: bool) -> bool {
         let part = self.parts.get(&partition);
         part.is_some_and(|part| named || part.opened.kept)
     }

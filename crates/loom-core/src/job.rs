@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use crate::arena::{CallId, JobId, LeaseId, ProviderId, SessionId};
 use crate::broker::{Attempt, Choice, Wish};
-use crate::bus::{Draft, Source};
+use crate::bus::{Draft, Keeper, Source};
 use crate::core::{Core, Holding, Lease, Pending, Wanted};
 use crate::credit::Credit;
 use crate::effect::{EffectKey, Recalled, Told};
@@ -219,6 +219,12 @@ impl Core {
             now: at.now,
             recorded: tape.map_or(0, |tape| tape.turn),
         };
+        let keeper = if invoke.payload.len() > self.limits.payload_bytes {
+            self.check_held(space, invoke.payload.len())?;
+            self.keeper_of_call(space, &place, key.is_some(), asked.recorded > 0)
+        } else {
+            Keeper::Nobody
+        };
         let draft = Draft {
             topic,
             payload: invoke.payload,
@@ -226,6 +232,7 @@ impl Core {
             options: None,
             reply_to: None,
             deadline: Some(deadline),
+            keeper,
         };
         let mut env = self.compose(source, draft, at)?;
         env.key = key;
@@ -286,6 +293,62 @@ impl Core {
         }
         let message = format!("a stream starts with {credit} chunks of at most {most}");
         Err(Error::invalid("credit", message).limit("stream_chunks"))
+    }
+
+    /// Whether the log keeps the large arguments of a call.
+    fn keeper_of_call(&self, space: SpaceId, place: &Place, keyed: bool, recorded: bool) -> Keeper {
+        let class = match place {
+            Place::Joined(job, _) => return self.keeper_of_job(*job),
+            // A call of its key was written down.
+            Place::Kept(..) | Place::Probed(..) => return Keeper::Log,
+            Place::New(choice) => self.providers.get(choice.provider).map(|it| it.effect),
+        };
+        let told = class != Some(EffectClass::Pure)
+            && self
+                .partition_in(space)
+                .is_some_and(|it| self.is_told(it, keyed));
+        if recorded || told {
+            Keeper::Log
+        } else {
+            Keeper::Call
+        }
+    }
+
+    /// Whether the log keeps the large arguments of a job, or its large result.
+    fn keeper_of_job(&self, job: JobId) -> Keeper {
+        let is_kept = |job: &Job| job.recorded > 0 || job.told == Told::Intent;
+        if self.jobs.get(job).is_some_and(is_kept) {
+            Keeper::Log
+        } else {
+            Keeper::Call
+        }
+    }
+
+    /// Whether the log keeps what an invocation ends with.
+    fn keeper_of_result(&self, lease: LeaseId) -> Keeper {
+        // What nobody waits for any more is written down as what became of its effect.
+        if self.ledger.late.contains_key(&lease) {
+            return Keeper::Log;
+        }
+        match self.leases.get(lease).map(|lease| lease.holding) {
+            Some(Holding::Work { job, .. }) => self.keeper_of_job(job),
+            _ => Keeper::Nobody,
+        }
+    }
+
+    /// Calls hold their arguments until they have ended.
+    fn check_held(&self, space: SpaceId, bytes: usize) -> Result<()> {
+        let most = self.limits.held_payload_bytes;
+        let held = self.space(space).map_or(0, |space| space.held);
+        if held + bytes <= most {
+            return Ok(());
+        }
+        let message =
+            format!("calls under way hold {held} bytes of large arguments, of at most {most}");
+        Err(Error::exhausted("held_payload_bytes", message)
+            .field("payload")
+            .hint("let some of them end first, or hand over a reference to where it lies")
+            .retry_after(self.limits.retry_base_ms))
     }
 
     fn refuse_call(&mut self, source: &Source, invoke: &Invoke<'_>, error: &Error, at: Moment) {
@@ -608,7 +671,9 @@ impl Core {
         payload: Box<[u8]>,
         at: Moment,
     ) -> Result<bool> {
-        self.check_payload(&payload)?;
+        if payload.len() > self.limits.payload_bytes {
+            self.check_payload(&payload, self.keeper_of_result(lease))?;
+        }
         let Some(found) = self.own_lease(session, lease, false)? else {
             return Ok(false);
         };

@@ -4,6 +4,7 @@ use serde::Serialize;
 use smallvec::smallvec;
 
 use crate::arena::{SessionId, Ticket};
+use crate::bus::Keeper;
 use crate::core::Core;
 use crate::effect::{Awaited, Coming, settled};
 use crate::envelope::Position;
@@ -173,7 +174,7 @@ impl Core {
             return Err(Error::invalid("note", message).limit("error_detail_bytes"));
         }
         if let Resolution::Done(result) = &says {
-            self.check_payload(result)?;
+            self.check_payload(result, Keeper::Log)?;
         }
         let partition = self.partition_in(space).unwrap_or_default();
         let Some(found) = self

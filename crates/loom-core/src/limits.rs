@@ -10,6 +10,8 @@ use crate::spec::limits as spec;
 )]
 pub struct Limits {
     pub payload_bytes: usize,
+    pub kept_payload_bytes: usize,
+    pub held_payload_bytes: usize,
     pub topic_tokens: usize,
     pub topic_bytes: usize,
     pub agent_filters: usize,
@@ -90,6 +92,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             payload_bytes: spec::PAYLOAD_BYTES,
+            kept_payload_bytes: spec::KEPT_PAYLOAD_BYTES,
+            held_payload_bytes: spec::HELD_PAYLOAD_BYTES,
             topic_tokens: spec::TOPIC_TOKENS,
             topic_bytes: spec::TOPIC_BYTES,
             agent_filters: spec::AGENT_FILTERS,

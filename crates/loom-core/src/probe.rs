@@ -6,6 +6,7 @@ use smallvec::smallvec;
 
 use crate::arena::{Handle, JobId, ProviderId, SessionId};
 use crate::broker::Provider;
+use crate::bus::Keeper;
 use crate::core::{Core, Kind};
 use crate::effect::{Coming, EffectKey, Told, settled};
 use crate::error::{Code, Detail, Error, Result};
@@ -202,7 +203,7 @@ impl Core {
             return Err(Error::invalid("handle", "only a provider is probed"));
         };
         if let Probed::Done(result) = &says {
-            self.check_payload(result)?;
+            self.check_payload(result, Keeper::Log)?;
         }
         let Some(partition) = self.partition_in(space) else {
             return Ok(false);

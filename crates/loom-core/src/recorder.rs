@@ -178,7 +178,14 @@ impl Core {
         let Some(tape) = self.tape_of(lease) else {
             return Ok(());
         };
-        self.check_payload(&told.result)?;
+        let most = self.limits.log_body_bytes;
+        if told.result.len() > most {
+            let message = format!(
+                "it has {} bytes, and the log takes {most}",
+                told.result.len()
+            );
+            return Err(Error::invalid("result", message).limit("log_body_bytes"));
+        }
         self.check_short("kind", Some(told.kind))?;
         if told.facts.len() > self.limits.error_detail_bytes {
             return Err(Error::invalid("facts", "the facts of a step are too long"));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smallvec::smallvec;
 
 use crate::arena::{SessionId, Ticket};
+use crate::bus::Keeper;
 use crate::consume::ConsumerId;
 use crate::core::Core;
 use crate::envelope::{Envelope, Extra, Position};
@@ -49,7 +50,7 @@ impl Core {
     ) -> Result<Ticket> {
         let space = self.session(session)?.space;
         if let Some(payload) = &payload {
-            self.check_payload(payload)?;
+            self.check_payload(payload, Keeper::Log)?;
         }
         let part = self.space(space).and_then(|space| space.partition);
         let Some(part) = part.and_then(|part| self.parts.get_mut(&part)) else {

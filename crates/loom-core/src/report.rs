@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::arena::{CallId, SessionId};
+use crate::bus::Keeper;
 use crate::core::{Core, Todo};
 use crate::envelope::{Envelope, Origin};
 use crate::error::{Code, Detail, Error, Result, to_json};
@@ -217,7 +218,7 @@ impl Core {
             let message = format!("there is no log level {:?}; there are {all}", line.level);
             return Err(Error::invalid("level", message));
         }
-        self.check_payload(line.payload)?;
+        self.check_payload(line.payload, Keeper::Nobody)?;
         let topic = format!("loom.log.{}", line.level);
         let heard = self.is_heard(space, &topic);
         if heard || self.is_taped(space, &topic) {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use smallvec::SmallVec;
 
 use crate::arena::{CallId, LeaseId, SessionId, SubId, Ticket, TopicId};
-use crate::bus::{Draft, Plan, Targets, Verdict};
+use crate::bus::{Draft, Keeper, Plan, Targets, Verdict};
 use crate::core::{Core, Holding, Lease, Pending, Todo, Wanted};
 use crate::envelope::{Envelope, Extra, Qos};
 use crate::error::{Code, Detail, Error, Result, to_json};
@@ -222,7 +222,13 @@ impl Core {
 
     pub(crate) fn open_pending(&mut self, pending: Pending) -> CallId {
         let (session, deadline) = (pending.session, pending.deadline);
+        let (space, held) = (pending.space, self.large_bytes(&pending.env));
         let call = self.calls.insert(pending);
+        if held > 0
+            && let Some(space) = self.space_mut(space)
+        {
+            space.held += held;
+        }
         self.timers.add(deadline, Timer::Call(call));
         if let Some(found) = self.sessions.get_mut(session) {
             found.pending += 1;
@@ -232,6 +238,12 @@ impl Core {
 
     pub(crate) fn close_pending(&mut self, call: CallId) -> Option<Pending> {
         let pending = self.calls.remove(call)?;
+        let held = self.large_bytes(&pending.env);
+        if held > 0
+            && let Some(space) = self.space_mut(pending.space)
+        {
+            space.held -= held;
+        }
         self.timers.remove(pending.deadline, Timer::Call(call));
         if let Some(found) = self.sessions.get_mut(pending.session) {
             found.pending -= 1;
@@ -415,7 +427,7 @@ impl Core {
     /// `INVALID_PARAMS` where nothing was asked; `FENCED` for a lease of another session.
     pub fn reply(&mut self, session: SessionId, reply: Reply<'_>, at: Moment) -> Result<bool> {
         let lease = reply.lease;
-        self.check_payload(&reply.payload)?;
+        self.check_payload(&reply.payload, Keeper::Nobody)?;
         self.check_short("content_type", reply.content_type)?;
         let Some(found) = self.own_lease(session, lease, true)? else {
             return Ok(false);
@@ -687,6 +699,7 @@ fn request_draft(publish: Publish<'_>, topic: Arc<str>, deadline: Nanos, call: C
         options: publish.options,
         reply_to: Some(call),
         deadline: Some(deadline),
+        keeper: Keeper::Nobody,
     }
 }
 

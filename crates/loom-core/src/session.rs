@@ -278,6 +278,7 @@ impl Core {
             lossy: spec.lossy,
             lanes: Lanes::default(),
             leased: 0,
+            spare: self.most_held(),
             current: None,
             armed: true,
             lagging: false,

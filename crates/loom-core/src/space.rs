@@ -41,6 +41,8 @@ pub(crate) struct Space {
     pub(crate) partition: Option<u32>,
     /// How many are attached.
     pub(crate) sessions: usize,
+    /// Bytes of large arguments that calls hold.
+    pub(crate) held: usize,
 }
 
 impl Space {
@@ -60,6 +62,7 @@ impl Space {
             waiting: Vec::new(),
             partition: None,
             sessions: 0,
+            held: 0,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Streamed calls: chunks under credit. Credit is an absolute total, so that one that comes twice does no harm.
 
 use crate::arena::{CallId, LeaseId, SessionId};
+use crate::bus::Keeper;
 use crate::core::{Core, Holding, Wanted};
 use crate::error::{Error, Result};
 use crate::job::Stage;
@@ -19,7 +20,7 @@ impl Core {
         lease: LeaseId,
         payload: Box<[u8]>,
     ) -> Result<bool> {
-        self.check_payload(&payload)?;
+        self.check_payload(&payload, Keeper::Nobody)?;
         let Some(found) = self.own_lease(session, lease, false)? else {
             return Ok(false);
         };

@@ -35,6 +35,8 @@ pub(crate) struct Subscription {
     pub(crate) lossy: bool,
     pub(crate) lanes: Lanes,
     pub(crate) leased: u32,
+    /// Bytes of large events that its turns may hold beside those they do; used up, no further turn begins.
+    pub(crate) spare: i64,
     /// Of a stream: what the next take ends.
     pub(crate) current: Option<LeaseId>,
     /// The next ready turn is announced.
@@ -113,7 +115,7 @@ impl Subscription {
 
     /// Whether one more turn may be given out.
     pub(crate) fn has_slot(&self) -> bool {
-        self.leased < self.concurrency && self.health == Health::Up
+        self.leased < self.concurrency && self.spare > 0 && self.health == Health::Up
     }
 
     /// Whether what is for it finds no queue any more.

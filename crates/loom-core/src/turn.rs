@@ -226,6 +226,10 @@ impl Core {
     ) {
         let starves = self.has(Planted::LaneStarves);
         self.tape_end(lease, failed.as_ref());
+        let held = lease
+            .durable
+            .as_ref()
+            .map_or(0, |_| self.held_by(&lease.env));
         let Some(sub) = self.subs.get_mut(id) else {
             return;
         };
@@ -235,6 +239,7 @@ impl Core {
             sub.lanes.release(lane);
         }
         sub.leased -= 1;
+        sub.spare += held;
         let closing = sub.closing;
         if lease.durable.is_some() {
             self.count_durable(id, lease, failed.is_some());

@@ -1567,3 +1567,151 @@ fn without_a_data_directory_a_turn_need_not_wait_for_the_log() {
     w.pass(1_000);
     assert_eq!(run(&mut w, &mut log, s, a), ["1"]);
 }
+
+/// A publish of so many bytes in a lane of its own.
+fn sized<'a>(w: &World, s: SessionId, topic: &'a str, (key, bytes): (&str, usize)) -> Publish<'a> {
+    Publish {
+        payload: vec![b'x'; bytes].into(),
+        ..keyed(w, s, topic, key, "")
+    }
+}
+
+/// Payloads of 10 bytes are small, of 40 large, and turns hold 50.
+fn tight() -> Limits {
+    Limits {
+        payload_bytes: 10,
+        kept_payload_bytes: 40,
+        held_payload_bytes: 50,
+        queue_bytes: 40,
+        ..Limits::default()
+    }
+}
+
+// requirement: LARGE-EVENT
+#[test]
+fn a_durable_event_may_have_as_many_bytes_as_the_log_keeps_and_not_one_more() {
+    let (mut w, mut log) = world();
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a", "q"]);
+    log.serve(&mut w);
+    let (small, large) = (1 << 20, 8 << 20);
+    done(w.offer(s, sized(&w, s, "q", ("k", small))).unwrap());
+    let refused = w.offer(s, sized(&w, s, "q", ("k", small + 1))).unwrap_err();
+    assert_eq!(refused.limit, Some("payload_bytes"));
+    assert!(refused.hint.unwrap().contains("durable"));
+    for topic in ["d.a", "q"] {
+        let publish = |bytes| Publish {
+            ack: Some(Level::Os),
+            ..sized(&w, s, topic, ("k", bytes))
+        };
+        let (fits, over) = (publish(large), publish(large + 1));
+        logging(&mut w, s, fits);
+        let refused = w.offer(s, over).unwrap_err();
+        assert_eq!(refused.limit, Some("kept_payload_bytes"), "{topic}");
+        assert_eq!(refused.code, Code::InvalidParams);
+    }
+    let sizes: Vec<usize> = run(&mut w, &mut log, s, a)
+        .iter()
+        .map(String::len)
+        .collect();
+    assert_eq!(sizes, [small, large, large]);
+}
+
+// requirement: LARGE-EVENT
+#[test]
+fn a_large_event_that_fails_is_given_again_and_from_the_dead_with_other_data_of_its_size() {
+    let (mut w, mut log) = Log::world(tight());
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    let publish = sized(&w, s, "d.a", ("k", 40));
+    logging(&mut w, s, publish);
+    let first = turn(&mut w, &mut log, s, a);
+    w.fail(s, &first, Code::HandlerError).unwrap();
+    log.serve(&mut w);
+    w.pass(2_000);
+    let again = turn(&mut w, &mut log, s, a);
+    assert_eq!((text(&again).len(), again.attempt), (40, 2));
+    w.check();
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    let third = turn(&mut w, &mut log, s, a);
+    assert_eq!((text(&third).len(), third.attempt), (40, 3));
+    w.fail(s, &third, Code::InvalidParams).unwrap();
+    log.serve(&mut w);
+    let dead = w.core.dead("default")[0].clone();
+    let which = (dead.consumer, dead.n);
+    let data = |bytes: usize| Some(vec![b'y'; bytes].into_boxed_slice());
+    let refused = w.core.redrive(s, which, data(41)).unwrap_err();
+    assert_eq!(refused.limit, Some("kept_payload_bytes"));
+    w.core.redrive(s, which, data(40)).unwrap();
+    assert_eq!(run(&mut w, &mut log, s, a), ["y".repeat(40)]);
+}
+
+// requirement: LARGE-BOUNDED
+#[test]
+fn turns_of_an_agent_hold_so_many_bytes_of_large_events_and_further_ones_wait() {
+    let (mut w, mut log) = Log::world(tight());
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    log.serve(&mut w);
+    for (key, bytes) in [("a", 40), ("b", 40), ("c", 40), ("d", 1)] {
+        let publish = sized(&w, s, "d.a", (key, bytes));
+        logging(&mut w, s, publish);
+    }
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(turn(&mut w, &mut log, s, a));
+        w.check();
+    }
+    log.serve(&mut w);
+    assert!(
+        w.take(s, a).is_none(),
+        "the third waits, and what is behind it"
+    );
+    for lost in [false, true] {
+        let one = open.pop().unwrap();
+        if lost {
+            w.fail(s, &one, Code::HandlerError).unwrap();
+        } else {
+            assert!(w.end(s, a, &one).is_none(), "it is claimed through the log");
+        }
+        let next = turn(&mut w, &mut log, s, a);
+        w.check();
+        open.insert(0, next);
+    }
+    assert_eq!(open.len(), 2);
+    log.restart(&mut w);
+    let s = w.session();
+    let a = w.agent(s, "a", &["d.a"]);
+    w.pass(5_000);
+    let mut all: Vec<usize> = run(&mut w, &mut log, s, a)
+        .iter()
+        .map(String::len)
+        .collect();
+    all.sort_unstable();
+    assert!(all.ends_with(&[40, 40]), "{all:?}");
+    w.check();
+}
+
+// requirement: LARGE-BOUNDED
+#[test]
+fn an_event_as_large_as_a_queue_waits_in_the_log_until_the_queue_is_empty() {
+    let (mut w, mut log) = Log::world(tight());
+    let s = w.session();
+    let a = w.agent_of(s, "a", &["d.a"], 1);
+    log.serve(&mut w);
+    for (key, bytes) in [("a", 5), ("b", 5), ("c", 40), ("d", 40), ("e", 6)] {
+        let publish = sized(&w, s, "d.a", (key, bytes));
+        logging(&mut w, s, publish);
+        log.serve(&mut w);
+        let audit = w.core.audit();
+        assert!(audit.subscriptions[0].walked_bytes <= 40, "{audit:#?}");
+    }
+    let all: Vec<usize> = run(&mut w, &mut log, s, a)
+        .iter()
+        .map(String::len)
+        .collect();
+    assert_eq!(all, [5, 5, 40, 40, 6]);
+}

@@ -970,3 +970,84 @@ mod planted {
         );
     }
 }
+
+/// Payloads of 10 bytes are small, of 20 large, and calls hold 50.
+fn tight() -> Limits {
+    Limits {
+        payload_bytes: 10,
+        kept_payload_bytes: 20,
+        held_payload_bytes: 50,
+        ..Limits::default()
+    }
+}
+
+// requirement: LARGE-CALL
+#[test]
+fn what_the_log_keeps_of_a_call_may_be_large_and_nothing_else() {
+    let unsafe_ = EffectClass::Unsafe;
+    let keyless: (_, Option<&str>) = (unsafe_, None);
+    for ((class, key), kept, most) in [
+        ((unsafe_, Some("k")), true, 20),
+        ((unsafe_, Some("k")), false, 20),
+        (keyless, true, 20),
+        (keyless, false, 10),
+        ((EffectClass::Pure, Some("k")), true, 10),
+        ((EffectClass::Pure, None), true, 10),
+    ] {
+        let about = format!("{class:?} {key:?} {kept}");
+        let limit = if most == 20 {
+            "kept_payload_bytes"
+        } else {
+            "payload_bytes"
+        };
+        let mut life = Life::with(class, tight(), kept);
+        let over = life.call_of(key, &vec![b'1'; most + 1]).unwrap_err();
+        assert_eq!(over.limit, Some(limit), "{about}");
+        assert_eq!(over.hint.unwrap().contains("key"), most == 10, "{about}");
+        life.call_of(key, &vec![b'1'; most]).unwrap();
+        life.pump();
+        let work = life.take().unwrap();
+        let over = life.w.result(life.provider, &work, &"2".repeat(most + 1));
+        assert_eq!(over.unwrap_err().limit, Some(limit), "{about}");
+        life.give(&work, &"2".repeat(most));
+        life.pump();
+        assert_eq!(life.outcomes(), 1, "{about}");
+        life.w.check();
+    }
+}
+
+// requirement: LARGE-CALL
+#[test]
+fn a_large_outcome_answers_the_next_call_with_its_key_in_another_life() {
+    let mut life = Life::with(EffectClass::Unsafe, tight(), true);
+    let (work, _) = life.dispatch();
+    let result = format!("\"{}\"", "r".repeat(18));
+    life.give(&work, &result);
+    life.pump();
+    life = life.crash();
+    life.keyed();
+    assert_eq!(life.outcome(), (None, Value::String("r".repeat(18))));
+}
+
+// requirement: LARGE-BOUNDED
+#[test]
+fn calls_of_a_namespace_hold_so_many_bytes_of_large_arguments_and_further_ones_are_refused() {
+    let mut life = Life::with(EffectClass::Unsafe, tight(), true);
+    for _ in 0..2 {
+        life.call_of(None, &[b'1'; 20]).unwrap();
+    }
+    life.w.check();
+    let full = life.call_of(None, &[b'1'; 20]).unwrap_err();
+    assert_eq!(
+        (full.code, full.limit),
+        (Code::Exhausted, Some("held_payload_bytes"))
+    );
+    life.call_of(None, &[b'1'; 10]).unwrap();
+    life.pump();
+    let work = life.take().unwrap();
+    life.give(&work, "1");
+    life.call_of(None, &[b'1'; 20]).unwrap();
+    life.w.pass(60_000);
+    life.w.check();
+    life.call_of(None, &[b'1'; 20]).unwrap();
+}

@@ -328,3 +328,49 @@ fn the_runs_that_are_left_out_are_bounded_and_none_is_forgotten() {
     named.sort_unstable();
     assert_eq!(named, runs);
 }
+
+// requirement: LARGE-CALL
+#[test]
+fn a_recorded_turn_may_call_with_large_arguments_and_keep_large_steps() {
+    let (mut w, s) = recorded(Recording::Runs);
+    let a = w.agent(s, "a", &["q"]);
+    let tool = w.provider(s, "tool", EffectClass::Pure);
+    w.emit(s, "q");
+    let turn = w.take(s, a).unwrap();
+    let large = || vec![b'1'; (1 << 20) + 1].into_boxed_slice();
+    let from = |turn| Invoke {
+        turn,
+        payload: large(),
+        ..w.invoke(s, "tool")
+    };
+    let (outside, inside) = (from(None), from(turn.lease));
+    let refused = w.core.call(s, outside, w.at).unwrap_err();
+    assert_eq!(refused.limit, Some("payload_bytes"));
+    w.core.call(s, inside, w.at).unwrap();
+    let work = w.take(s, tool).unwrap();
+    let lease = work.lease.unwrap();
+    assert!(w.core.result(s, lease, large(), w.at).unwrap());
+    let told = Told {
+        kind: "memory.get",
+        name: "k",
+        args_hash: b"",
+        code: None,
+        micros: 3,
+        facts: "",
+        result: large(),
+    };
+    w.core.step(s, turn.lease.unwrap(), told, w.at).unwrap();
+    let sizes = |wanted: fn(&Record) -> bool, all: &[Record]| {
+        let found: Vec<usize> = all
+            .iter()
+            .filter(|it| wanted(it))
+            .map(|it| it.body().len())
+            .collect();
+        found
+    };
+    let all = records(&mut w);
+    let bytes = (1 << 20) + 1;
+    assert_eq!(sizes(|it| matches!(it, Record::Intent(..)), &all), [bytes]);
+    assert_eq!(sizes(|it| matches!(it, Record::Outcome(..)), &all), [bytes]);
+    assert_eq!(sizes(|it| matches!(it, Record::Step(..)), &all), [bytes]);
+}

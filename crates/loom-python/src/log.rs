@@ -383,9 +383,9 @@ impl Store {
         self.log.read(partition, from, most)
     }
 
-    /// Reads until there are as many events as a consumer wants, or no more.
+    /// Reads until there are as many events as a consumer wants, or as much as its queue holds, or no more.
     fn look(&self, read: Read) -> Found {
-        let (mut events, mut next) = (Vec::new(), read.from);
+        let (mut events, mut next, mut bytes) = (Vec::new(), read.from, 0);
         loop {
             let most = ReadLimit {
                 records: (read.most - events.len()).max(1),
@@ -401,10 +401,11 @@ impl Store {
             next = batch.next;
             for (position, record) in batch.records {
                 if let Record::Event(env) = record {
+                    bytes += env.size();
                     events.push((position, env));
                 }
             }
-            if batch.at_end || events.len() >= read.most {
+            if batch.at_end || events.len() >= read.most || bytes >= spec::QUEUE_BYTES {
                 return Ok((events, next, batch.at_end));
             }
         }

@@ -18,7 +18,7 @@ from loom.capabilities import Capability
 from loom.codec import encode
 from loom.errors import Exhausted, InvalidParams, LoomError, ProviderUnavailable
 from loom.limits import (
-    PAYLOAD_BYTES,
+    KEPT_PAYLOAD_BYTES,
     WORKER_IDLE_SECONDS,
     WORKER_PROCESSES,
     WORKER_START_SECONDS,
@@ -33,7 +33,7 @@ _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from loom.runtime.worker import main; main(int(sys.argv[1]))"
 )
-_MOST = PAYLOAD_BYTES + frames.STACK_CHARACTERS  # bytes of a frame; longer ones are not from us
+_MOST = KEPT_PAYLOAD_BYTES + frames.STACK_CHARACTERS  # bytes of a frame; no longer one is ours
 _LAST_READ = 0.2  # seconds that what a dead process has written may take to be read
 _REAPED = 1.0  # seconds that killed processes have to end
 _logger = logging.getLogger("loom.capability")

@@ -14,7 +14,7 @@ from loom.codec import encode
 from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import Cancelled, CapabilityError, Exhausted, InvalidParams, LoomError
-from loom.limits import AGENT_CONCURRENCY, PAYLOAD_BYTES, SYNC_THREADS
+from loom.limits import AGENT_CONCURRENCY, KEPT_PAYLOAD_BYTES, SYNC_THREADS
 from loom.runtime.gauges import Gauges
 from loom.runtime.host import Host, Raised, is_stopped, log_failure, lost, tell_failure
 from loom.runtime.pool import Target
@@ -184,11 +184,11 @@ class Serving:
                     await self._chunk(lease, payload)
                     continue
                 size += len(payload) + 1
-                if size > PAYLOAD_BYTES:
+                if size > KEPT_PAYLOAD_BYTES:
                     raise Exhausted(
                         f"the chunks of {self.name} do not fit into one result",
                         field="result",
-                        limit="payload_bytes",
+                        limit="kept_payload_bytes",
                         hint="read them with ctx.stream",
                     )
                 collected.append(payload)

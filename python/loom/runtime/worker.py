@@ -24,7 +24,7 @@ from typing import Any, Final
 from loom.capabilities import Capability, Terms
 from loom.codec import decode, encode
 from loom.errors import InvalidParams, LoomError
-from loom.limits import PAYLOAD_BYTES, WORKER_TERM_MS
+from loom.limits import KEPT_PAYLOAD_BYTES, WORKER_TERM_MS
 from loom.runtime.host import error_detail, error_number
 from loom.validation import keywords_of
 
@@ -114,11 +114,13 @@ class _Served:
         if capability.is_async:
             result = self._loop().run(result, context=contextvars.copy_context())
         payload = encode(result, "result")
-        if len(payload) > PAYLOAD_BYTES:
+        # Only the engine knows what the log keeps: it refuses what is too large for that.
+        if len(payload) > KEPT_PAYLOAD_BYTES:
             raise InvalidParams(
-                f"the result has {len(payload)} bytes of at most {PAYLOAD_BYTES}",
+                f"the result has {len(payload)} bytes of at most {KEPT_PAYLOAD_BYTES}",
                 field="result",
-                limit="payload_bytes",
+                limit="kept_payload_bytes",
+                hint="return a reference to where it lies",
             )
         return payload
 

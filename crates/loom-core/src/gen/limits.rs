@@ -3,6 +3,12 @@
 /// In bytes: one piece of data that is copied twice must not stop a loop for longer than a millisecond.
 pub const PAYLOAD_BYTES: usize = 1_048_576;
 
+/// In bytes: data that the log keeps: a durable event, a call that it records; a queue holds one.
+pub const KEPT_PAYLOAD_BYTES: usize = 8_388_608;
+
+/// In bytes: large data that the turns of an agent, or the calls of a namespace, hold at once.
+pub const HELD_PAYLOAD_BYTES: usize = 67_108_864;
+
 /// In tokens: bounds the depth of a match.
 pub const TOPIC_TOKENS: usize = 16;
 
