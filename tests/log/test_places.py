@@ -76,6 +76,19 @@ async def test_a_file_and_a_foreign_folder_are_no_log_and_are_not_touched(tmp_pa
 
 
 @pytest.mark.requirement("SDKLOG-PLACES")
+async def test_a_path_that_no_file_can_have_is_a_wrong_argument(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for place, why in ((tmp_path / ("a" * 300), "too long"), (circle / "data", "circle")):
+        with pytest.raises(InvalidParams, match=why) as refused:
+            async with shop().running(data=place):
+                raise AssertionError
+        assert refused.value.field == "data"
+        with pytest.raises(InvalidParams, match=why):
+            loom.open_log(place)
+
+
+@pytest.mark.requirement("SDKLOG-PLACES")
 async def test_a_log_that_is_damaged_says_where_and_goes_on_only_when_told_to(
     tmp_path: Path,
 ) -> None:

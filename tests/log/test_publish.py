@@ -91,6 +91,7 @@ async def test_without_a_directory_no_more_is_promised_than_memory_can_keep() ->
         ({"ack": ["disk"]}, "ack"),
         ({"ack": "disk", "qos": "realtime"}, "qos"),
         ({"id": "a"}, "id"),
+        ({"id": "a", "ack": "accepted"}, "id"),
         ({"id": 7, "ack": "os"}, "id"),
         ({"id": "", "ack": "os"}, "id"),
     ],
@@ -103,6 +104,8 @@ async def test_wrong_options_of_a_durable_publish_are_refused_by_their_name(
         with pytest.raises(InvalidParams) as refused:
             await h.ctx.emit("order.new", 1, **options)
         assert refused.value.field == field
+        if options.get("id") == "a":
+            assert 'ack="os"' in str(refused.value.hint)
 
 
 @pytest.mark.requirement("SDKLOG-BAD-INPUT")

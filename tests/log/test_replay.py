@@ -152,7 +152,8 @@ async def test_a_log_tells_of_its_runs(tmp_path: Path) -> None:
         ("less", "did not do what was recorded: call slow"),
         ("data", "with other data"),
         ("topic", "publishes 'other'"),
-        ("error", "it ended with CAPABILITY_ERROR, recorded no error"),
+        ("error", "it ended with CAPABILITY_ERROR (no), recorded no error"),
+        ("raises", "it ended with HANDLER_ERROR (ValueError: sold out), recorded no error"),
         ("memory", "memory.get other was never made"),
     ],
 )
@@ -165,6 +166,8 @@ async def test_a_handler_that_does_something_else_diverges_and_it_is_said_where(
     async def after(ctx: loom.Context[Any], event: loom.Event[Any]) -> None:
         if changed == "memory":
             await ctx.memory.get("other")
+        if changed == "raises":
+            raise ValueError("sold out")
         n = 1
         if changed != "less":
             n = await ctx.tool("slow", args={"n": 2 if changed == "argument" else 1})
@@ -178,8 +181,10 @@ async def test_a_handler_that_does_something_else_diverges_and_it_is_said_where(
     assert not (await rerun(log, one_agent(before))).diverged
     again = await rerun(log, one_agent(after))
     assert again.diverged
-    assert told in said(again)
-    if changed not in ("less", "error"):
+    assert said(again).count(told) == 1, "it is said, and said once"
+    if changed == "raises":
+        assert "did not do what was recorded: call slow" in said(again)
+    if changed not in ("less", "error", "raises"):
         assert f"{__file__}:" in said(again), "the line is named"
 
 

@@ -46,7 +46,7 @@ impl Core {
             if has_id() {
                 let message = "an id tells durable events apart, and this one is not durable";
                 return Err(Error::invalid("id", message)
-                    .hint("publish with ack=, or make the topic durable by configuration"));
+                    .hint("publish with ack=\"os\" or \"disk\", or make the topic durable by configuration"));
             }
             return Ok(None);
         }

@@ -175,7 +175,7 @@ impl Core {
         Err(Error::new(Code::Indeterminate, message)
             .field("key")
             .hint(format!(
-                "look at the outside world, then say it: loom effects resolve {}",
+                "look at the outside world, then say it: loom effects resolve {} --done or --failed",
                 show_uuid(effect_id)
             )))
     }
@@ -575,5 +575,7 @@ fn too_many_unknown(limits: &crate::limits::Limits) -> Error {
     let message = format!("the outcome of {most} calls with a key is not known");
     Error::exhausted("unknown_effects", message)
         .field("key")
-        .hint("settle some: loom effects list --unknown, loom effects resolve ID")
+        .hint(
+            "settle some: loom effects list --unknown, loom effects resolve ID --done or --failed",
+        )
 }

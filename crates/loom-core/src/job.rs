@@ -1101,7 +1101,7 @@ fn lasting(job: &Job, failure: (Code, Detail)) -> (Code, Detail) {
 fn indeterminate(job: &Job, message: String) -> Detail {
     let hint = match (&job.env.key, job.effect) {
         (Some(_), EffectClass::Unsafe) => format!(
-            "look at the outside world, then say it: loom effects resolve {}",
+            "look at the outside world, then say it: loom effects resolve {} --done or --failed",
             show_uuid(job.effect_id)
         ),
         (Some(_), _) => "call again with the same key".to_owned(),

@@ -345,7 +345,7 @@ impl Core {
             job.env.topic
         );
         let hint = format!(
-            "look at the outside world, then say it: loom effects resolve {}",
+            "look at the outside world, then say it: loom effects resolve {} --done or --failed",
             show_uuid(job.effect_id)
         );
         let detail = Detail {

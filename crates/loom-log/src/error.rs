@@ -160,6 +160,14 @@ impl LogError {
             rustix::io::Errno::ACCESS | rustix::io::Errno::PERM | rustix::io::Errno::ROFS => {
                 Self::Denied { path, what, errno }
             }
+            rustix::io::Errno::NAMETOOLONG => Self::NotALog {
+                path,
+                why: "its name is too long",
+            },
+            rustix::io::Errno::LOOP => Self::NotALog {
+                path,
+                why: "its links lead in a circle",
+            },
             rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => Self::Descriptors { path },
             _ => Self::Io {
                 path,

@@ -163,13 +163,14 @@ class Stage:
         before = recorded.get((turn.agent, lane))
         _set_state(player.host, lane, before)
         item = _delivered(event, turn, lease)
-        code = await self._run(player, item, tape)
+        code, error = await self._run(player, item, tape)
         differs = list(tape.differs)
-        if not differs:
-            differs += tape.left()
         if not differs and code != turn.code:
-            then, found = code_name(turn.code or 0), code_name(code)
-            differs.append(f"it ended with {found or 'no error'}, recorded {then or 'no error'}")
+            then, found = code_name(turn.code or 0), code_name(code) or "no error"
+            what = f" ({error})" if error else ""
+            differs.append(f"it ended with {found}{what}, recorded {then or 'no error'}")
+        if not tape.differs:
+            differs += tape.left()
         left = _state_of(player.host, lane)
         then_left = turn.state if turn.state is not None else before
         if left is not None:
@@ -194,8 +195,8 @@ class Stage:
             return "diverged", player.cannot
         return None
 
-    async def _run(self, player: _Player, item: Recorded, tape: Tape) -> int:
-        """Run a handler to its end; return the number of its error, 0: none."""
+    async def _run(self, player: _Player, item: Recorded, tape: Tape) -> tuple[int, str]:
+        """Run a handler to its end; return the number of its error, 0: none, and its words."""
         task = asyncio.get_running_loop().create_task(_handle(player, item))
         took = max(0, tape.turn.ended_ms - tape.turn.at_ms) / 1000
         try:
@@ -204,13 +205,13 @@ class Stage:
                 tape.differs.append("it waits for something that the record has not")
                 task.cancel()
                 await asyncio.wait([task], timeout=_PATIENCE)
-                return CODES["DIVERGED"]
+                return CODES["DIVERGED"], ""
         finally:
             task.cancel()
         return task.result()
 
 
-async def _handle(player: _Player, item: Recorded) -> int:
+async def _handle(player: _Player, item: Recorded) -> tuple[int, str]:
     """Do what a pool does with one turn."""
     turns, host = player.turns, player.host
     envelope = cast("Envelope", item)
@@ -227,14 +228,14 @@ async def _handle(player: _Player, item: Recorded) -> int:
         if result is not None:
             turns.settle(envelope, result)
     except LoomError as error:
-        return error_number(error)
+        return error_number(error), error.message
     except asyncio.CancelledError:
-        return CODES["CANCELLED"]
+        return CODES["CANCELLED"], ""
     except BaseException as error:  # the root of user code
         if isinstance(error, KeyboardInterrupt):
             raise
-        return CODES["HANDLER_ERROR"]
-    return 0
+        return CODES["HANDLER_ERROR"], f"{type(error).__name__}: {error}"
+    return 0, ""
 
 
 async def _no_agent(spec: AgentSpec) -> None:
