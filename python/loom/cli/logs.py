@@ -21,6 +21,7 @@ from loom.topics import check_filter, matches
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _AT_ONCE: Final = 1000  # rows whose columns are measured together
+_GIVES_WAY: Final = 10  # steps of priority
 _PAUSE: Final = 0.2  # seconds between two looks with --follow
 _LINES: Final = """
 SELECT n, 'event' AS type, time_ms, level, code, topic, agent, sender, thread, run, correlation,
@@ -81,6 +82,8 @@ def show_logs(
             last = _print_first(looking, wanted, checks, show, follow=follow)
         elif not follow:
             sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")
+        if follow:
+            os.nice(_GIVES_WAY)  # whoever is followed goes first
         while follow and not looking.stop.is_set() and looking.stopped is None:
             sys.stdout.flush()
             looking.stop.wait(_PAUSE)
