@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     mark: MarkFile,
     /// How many of those whom the last sync answered have not come back.
     pub(crate) expected: usize,
+    /// How many threads wait until something has moved.
+    waiting: usize,
     /// How many syncs in a row have answered one batch only.
     pub(crate) lonely: u32,
     /// The last thing that went wrong, in more words than the machine keeps.
@@ -84,6 +86,7 @@ impl Partition {
                 machine,
                 mark,
                 expected: 0,
+                waiting: 0,
                 lonely: 0,
                 failed: None,
             }),
@@ -168,7 +171,9 @@ impl Partition {
         }
         self.visible
             .store(driver.machine.visible(), Ordering::Release);
-        self.moved.notify_all();
+        if driver.waiting > 0 {
+            self.moved.notify_all();
+        }
     }
 
     fn answer(&self, driver: &Driver, answered: Answered) -> Answer {
@@ -204,11 +209,14 @@ impl Partition {
     /// Waits until something has moved.
     pub(crate) fn wait<'a>(
         &self,
-        driver: MutexGuard<'a, Driver>,
+        mut driver: MutexGuard<'a, Driver>,
         most: std::time::Duration,
     ) -> MutexGuard<'a, Driver> {
+        driver.waiting += 1;
         let waited = self.moved.wait_timeout(driver, most);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        let mut driver = waited.unwrap_or_else(PoisonError::into_inner).0;
+        driver.waiting -= 1;
+        driver
     }
 
     pub(crate) fn position(&self, epoch: u32, n: u64) -> Position {

@@ -61,7 +61,8 @@ pub(crate) struct Waiting {
     asked: AtomicU64,
     answered: AtomicU64,
     reading: AtomicU64,
-    gate: Mutex<()>,
+    /// How many threads wait.
+    gate: Mutex<usize>,
     moved: Condvar,
 }
 
@@ -139,8 +140,9 @@ impl Waiting {
     fn answer(&self, count: u64) {
         self.answered.fetch_add(count, Ordering::SeqCst);
         // Who has looked and not slept yet holds the gate.
-        drop(lock(&self.gate));
-        self.moved.notify_all();
+        if *lock(&self.gate) > 0 {
+            self.moved.notify_all();
+        }
     }
 
     pub(crate) fn is_any(&self) -> bool {
@@ -157,8 +159,10 @@ impl Waiting {
             if left.is_zero() {
                 return false;
             }
+            *gate += 1;
             let waited = self.moved.wait_timeout(gate, left);
             gate = waited.unwrap_or_else(PoisonError::into_inner).0;
+            *gate -= 1;
         }
         true
     }

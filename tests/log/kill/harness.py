@@ -344,7 +344,7 @@ def fault_trial(seed: int, count: Count) -> None:
 
 def failing_sync(number: int, count: Count) -> None:
     """Let the N-th sync of a thread fail, once; the disk is well again afterwards."""
-    load = Load(seed=number, batches=220, in_flight=1, segment_bytes=262_144)
+    load = Load(seed=number, batches=300, in_flight=1, segment_bytes=262_144)
     _fail(load, f"fdatasync:error=EIO:when={number}", count, goes_on=False)
 
 
