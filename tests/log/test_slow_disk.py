@@ -56,7 +56,7 @@ async def main(ctx, args):
 
 @pytest.mark.timeout(120)
 @pytest.mark.requirement("CRASH-SLOW")
-@pytest.mark.skipif(STRACE is None, reason="strace is not installed; make test-deps brings it")
+@pytest.mark.skipif(STRACE is None, reason="no strace that may trace; make test-deps brings it")
 def test_a_slow_disk_holds_up_only_who_waits_for_it(tmp_path: Path) -> None:
     script = tmp_path / "shop.py"
     script.write_text(SCRIPT, encoding="utf-8")

@@ -22,7 +22,18 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 ROOT: Final = Path(__file__).resolve().parents[3]
-STRACE: Final = shutil.which("strace")
+
+
+def _tracer() -> str | None:
+    """Return where strace is, if it is there and may trace."""
+    strace = shutil.which("strace")
+    if strace is None:
+        return None
+    tried = subprocess.run([strace, "-o", os.devnull, "true"], capture_output=True, check=False)
+    return strace if tried.returncode == 0 else None
+
+
+STRACE: Final = _tracer()
 LONGEST: Final = 60.0  # seconds that one life of a victim may take
 
 Level: TypeAlias = Literal["os", "disk"]

@@ -25,7 +25,7 @@ CUTS = 8
 CLIENTS = 4
 
 needs_strace = pytest.mark.skipif(
-    STRACE is None, reason="strace is not installed; make test-deps brings it"
+    STRACE is None, reason="no strace that may trace; make test-deps brings it"
 )
 pytestmark = pytest.mark.timeout(120)
 

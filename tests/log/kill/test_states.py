@@ -17,7 +17,7 @@ SEED = 1
 STATES = 2_500
 
 pytestmark = [
-    pytest.mark.skipif(STRACE is None, reason="strace is not installed; make test-deps brings it"),
+    pytest.mark.skipif(STRACE is None, reason="no strace that may trace; make test-deps brings it"),
     pytest.mark.timeout(120),
 ]
 
