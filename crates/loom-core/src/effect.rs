@@ -174,10 +174,7 @@ impl Core {
         );
         Err(Error::new(Code::Indeterminate, message)
             .field("key")
-            .hint(format!(
-                "look at the outside world, then say it: loom effects resolve {} --done or --failed",
-                show_uuid(effect_id)
-            )))
+            .hint(settle_hint(effect_id)))
     }
 
     /// Whether all who offer a version say that doing it twice is doing it once.
@@ -568,6 +565,14 @@ fn is_last(end: &Ended) -> bool {
         Err((Code::Indeterminate | Code::Cancelled | Code::Timeout, _)) => false,
         Err((code, detail)) => !may_pass(*code, detail),
     }
+}
+
+/// What a person can do about an effect that nobody knows the end of.
+pub(crate) fn settle_hint(effect_id: u128) -> String {
+    format!(
+        "look at the outside world, then say it: loom effects resolve {} --done or --failed",
+        show_uuid(effect_id)
+    )
 }
 
 fn too_many_unknown(limits: &crate::limits::Limits) -> Error {

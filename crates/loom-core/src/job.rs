@@ -10,10 +10,10 @@ use crate::broker::{Attempt, Choice, Wish};
 use crate::bus::{Draft, Keeper, Source};
 use crate::core::{Core, Holding, Lease, Pending, Wanted};
 use crate::credit::Credit;
-use crate::effect::{EffectKey, Recalled, Told};
+use crate::effect::{EffectKey, Recalled, Told, settle_hint};
 use crate::envelope::{EffectClass, Envelope, Qos};
 use crate::error::{Code, Detail, Error, Result};
-use crate::ident::{Ident, derive_id, show_uuid};
+use crate::ident::{Ident, derive_id};
 use crate::input::Invoke;
 use crate::notice::{Delivery, Notice, Work};
 use crate::partition::effects::keyed_effect;
@@ -1100,10 +1100,7 @@ fn lasting(job: &Job, failure: (Code, Detail)) -> (Code, Detail) {
 
 fn indeterminate(job: &Job, message: String) -> Detail {
     let hint = match (&job.env.key, job.effect) {
-        (Some(_), EffectClass::Unsafe) => format!(
-            "look at the outside world, then say it: loom effects resolve {} --done or --failed",
-            show_uuid(job.effect_id)
-        ),
+        (Some(_), EffectClass::Unsafe) => settle_hint(job.effect_id),
         (Some(_), _) => "call again with the same key".to_owned(),
         (None, _) => "look at the outside world before you try again, or declare the effect pure \
                       if it changes nothing"

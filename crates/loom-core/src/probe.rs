@@ -8,9 +8,8 @@ use crate::arena::{Handle, JobId, ProviderId, SessionId};
 use crate::broker::Provider;
 use crate::bus::Keeper;
 use crate::core::{Core, Kind};
-use crate::effect::{Coming, EffectKey, Told, settled};
+use crate::effect::{Coming, EffectKey, Told, settle_hint, settled};
 use crate::error::{Code, Detail, Error, Result};
-use crate::ident::show_uuid;
 use crate::job::Stage;
 use crate::notice::Notice;
 use crate::partition::{Effect, EffectState};
@@ -344,10 +343,7 @@ impl Core {
             "a call of {:?} was begun; whether it took effect is not known, and its probe cannot tell",
             job.env.topic
         );
-        let hint = format!(
-            "look at the outside world, then say it: loom effects resolve {} --done or --failed",
-            show_uuid(job.effect_id)
-        );
+        let hint = settle_hint(job.effect_id);
         let detail = Detail {
             hint: Some(hint),
             ..Detail::message(message)

@@ -162,6 +162,15 @@ pub struct ReadLimit {
     pub only: Option<u8>,
 }
 
+impl ReadLimit {
+    /// One record, however large.
+    pub(crate) const ONE: Self = Self {
+        records: 1,
+        bytes: 1,
+        only: None,
+    };
+}
+
 impl Default for ReadLimit {
     fn default() -> Self {
         Self {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fastcdc::v2020::FastCDC;
 
 use crate::error::{LogError, Result};
-use crate::files::{Health, Storage, read_some, write_whole};
+use crate::files::{Health, Storage, read_some, remove_if_there, write_whole};
 use crate::machine::Ahead;
 use crate::storage::{Directory, File as Name, Op};
 
@@ -708,13 +708,6 @@ fn list(dir: &Path) -> Result<BTreeMap<u32, u64>> {
         };
     }
     Ok(found)
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(LogError::io(path, "removing", &e)),
-        _ => Ok(()),
-    }
 }
 
 fn segment_path(dir: &Path, number: u32) -> PathBuf {

@@ -143,13 +143,7 @@ impl Files {
 
     fn remove(&self, file: Name) -> Result<()> {
         self.opened().remove(&file);
-        let path = self.path(file);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(LogError::io(&path, "removing", &error))
-            }
-            _ => Ok(()),
-        }
+        remove_if_there(&self.path(file))
     }
 }
 
@@ -186,6 +180,19 @@ fn zero(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
         at += zeros.len() as u64;
     }
     Ok(())
+}
+
+/// Removes a file if there is one.
+///
+/// # Errors
+/// What the operating system says.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(LogError::io(path, "removing", &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Waits until what was made, renamed or removed in a directory is durable.

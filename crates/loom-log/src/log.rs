@@ -166,12 +166,7 @@ impl Log {
     /// # Errors
     /// As [`Log::read`].
     pub fn get(&self, partition: u32, n: u64) -> Result<Option<(Position, Record)>> {
-        let one = ReadLimit {
-            records: 1,
-            bytes: 1,
-            only: None,
-        };
-        let batch = self.read(partition, n, one)?;
+        let batch = self.read(partition, n, ReadLimit::ONE)?;
         let found = batch.records.into_iter().next();
         Ok(found.filter(|(position, _)| position.n == n))
     }

@@ -162,12 +162,7 @@ impl Memory {
     /// # Errors
     /// As [`Memory::read`].
     pub fn get(&self, partition: u32, n: u64) -> Result<Option<(Position, Record)>> {
-        let one = ReadLimit {
-            records: 1,
-            bytes: 0,
-            only: None,
-        };
-        let batch = self.read(partition, n, one)?;
+        let batch = self.read(partition, n, ReadLimit::ONE)?;
         let found = batch.records.into_iter().next();
         Ok(found.filter(|(position, _)| position.n == n))
     }

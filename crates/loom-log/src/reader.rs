@@ -167,12 +167,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::records`].
     pub fn get(&self, namespace: &str, n: u64) -> Result<Option<(Position, Record)>> {
-        let one = ReadLimit {
-            records: 1,
-            bytes: 1,
-            only: None,
-        };
-        let batch = self.read(namespace, n, one)?;
+        let batch = self.read(namespace, n, ReadLimit::ONE)?;
         let found = batch.records.into_iter().next();
         Ok(found.filter(|(position, _)| position.n == n))
     }

@@ -1,6 +1,7 @@
-//! The threads under a log on disk: one encodes and writes, one syncs, one does what takes long. They drive the machines
-//! of all partitions; whoever has done a thing tells the machine, does what is quick of what it wants next, and passes
-//! the rest on. Answers leave on the thread that brought them about, when no lock is held.
+//! The threads under a log on disk: one encodes and writes, one syncs (but for a lone publisher, whose batch is synced where
+//! it was written), one does what takes long. They drive the machines of all partitions; whoever has done a thing tells
+//! the machine, does what is quick of what it wants next, and passes the rest on. Answers leave on the thread that brought
+//! them about, when no lock is held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
