@@ -1,0 +1,15 @@
+//! Generates the types of proto/loom/v1.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto");
+    let files = ["loom/v1/envelope.proto", "loom/v1/frame.proto"];
+    for file in files {
+        println!("cargo::rerun-if-changed={root}/{file}");
+    }
+    let set = protox::compile(files, [root])?;
+    prost_build::Config::new()
+        .bytes(["."])
+        .btree_map(["."])
+        .compile_fds(set)?;
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! What crosses the wire, generated from `proto/loom/v1`: an envelope, and packets of frames.
+//!
+//! The types only; what the frames mean and in which order they come is in `loom-session` and `docs/protocol.md`.
+
+/// Version 1 of the protocol.
+#[expect(
+    clippy::pedantic,
+    missing_docs,
+    reason = "generated; the .proto files carry the comments"
+)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/loom.v1.rs"));
+}
+
+pub use prost::Message;
