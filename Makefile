@@ -50,17 +50,17 @@ prove-log: setup ## Prove the log: crash points, kills, failing disks, power cut
 lint: setup ## Check format, style and types only
 	@$(PY) tools/stages.py lint
 
-format: $(STAMPS)/python ## Write all code in its one format
+format: $(STAMPS)/node ## Write all code in its one format
 	@cargo fmt --all
 	@$(VENV)/bin/ruff check --fix-only --quiet .
 	@$(VENV)/bin/ruff format --quiet .
+	@node_modules/.bin/biome check --write --log-level=error
 
-gen: ## Write what is generated from spec/
+gen: ## Write what is generated from spec/ and proto/
 	@$(PYTHON) tools/gen.py
 
 lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml, requirements/*.in and package.json
 	@$(PY) tools/lock.py
-	@npm install --package-lock-only --silent
 	@cargo update --workspace --quiet
 
 docs: setup ## Check links and code blocks of README and docs/
@@ -109,7 +109,7 @@ $(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python
 	@touch $@
 
 $(STAMPS)/node: package-lock.json $(STAMPS)/python
-	@echo "installing pyright"
+	@echo "installing tools of Node"
 	@npm ci --silent
 	@touch $@
 

@@ -1,4 +1,6 @@
-"""Write what is generated from ``spec/``: errors and limits, in Python and in Rust.
+"""Write what is generated from ``spec/`` and ``proto/``: errors, limits, frames.
+
+In Python, Rust and TypeScript.
 
 ``python tools/gen.py`` writes; with ``--check`` it only says whether the files are up to date.
 It needs nothing but the standard library, and its output is already formatted.
@@ -8,6 +10,8 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import gen_js
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -228,6 +232,11 @@ def outputs() -> dict[Path, str]:
     errors: list[dict[str, Any]] = load("errors.toml")["error"]
     limits: dict[str, dict[str, Any]] = load("limits.toml")
     gen = ROOT / "crates" / "loom-core" / "src" / "gen"
+    proto = ROOT / "proto" / "loom" / "v1"
+    js = ROOT / "js" / "sdk" / "src" / "gen"
+    frames = [
+        (proto / f"{name}.proto").read_text(encoding="utf-8") for name in ("envelope", "frame")
+    ]
     return {
         ROOT / "python" / "loom" / "errors.py": errors_py(errors),
         ROOT / "python" / "loom" / "limits.py": limits_py(limits),
@@ -237,6 +246,9 @@ def outputs() -> dict[Path, str]:
         ),
         gen / "codes.rs": codes_rs(errors),
         gen / "limits.rs": limits_rs(limits),
+        js / "errors.ts": gen_js.errors_ts(errors),
+        js / "frames.ts": gen_js.frames_ts(frames),
+        js / "limits.ts": gen_js.limits_ts(limits),
     }
 
 

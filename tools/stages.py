@@ -21,8 +21,10 @@ import prove_log as prove_the_log
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTHON = sys.executable
+NODE = "node_modules/.bin"
 PYTEST = (PYTHON, "-m", "pytest", "-q")
 EVERYDAY = "not soak and not bench and not net"
+WIRE = "spec/proto.bin#format=binpb"  # what has been released: it may grow, not change
 RUST_TESTS = ("--workspace", "--exclude", "loom-python", "--locked")
 
 
@@ -44,13 +46,18 @@ LINT = (
         "rust style",
         ("cargo", "clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"),
     ),
-    Stage("python types", ("node_modules/.bin/pyright", "--pythonpath", PYTHON)),
+    Stage("python types", (f"{NODE}/pyright", "--pythonpath", PYTHON)),
+    Stage("javascript style", (f"{NODE}/biome", "check", "--error-on-warnings")),
+    Stage("javascript types", (f"{NODE}/tsc", "--project", "js/sdk")),
+    Stage("wire style", (f"{NODE}/buf", "lint")),
+    Stage("wire compatibility", (f"{NODE}/buf", "breaking", "--against", WIRE)),
     Stage("engine's stub", (PYTHON, "-m", "mypy.stubtest", "loom._engine")),
 )
 TEST = (
     *LINT,
     Stage("rust tests", ("cargo", "test", "--quiet", *RUST_TESTS)),
     Stage("python tests", (*PYTEST, "-n", "2", "-m", f"{EVERYDAY} and not e2e"), 900),
+    Stage("javascript tests", (f"{NODE}/vitest", "run", "--root", "js/sdk"), 300),
     # On its own: it compiles on all cores, which would starve the tests beside it.
     Stage("the product", (*PYTEST, "-m", f"{EVERYDAY} and e2e"), 900),
 )

@@ -6,7 +6,7 @@ import pytest
 from tests.project.repo import ROOT, files, spec, text
 
 IDS = {name: area for area, named in spec("requirements.toml").items() for name in named}
-IN_RUST = re.compile(r"//\s*requirements?:\s*([A-Z0-9-]+(?:\s*,\s*[A-Z0-9-]+)*)")
+IN_COMMENTS = re.compile(r"//\s*requirements?:\s*([A-Z0-9-]+(?:\s*,\s*[A-Z0-9-]+)*)")
 
 
 def marks_of_python(source: str) -> set[str]:
@@ -24,10 +24,10 @@ def marks_of_python(source: str) -> set[str]:
 def proven() -> dict[str, str]:
     """Each id that a test names, with the file of one such test."""
     found: dict[str, str] = {}
-    for path in files(".py", ".rs"):
+    for path in files(".py", ".rs", ".ts"):
         name = path.relative_to(ROOT).as_posix()
-        if path.suffix == ".rs":
-            ids = {i.strip() for group in IN_RUST.findall(text(path)) for i in group.split(",")}
+        if path.suffix in {".rs", ".ts"}:
+            ids = {i.strip() for group in IN_COMMENTS.findall(text(path)) for i in group.split(",")}
         elif name.startswith("tests/"):
             ids = marks_of_python(text(path))
         else:
