@@ -18,16 +18,19 @@ __all__ = [
     "NOTICE_CHUNK",
     "NOTICE_CREDIT",
     "NOTICE_DUE",
+    "NOTICE_LINK",
     "NOTICE_OUTCOME",
     "NOTICE_PROBE",
     "NOTICE_READY",
     "NOTICE_REFUSED",
+    "Bridge",
     "Delivery",
     "Engine",
     "EngineError",
     "LogReader",
     "LogView",
     "Receipt",
+    "RemoteSession",
     "Session",
     "__version__",
     "backup",
@@ -57,6 +60,10 @@ NOTICE_REFUSED: Final[int]
 NOTICE_DUE: Final[int]
 # (PROBE, handle, 0, effect id): was this effect done? answer by probed()
 NOTICE_PROBE: Final[int]
+# (LINK, 0, 0, bytes): how the connection of a remote session stands now, as JSON: {"state": "connecting" | "up" |
+# "lost" | "refused", "node": …, "namespace": …, "resumed": …, "missed_from": …, "reason": …}, and for "refused" the
+# detail of an error with its number as "code"
+NOTICE_LINK: Final[int]
 
 _Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | str | None]
 
@@ -218,6 +225,45 @@ class Engine:
     def effect(self, namespace: str, effect: str, /) -> tuple[bytes, bytes | None] | None: ...
     # kind "agent" | "capability"; the registered info with "health" in it
     def directory(self, namespace: str, kind: str) -> list[bytes]: ...
+    # Opens the Bridge: TCP addresses ("host:port", port 0: any that is free) and the path of a Unix socket.
+    # tls: files with the certificate, its key, and who vouches for clients. origins: those that WebSockets
+    # may come from.
+    def serve(
+        self,
+        tcp: Sequence[str],
+        unix: str | None,
+        tls: tuple[str, str, str | None] | None,
+        origins: Sequence[str],
+        credentials: Sequence[_Credential],
+    ) -> Bridge: ...
+
+# id, SHA-256 of the token, namespace ("*": any), the filters of publish, subscribe, call, provide, observe, admin,
+# milliseconds since 1970
+_Credential: TypeAlias = tuple[
+    str,
+    bytes,
+    str,
+    tuple[
+        Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str]
+    ],
+    int | None,
+]
+
+@final
+class Bridge:
+    """What lets other processes attach to an engine; it has a thread of its own."""
+
+    @property
+    def addresses(self) -> list[str]: ...  # "host:port", as they are bound
+    @property
+    def fd(self) -> int: ...  # readable when a session came into a namespace that had none
+    def opened(self) -> list[str]: ...  # those namespaces, each once
+    def authorize(self, credentials: Sequence[_Credential]) -> None: ...  # ends sessions without
+    def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
+    def sessions(self, namespace: str | None) -> bytes: ...  # JSON; None: of all
+    # Takes nothing new, and waits until what is under way has ended; False: it was not in time. Blocks.
+    def drain(self, seconds: float) -> bool: ...
+    def close(self) -> None: ...  # at once; idempotent
 
 @final
 class Session:
@@ -287,10 +333,11 @@ class Session:
     def turns_done(self, handle: int, /) -> int: ...  # of an agent: turns that went well
     # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
-    # it. It writes this session's own fd where it put something into the inbox.
+    # it. It writes this session's own fd where it put something into the inbox. An int, of a remote
+    # session: a ticket.
     def emit(
         self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
-    ) -> Receipt | None: ...
+    ) -> Receipt | int | None: ...
     # Any publish. An int is a ticket: wait for ACCEPTED or REFUSED.
     def offer(
         self,
@@ -368,6 +415,28 @@ class Session:
     def stalls(self, stack: str, /) -> None: ...
     def tick(self) -> float | None: ...  # ends what is due; seconds until the next deadline
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
+
+@final
+class RemoteSession:
+    """A session at a node: it dials, resumes and registers again by itself.
+
+    It has the methods of ``Session`` (``tick`` for deadlines of its own). What changes something at the node returns at
+    once: handles and tickets are numbers of one row, and ACCEPTED or REFUSED with that number is the answer. What is
+    asked for is a ticket, and the body of its ACCEPTED what a local session returns. Deadlines are in the seconds of
+    ``time.monotonic()``.
+    """
+
+    # an empty namespace: that of the token; ca: a file with the certificates that vouch for the node's
+    def __new__(
+        cls, url: str, token: str, name: str, namespace: str, ca: str | None
+    ) -> RemoteSession: ...
+    def states(self, sender: int, /) -> int: ...
+    def memories(self) -> int: ...
+    def directory(self, kind: str, /) -> int: ...
+    def read(self, filters: Sequence[str], start: str | int, /) -> int: ...
+    def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
+    # after close(): waits until what was sent has been taken; False: it was not in time. Blocks.
+    def join(self, seconds: float, /) -> bool: ...
 
 # Of a log, without an engine; from any thread, and not bounded in time.
 

@@ -119,20 +119,25 @@ class Context(Record, Generic[S], gc=False, eq=False):
             except (KeyError, *CANNOT_ENCODE, host.link.refusal):
                 receipt = None  # the careful way says what is wrong
             if receipt is not None:
+                if isinstance(receipt, int):
+                    return await self._taken(receipt, topic, data)
                 return receipt
         return await self._publish(topic, data, **options)
 
     async def _publish(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt:
         """Publish an event with all its options, and wait for room where there is none."""
-        link = self._host.link
         receipt = self._offer(topic, data, **options)
         if isinstance(receipt, int):
-            try:
-                return await link.parked(receipt)
-            except LoomError as error:
-                raise self._refused("emit", topic, encode(data, "data"), error) from None
-        link.look()
+            return await self._taken(receipt, topic, data)
+        self._host.link.look()
         return receipt
+
+    async def _taken(self, ticket: int, topic: str, data: Any) -> Receipt:
+        """Wait until the engine has taken an event, or has refused it."""
+        try:
+            return await self._host.link.parked(ticket)
+        except LoomError as error:
+            raise self._refused("emit", topic, encode(data, "data"), error) from None
 
     def _refused(self, kind: str, name: str, payload: bytes, error: LoomError) -> LoomError:
         """Return the error of what the engine did not do, which is recorded."""
@@ -386,11 +391,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
             check_returns(returns)
         name, given, limit, version = self._call_of(call, args, timeout, version)
         if not host.middleware:
-            number = self._call(name, given, limit, version, key, 0)
+            number = await self._call(name, given, limit, version, key, 0)
             return _result(call, returns, name, await host.link.outcome(number, limit))
 
         async def made(_: Context[Any], item: Call) -> Any:
-            number = self._call(item.name, item.args, item.timeout, item.version, item.key, 0)
+            number = await self._call(item.name, item.args, item.timeout, item.version, item.key, 0)
             payload = await host.link.outcome(number, item.timeout)
             return _result(call, returns, item.name, payload)
 
@@ -451,7 +456,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                     yield decode(chunk) if adapter is None else checked(adapter, chunk, name)
 
             async def made(_: Context[Any], item: Call) -> AsyncIterator[Any]:
-                number = self._call(
+                number = await self._call(
                     item.name, item.args, item.timeout, item.version, item.key, STREAM_CHUNKS
                 )
                 return decoded(
@@ -492,6 +497,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         begins = check_start(start)
         services = self._host.services
         live = Subscription(self._host.link, patterns, qos=qos)
+        await live.started()
         events: Subscription | FromLog = live
         if begins != "now":
             events = FromLog(services.engine, services.namespace, live, patterns, begins)
@@ -509,6 +515,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         """
         patterns = [f"thread.{thread_id}.>"]
         subscription = Subscription(self._host.link, patterns, qos="batched")
+        await subscription.started()
         events = self._host.services.steps.heard(self._envelope, patterns, subscription)
 
         async def broadcast(data: Any) -> Receipt:
@@ -535,7 +542,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         for field, value in (("name", name), ("topic", topic), ("capability", capability)):
             if value is not None:
                 check_text(value, field)
-        found = [AgentInfo(**entry) for entry in self._directory("agent")]
+        found = [AgentInfo(**entry) for entry in await self._directory("agent")]
         if name is not None:
             found = [a for a in found if name in (a.name, f"{self.namespace}/{a.name}")]
         if topic is not None:
@@ -561,7 +568,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
             InvalidParams: ``pattern`` is not text.
         """
         check_text(pattern, "pattern")
-        entries = (CapabilityInfo(**entry) for entry in self._directory("capability"))
+        entries = (CapabilityInfo(**entry) for entry in await self._directory("capability"))
         return [info for info in entries if matches(pattern, info.name)]
 
     # -- memory, model, state ---------------------------------------------------------------------
@@ -791,7 +798,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
             limit = self._host.services.timeouts.get((call, version), _DEFAULT_TIMEOUT)
         return call, args or {}, check_seconds(limit, "timeout"), version
 
-    def _call(
+    async def _call(
         self,
         name: str,
         args: Mapping[str, Any],
@@ -810,7 +817,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
             )
         except link.refusal as error:
             told = self._refused("call", name, payload, link.translate(error))
-            raise self._not_called(name, told) from None
+            raise await self._not_called(name, told) from None
         except TypeError as error:
             if isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidParams(
@@ -818,17 +825,17 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 ) from None
             raise InvalidParams(f"{name!r} is not a capability's name", field="name") from None
 
-    def _not_called(self, name: str, error: LoomError) -> LoomError:
+    async def _not_called(self, name: str, error: LoomError) -> LoomError:
         """Add what was perhaps meant to an error that says that there is no such capability."""
         if error.code == "NOT_FOUND" and error.field != "version":
-            known = [str(entry["name"]) for entry in self._directory("capability")]
+            known = [str(entry["name"]) for entry in await self._directory("capability")]
             close = get_close_matches(name, known, 1)
             if close:
                 error.hint = f"did you mean {close[0]!r}?"
         return error
 
-    def _directory(self, kind: str) -> list[dict[str, Any]]:
-        return self._host.services.steps.directory(self._envelope, kind)
+    async def _directory(self, kind: str) -> list[dict[str, Any]]:
+        return await self._host.services.steps.directory(self._envelope, kind)
 
 
 class Thread:

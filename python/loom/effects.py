@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from loom.checks import check_text
 from loom.codec import decode, encode
 from loom.directory import Effect
 from loom.errors import InvalidParams, NotFound, NotSupported
+
+if TYPE_CHECKING:
+    from loom.link import Ledger
 
 EffectState: TypeAlias = Literal[
     "planned", "dispatched", "confirmed", "failed", "unknown", "reconciled"
@@ -136,24 +139,6 @@ class Effects:
                 hint="look while it runs; `loom effects` looks into the log of one that is stopped",
             )
         return self._ledger
-
-
-class Ledger(Protocol):
-    """The effects as a running engine keeps them."""
-
-    def page(
-        self, *, unknown: bool, after: str | None
-    ) -> "tuple[Sequence[Mapping[str, Any]], bool]":
-        """Return a page of effects behind an id, and whether there are more."""
-        ...
-
-    def find(self, effect: str) -> tuple[Mapping[str, Any], bytes | None] | None:
-        """Return what is known of an effect, and its result."""
-        ...
-
-    async def settle(self, effect: str, result: bytes | None, note: str) -> None:
-        """Say what became of an unknown effect: done with ``result``; None: not done."""
-        ...
 
 
 def _told(shown: Mapping[str, Any], result: bytes | None = None) -> EffectInfo:

@@ -79,6 +79,7 @@ MEMORY_BYTES: Final = 67_108_864
 STATES: Final = 100_000
 DRAIN_BATCH: Final = 256
 TURN_BATCH: Final = 256
+CONNECT_SECONDS: Final = 5
 STOP_SECONDS: Final = 10
 FANOUT_TARGETS: Final = 1_024
 FANIN_EVENTS: Final = 1_024
@@ -490,6 +491,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         TURN_BATCH,
         TURN_BATCH,
         "turns a worker runs one after the other before it yields to the loop",
+    ),
+    "connect_seconds": Limit(
+        "s",
+        CONNECT_SECONDS,
+        CONNECT_SECONDS,
+        "how long a program waits for its node before it says that nobody answers",
     ),
     "stop_seconds": Limit(
         "s",

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loom.errors import Exhausted, InvalidParams
 from loom.limits import ROUTE_PROVIDERS, ROUTE_WEIGHT, ROUTES
 from loom.topics import check_capability_name, check_name
+
+if TYPE_CHECKING:
+    from loom.link import RouteTable
 
 Weights: TypeAlias = dict[str, float]
 
@@ -20,7 +23,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._table: dict[str, Weights] = {}
-        self._engine: Table | None = None
+        self._engine: RouteTable | None = None
 
     def set(self, capability: str, weights: Mapping[str, float]) -> None:
         """Share the calls of ``capability`` in proportion to the weights of its providers.
@@ -62,24 +65,12 @@ class Routes:
             self._engine.write(capability, None)
         self._table.pop(capability, None)
 
-    def bind(self, engine: "Table | None") -> None:
+    def bind(self, engine: "RouteTable | None") -> None:
         """Write what was set to a running engine, and from now on; None: to none."""
         self._engine = engine
         if engine is not None:
             for capability, weights in self._table.items():
                 engine.write(capability, weights)
-
-
-class Table(Protocol):
-    """The table as a running engine keeps it."""
-
-    def write(self, capability: str, weights: Weights | None) -> None:
-        """Set the weights of a capability, None: forget them."""
-        ...
-
-    def read(self) -> dict[str, Weights]:
-        """Return all weights by capability and provider."""
-        ...
 
 
 def _checked(weights: Mapping[str, Any]) -> Weights:

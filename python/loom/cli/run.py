@@ -198,8 +198,9 @@ async def _run(
 ) -> None:
     readers: list[tuple[Subscription, asyncio.Task[None]]] = []
 
-    def listen(run: Running) -> None:
+    async def listen(run: Running) -> None:
         tap = Subscription(run.link, [">"], qos="batched")
+        await tap.started()
         reader = asyncio.create_task(_show_events(tap, view))
         reader.add_done_callback(lambda _: stop.give_up())
         readers.append((tap, reader))

@@ -1,14 +1,22 @@
 """The one door to the engine: nothing else imports ``loom._engine``."""
 
 from loom.link.clock import Clock, SystemClock, VirtualClock
-from loom.link.local import Link, Local, error_from_detail, open_local
+from loom.link.engine import Engine, Ledger, RouteTable
+from loom.link.link import Link, error_from_detail
+from loom.link.local import Local, open_local
 from loom.link.reader import Reader, Row, digest, open_reader
+from loom.link.state import LinkEvent, LinkState
 
 __all__ = [
     "Clock",
+    "Engine",
+    "Ledger",
     "Link",
+    "LinkEvent",
+    "LinkState",
     "Local",
     "Reader",
+    "RouteTable",
     "Row",
     "SystemClock",
     "VirtualClock",

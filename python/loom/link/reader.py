@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loom.errors import InvalidParams
-from loom.link.local import refused
+from loom.link.link import refused
 
 if TYPE_CHECKING:
     from loom._engine import LogReader

@@ -219,7 +219,7 @@ class Served(Steps):
         """Return what gives the recorded answers."""
         return cast("Model", _ServedModel(self, turn))
 
-    def directory(self, turn: Any, kind: str) -> list[dict[str, Any]]:
+    async def directory(self, turn: Any, kind: str) -> list[dict[str, Any]]:
         """Return the directory as it was."""
         return self._at_once(turn, "directory", kind)
 

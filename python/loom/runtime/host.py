@@ -21,14 +21,14 @@ from loom.errors import (
     ProviderUnavailable,
 )
 from loom.limits import ERROR_DETAIL_BYTES, STATES
-from loom.link import Link, Local
+from loom.link import Engine, Link
 from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 from loom.runtime.gauges import Gauges
 
 if TYPE_CHECKING:
     from loom.agent import AgentSpec
-    from loom.link.local import Session
+    from loom.link.link import Session
     from loom.runtime.keeping import States
     from loom.runtime.steps import Steps
 
@@ -40,7 +40,7 @@ _LONGEST_PAUSE = 2**53 / 1000  # seconds; as milliseconds the most that every JS
 class Services:
     """What one running app offers its agents."""
 
-    engine: Local
+    engine: Engine
     link: Link
     namespace: str
     memory: Memory
@@ -68,7 +68,7 @@ class Host:
     kept: "States | None" = None  # where the log keeps them
     link: Link = field(init=False)  # these three are the services', at hand for the hot path
     session: "Session" = field(init=False)
-    emit: Callable[[int, Any, str, bytes], Receipt | None] = field(init=False)
+    emit: Callable[[int, Any, str, bytes], Receipt | int | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.link = self.services.link

@@ -12,7 +12,7 @@ from loom.codec import encode
 from loom.context import Context
 from loom.envelope import Envelope, Event
 from loom.errors import InvalidParams, LoomError
-from loom.link import Link, Local
+from loom.link import Engine, Link
 from loom.runtime.host import Host
 
 if TYPE_CHECKING:
@@ -26,18 +26,25 @@ class States:
     """The states of one agent, as its log has them."""
 
     def __init__(self, host: Host) -> None:
-        """Read what the log has of ``host``'s states.
+        """Check that ``host``'s states can be kept.
 
         Raises:
-            InvalidParams: the declared type has no JSON form, or a state in the log does not fit
-                it any more.
+            InvalidParams: the declared type has no JSON form.
         """
         self._host = host
         self._written: dict[str, bytes] = {}  # what the engine took last
         self._newest: dict[str, object] = {}  # the newest turn of a lane that goes on
         self._adapter = _adapter_of(host)
         self._schema = _schema_of(self._adapter)
-        for lane, payload in host.session.states(host.sender):
+
+    async def load(self) -> None:
+        """Read what the log has of them.
+
+        Raises:
+            InvalidParams: a state in the log does not fit the declared type any more.
+        """
+        host = self._host
+        for lane, payload in await host.link.states(host.sender):
             host.states[lane] = self._read(lane, payload)
             self._written[lane] = payload
 
@@ -141,14 +148,15 @@ def _type_name(host: Host) -> str:
 
 
 class Keeper:
-    """Keeps the values of a memory in the log."""
+    """Keeps the values of a memory in the log; ``kept`` is what that had at first."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, kept: list[tuple[str, bytes, int | None]]) -> None:
         self._link = link
+        self._kept = kept
 
     def values(self) -> list[tuple[str, bytes, float | None]]:
-        """Return keys and values as the log has them, and until when by the wall's seconds."""
-        kept = self._link.session.memories()
+        """Return keys and values as the log had them, and until when by the wall; once."""
+        kept, self._kept = self._kept, []
         return [(key, value, None if ms is None else ms / 1000) for key, value, ms in kept]
 
     def keep(self, key: str, payload: bytes | None, until: float | None = None) -> None:
@@ -165,6 +173,6 @@ class Keeper:
             raise self._link.translate(error, payload="value") from None
 
 
-def keeper_of(link: Link, engine: Local) -> Keeper | None:
+async def keeper_of(link: Link, engine: Engine) -> Keeper | None:
     """Return what keeps the memory of an app; None where nothing outlives the process."""
-    return Keeper(link) if engine.has_directory else None
+    return Keeper(link, await link.memories()) if engine.has_directory else None

@@ -16,7 +16,9 @@ from loom.runtime.pool import Pool
 from loom.runtime.serving import Serving
 
 
-def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[..., Any]]) -> int:
+async def register(
+    services: Services, spec: AgentSpec, methods: Sequence[Capability[..., Any]]
+) -> int:
     """Register an agent; return its handle.
 
     Raises:
@@ -34,6 +36,7 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
             start_code(spec.start),
             spec.max_deliver,
         )
+        await link.registered(handle)
         # Reading a source costs a start some of its time; only a recording names it.
         source = source_of(spec) if services.engine.is_recording else b""
         link.session.describe(handle, spec.version, source)
@@ -42,7 +45,9 @@ def register(services: Services, spec: AgentSpec, methods: Sequence[Capability[.
     return handle
 
 
-def provide(host: Host, capability: Capability[..., Any], provider: str) -> tuple[Serving, Pool]:
+async def provide(
+    host: Host, capability: Capability[..., Any], provider: str
+) -> tuple[Serving, Pool]:
     """Offer a capability; nothing of it runs yet.
 
     A function gets no more calls at a time than it has threads or processes: the others wait in
@@ -63,6 +68,7 @@ def provide(host: Host, capability: Capability[..., Any], provider: str) -> tupl
             provider,
             capability.prober is not None,
         )
+        await link.registered(handle)
     except link.refusal as error:
         raise link.translate(error) from None
     timeouts = host.services.timeouts

@@ -15,7 +15,7 @@ from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, DataDir, load, lo
 from loom.context import Context
 from loom.errors import Cancelled, NotFound
 from loom.limits import LOOP_STALL_SECONDS, STOP_SECONDS
-from loom.link import Link, Local, VirtualClock, open_local
+from loom.link import Engine, Link, VirtualClock, open_local
 from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 from loom.runtime.host import Host, Services
@@ -47,6 +47,7 @@ class Running:
     started: bool = False
     finished: bool = False
     is_closing: bool = False  # its agents are being stopped: no new one starts
+    ensuring: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def pools(self) -> list[Pool]:
@@ -74,7 +75,7 @@ class Running:
         return Context(self.host)
 
     @property
-    def engine(self) -> Local:
+    def engine(self) -> Engine:
         """The engine it runs on."""
         return self.services.engine
 
@@ -89,12 +90,13 @@ class Running:
         Raises:
             Cancelled: the app is stopping.
         """
-        if any(known.spec.name == spec.name for known in self.agents):
-            return
-        if self.is_closing:
-            raise Cancelled("the app is stopping", hint="no agent is started any more")
-        agent = Supervised(self.host, spec)
-        self.agents.append(agent)
+        async with self.ensuring:
+            if any(known.spec.name == spec.name for known in self.agents):
+                return
+            if self.is_closing:
+                raise Cancelled("the app is stopping", hint="no agent is started any more")
+            agent = await Supervised.registered(self.host, spec)
+            self.agents.append(agent)
         self.link.look()
         await agent.start()
 
@@ -205,7 +207,7 @@ async def running(
     accept_loss: bool = False,
     middleware: Sequence[Middleware] = (),
     loop_stall: float = LOOP_STALL_SECONDS,
-    before_start: Callable[[Running], None] | None = None,
+    before_start: Callable[[Running], Awaitable[None]] | None = None,
     before_close: Callable[[Running], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Running]:
     """Start ``app`` on an engine of its own; leaving stops it, at most ``STOP_SECONDS`` later.
@@ -222,6 +224,7 @@ async def running(
     try:
         await engine.open(app.namespace)
         link = engine.attach(app.namespace, app.name)
+        await link.connected()
     except BaseException:
         await engine.close()
         raise
@@ -230,7 +233,7 @@ async def running(
     async def start(spec: AgentSpec) -> None:
         await run.ensure(spec)
 
-    keeps = memory or _factory(MEMORY_FACTORY)(engine.clock, keeper_of(link, engine))
+    keeps = memory or _factory(MEMORY_FACTORY)(engine.clock, await keeper_of(link, engine))
     answers = _once(made, lambda: _factory(MODEL_FACTORY)(settled.environment, settled.model))
     chance = random.Random(seed)  # noqa: S311  for choices of user code, not for secrets
     services = Services(
@@ -256,7 +259,7 @@ async def running(
         try:
             watchdog.start()
             if before_start is not None:
-                before_start(run)
+                await before_start(run)
             await _start(run, app)
             yield run
         finally:
@@ -274,9 +277,10 @@ async def _start(run: Running, app: "App") -> None:
 
     An agent's ``on_start`` finds the app's functions and the agents declared before it at work.
     """
-    run.functions = [provide(run.host, capability, app.name) for capability in app.capabilities]
+    for capability in app.capabilities:
+        run.functions.append(await provide(run.host, capability, app.name))
     for spec in app.agents:
-        run.agents.append(Supervised(run.host, spec))
+        run.agents.append(await Supervised.registered(run.host, spec))
     run.link.look()
     for serving, pool in run.functions:
         pool.start()

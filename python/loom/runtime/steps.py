@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from loom.codec import CANNOT_ENCODE, decode, encode
 from loom.envelope import Event
 from loom.errors import Internal, LoomError
-from loom.link import Link, Local
+from loom.link import Engine, Link
 from loom.protocols import Answer, Memory, Model
 from loom.runtime.host import error_detail, error_number
 
@@ -28,7 +28,7 @@ class Steps:
 
     def __init__(
         self,
-        engine: Local,
+        engine: Engine,
         link: Link,
         namespace: str,
         memory: Memory,
@@ -76,9 +76,9 @@ class Steps:
         inner = self._model()
         return cast("Model", _ToldModel(self, turn, inner)) if _is_recorded(turn) else inner
 
-    def directory(self, turn: Any, kind: str) -> list[dict[str, Any]]:
+    async def directory(self, turn: Any, kind: str) -> list[dict[str, Any]]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
-        found = [decode(entry) for entry in self._engine.directory(self._namespace, kind)]
+        found = [decode(entry) for entry in await self._engine.directory(self._namespace, kind)]
         if _is_recorded(turn):
             self.tell(turn, "directory", kind, result=encode(found))
         return found

@@ -7,7 +7,10 @@ from typing import Any
 
 from loom.envelope import QOS_CODES, Envelope, Event, QoS, Start, opened, start_code
 from loom.errors import InvalidParams
-from loom.link import Link, Local
+from loom.link import Engine, Link, LinkEvent
+from loom.topics import matches
+
+_LINK_EVENTS = 16  # that wait for a reader; the newest stay
 
 
 class Subscription:
@@ -18,12 +21,32 @@ class Subscription:
         self._done: Any = None
         self._ready = asyncio.Event()
         self._closed = False
+        self._filters = tuple(filters)
+        self._about_link: deque[LinkEvent] = deque(maxlen=_LINK_EVENTS)
         try:
             self._handle = link.session.subscribe(filters, QOS_CODES[qos])
         except link.refusal as error:
             raise link.translate(error) from None
         link.on_ready(self._handle, self._ready.set)
         link.on_close(self._handle, self._end)
+        link.on_state(self._on_link)
+
+    async def started(self) -> None:
+        """Wait until the engine has taken it; call it before anything else is awaited.
+
+        Raises:
+            LoomError: it was refused.
+        """
+        try:
+            await self._link.registered(self._handle)
+        except BaseException:
+            self.close()
+            raise
+
+    def _on_link(self, event: LinkEvent) -> None:
+        if any(matches(one, event.topic) for one in self._filters):
+            self._about_link.append(event)
+            self._ready.set()
 
     def __aiter__(self) -> "Subscription":
         return self
@@ -31,6 +54,8 @@ class Subscription:
     async def __anext__(self) -> Event[Any]:
         while not self._closed:
             self._ready.clear()
+            if self._about_link:
+                return _shown(self._about_link.popleft())
             done, self._done = self._done, None
             item = self._link.session.take(self._handle, done)
             self._link.look()
@@ -49,11 +74,13 @@ class Subscription:
         """Stop listening. The reader, if one waits, ends."""
         if not self._closed:
             self._closed = True
+            self._link.off_state(self._on_link)
             self._link.remove(self._handle)
             self._ready.set()
 
     def _end(self) -> None:
         self._closed = True
+        self._link.off_state(self._on_link)
         self._ready.set()
 
 
@@ -66,7 +93,7 @@ class FromLog:
 
     def __init__(
         self,
-        engine: Local,
+        engine: Engine,
         namespace: str,
         live: Subscription,
         filters: Sequence[str],

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from loom.agent import AgentSpec, capabilities_of
 from loom.context import Context
@@ -72,12 +72,31 @@ class Supervised:
         "start_fault",
     )
 
-    def __init__(self, app: Host, spec: AgentSpec) -> None:
+    @classmethod
+    async def registered(cls, app: Host, spec: AgentSpec) -> Self:
         """Register the agent and what it offers; nothing of it runs yet.
 
         Raises:
             LoomError: the engine refused it.
         """
+        agent: Any = spec.make()
+        methods = capabilities_of(agent, spec.methods)
+        offered = [await provide(app, capability, spec.name) for capability in methods]
+        sender = await register(app.services, spec, methods)
+        made = cls(app, spec, agent, sender, offered)
+        if made.host.kept is not None:
+            await made.host.kept.load()
+        return made
+
+    def __init__(
+        self,
+        app: Host,
+        spec: AgentSpec,
+        agent: Any,
+        sender: int,
+        offered: list[tuple[Serving, Pool]],
+    ) -> None:
+        """Put together what has been registered."""
         self.spec = spec
         self.health: Health = "up"
         self.crashes = 0
@@ -85,12 +104,10 @@ class Supervised:
         self.start_fault: BaseException | None = None  # what its next start raises, in tests
         self._app = app
         self._clock = app.services.engine.clock
-        self._agent: Any = spec.make()
-        methods = capabilities_of(self._agent, spec.methods)
-        offered = [provide(app, capability, spec.name) for capability in methods]
+        self._agent: Any = agent
         self.host = Host(
             services=app.services,
-            sender=register(app.services, spec, methods),
+            sender=sender,
             name=spec.name,
             log=bus_logger(f"loom.agent.{spec.name}"),
             middleware=app.middleware + spec.middleware,

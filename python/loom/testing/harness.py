@@ -17,7 +17,7 @@ from loom.context import Context
 from loom.envelope import Event
 from loom.errors import InvalidParams, NotSupported
 from loom.limits import QUEUE_ITEMS
-from loom.link import Link, VirtualClock
+from loom.link import Link, Local, VirtualClock
 from loom.middleware import Item, Next
 from loom.protocols import Model
 from loom.runtime.running import Running, running
@@ -105,8 +105,9 @@ class Harness:
         if self._reader is not None:
             await self._reader
 
-    def _listen(self, run: Running) -> None:
+    async def _listen(self, run: Running) -> None:
         self._tap = Subscription(run.link, [">"], qos="batched")
+        await self._tap.started()
         self._reader = asyncio.create_task(self._record(self._tap), name="loom harness tap")
         clock = run.engine.clock
         if isinstance(clock, VirtualClock):
@@ -227,7 +228,9 @@ class Harness:
                 or the harness itself has lost events, and so cannot tell.
         """
         self._check_recorded()
-        audit = self._running.engine.audit()
+        engine = self._running.engine
+        assert isinstance(engine, Local)  # it has made one itself
+        audit = engine.audit()
         for entry in audit["subscriptions"]:
             assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
         assert audit["balanced"], audit

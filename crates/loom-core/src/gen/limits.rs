@@ -190,6 +190,9 @@ pub const DRAIN_BATCH: usize = 256;
 /// In turns: turns a worker runs one after the other before it yields to the loop.
 pub const TURN_BATCH: usize = 256;
 
+/// In s: how long a program waits for its node before it says that nobody answers.
+pub const CONNECT_SECONDS: u64 = 5;
+
 /// In s: how long a graceful stop waits for turns under way.
 pub const STOP_SECONDS: u64 = 10;
 
