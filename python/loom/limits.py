@@ -142,6 +142,10 @@ PROBE_SECONDS: Final = 10
 PROBE_ATTEMPTS: Final = 3
 PROBE_PAUSE_MS: Final = 1_000
 LOG_RUNS_SHOWN: Final = 1_000
+PACKET_ITEMS: Final = 65_536
+PACKET_MEMBERS: Final = 1_024
+PACKET_ATTACHMENTS: Final = 1_024
+PACKET_DEPTH: Final = 512
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -857,5 +861,29 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_RUNS_SHOWN,
         LOG_RUNS_SHOWN,
         "runs that a look into a log keeps in memory; the newest",
+    ),
+    "packet_items": Limit(
+        "items",
+        PACKET_ITEMS,
+        PACKET_ITEMS,
+        "frames of a packet, or items of one of its lists: more do not fit into a packet of 64 KiB, so JSON may not have more either",
+    ),
+    "packet_members": Limit(
+        "members",
+        PACKET_MEMBERS,
+        PACKET_MEMBERS,
+        "members of an object of the protocol in JSON; data is not looked into",
+    ),
+    "packet_attachments": Limit(
+        "attachments",
+        PACKET_ATTACHMENTS,
+        PACKET_ATTACHMENTS,
+        "binary messages that a packet in JSON announces, and that are waited for",
+    ),
+    "packet_depth": Limit(
+        "levels",
+        PACKET_DEPTH,
+        PACKET_DEPTH,
+        "data nested deeper travels as an attachment, so that no reader of packets runs out of stack",
     ),
 }

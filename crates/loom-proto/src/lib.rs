@@ -12,4 +12,6 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/loom.v1.rs"));
 }
 
+pub mod json;
+
 pub use prost::Message;

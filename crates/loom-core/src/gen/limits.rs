@@ -376,3 +376,15 @@ pub const PROBE_PAUSE_MS: u64 = 1_000;
 
 /// In runs: runs that a look into a log keeps in memory; the newest.
 pub const LOG_RUNS_SHOWN: usize = 1_000;
+
+/// In items: frames of a packet, or items of one of its lists: more do not fit into a packet of 64 KiB, so JSON may not have more either.
+pub const PACKET_ITEMS: usize = 65_536;
+
+/// In members: members of an object of the protocol in JSON; data is not looked into.
+pub const PACKET_MEMBERS: usize = 1_024;
+
+/// In attachments: binary messages that a packet in JSON announces, and that are waited for.
+pub const PACKET_ATTACHMENTS: usize = 1_024;
+
+/// In levels: data nested deeper travels as an attachment, so that no reader of packets runs out of stack.
+pub const PACKET_DEPTH: usize = 512;

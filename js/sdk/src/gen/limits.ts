@@ -190,6 +190,9 @@ export const DRAIN_BATCH = 256
 /** In turns: turns a worker runs one after the other before it yields to the loop. */
 export const TURN_BATCH = 256
 
+/** In s: how long a program waits for its node before it says that nobody answers. */
+export const CONNECT_SECONDS = 5
+
 /** In s: how long a graceful stop waits for turns under way. */
 export const STOP_SECONDS = 10
 
@@ -373,3 +376,15 @@ export const PROBE_PAUSE_MS = 1000
 
 /** In runs: runs that a look into a log keeps in memory; the newest. */
 export const LOG_RUNS_SHOWN = 1000
+
+/** In items: frames of a packet, or items of one of its lists: more do not fit into a packet of 64 KiB, so JSON may not have more either. */
+export const PACKET_ITEMS = 65_536
+
+/** In members: members of an object of the protocol in JSON; data is not looked into. */
+export const PACKET_MEMBERS = 1024
+
+/** In attachments: binary messages that a packet in JSON announces, and that are waited for. */
+export const PACKET_ATTACHMENTS = 1024
+
+/** In levels: data nested deeper travels as an attachment, so that no reader of packets runs out of stack. */
+export const PACKET_DEPTH = 512
