@@ -28,7 +28,8 @@ impl Out {
         self.member::<Plain, _>("first", first);
         self.member::<Plain, _>("received", received);
         let here = self.text.len();
-        self.member::<Plain, _>("frames", frames);
+        self.name("frames");
+        self.list(frames, |frame, out| out.object(frame));
         self.text.push('}');
         if !self.attachments.is_empty() {
             self.announce(here);
@@ -329,7 +330,7 @@ impl Object for Payload {
             out.text.push_str(json);
             return;
         }
-        if !data.is_empty() {
+        if !data.is_empty() || !content_type.is_empty() {
             out.attached(data);
         }
         out.member::<Plain, _>("type", content_type);
