@@ -23,6 +23,7 @@ __all__ = [
     "NOTICE_PROBE",
     "NOTICE_READY",
     "NOTICE_REFUSED",
+    "NOTICE_REMOVED",
     "Bridge",
     "Delivery",
     "Engine",
@@ -64,6 +65,8 @@ NOTICE_PROBE: Final[int]
 # "lost" | "refused", "node": …, "namespace": …, "resumed": …, "missed_from": …, "reason": …}, and for "refused" the
 # detail of an error with its number as "code"
 NOTICE_LINK: Final[int]
+# (REMOVED, handle, code, detail): the engine has removed a registration of this session
+NOTICE_REMOVED: Final[int]
 
 _Notice: TypeAlias = tuple[int, int, int, Delivery | Receipt | bytes | str | None]
 

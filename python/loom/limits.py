@@ -19,6 +19,9 @@ HELD_PAYLOAD_BYTES: Final = 67_108_864
 TOPIC_TOKENS: Final = 16
 TOPIC_BYTES: Final = 256
 AGENT_FILTERS: Final = 64
+GRANT_FILTERS: Final = 64
+AHEAD_ITEMS: Final = 1_024
+RESUME_GRACE_MS: Final = 60_000
 HOPS: Final = 16
 QUEUE_ITEMS: Final = 1_024
 QUEUE_BYTES: Final = 8_388_608
@@ -183,6 +186,24 @@ LIMITS: Final[Mapping[str, Limit]] = {
         AGENT_FILTERS,
         AGENT_FILTERS,
         "bounds what one registration adds to the index",
+    ),
+    "grant_filters": Limit(
+        "filters",
+        GRANT_FILTERS,
+        GRANT_FILTERS,
+        "of one list of a token; each publish of its session may look at all of them",
+    ),
+    "ahead_items": Limit(
+        "events",
+        AHEAD_ITEMS,
+        AHEAD_ITEMS,
+        "events of one agent that a session elsewhere is given before it has ended those before them",
+    ),
+    "resume_grace_ms": Limit(
+        "ms",
+        RESUME_GRACE_MS,
+        RESUME_GRACE_MS,
+        "how long a node that was started again keeps a turn for the session that had begun it",
     ),
     "hops": Limit(
         "hops",

@@ -61,6 +61,7 @@ impl Bus {
             info: b"{}",
             start: loom_core::Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         let handle = self.core.register(self.session, &spec, self.at).unwrap();
         self.agents.push(handle);

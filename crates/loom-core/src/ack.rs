@@ -128,6 +128,7 @@ impl Core {
         let held = self.held_by(&item.env);
         if let Some(found) = self.subs.get_mut(sub) {
             found.leased += 1;
+            found.durables += 1;
             found.spare -= held;
         }
         let lease = self.leases.insert(Lease {
@@ -268,7 +269,7 @@ impl Core {
             self.tape_turn(lease, id, (attempt, waited), at);
             self.watch_leases(session, at);
             if self.has(Planted::AckedEarly) {
-                self.done(consumer, n, at);
+                self.consumed(consumer, n, at);
             }
             return Some(lease);
         }
@@ -443,6 +444,7 @@ impl Core {
         if let Some(found) = self.subs.get_mut(sub) {
             found.lanes.release(lane);
             found.leased -= 1;
+            found.durables -= 1;
             found.spare += held;
         }
         if durable.out {
@@ -492,7 +494,7 @@ impl Core {
             (Fate::Done, _) => {}
             (Fate::Open, None) => {
                 self.leave_state(lease);
-                self.done(id, n, at);
+                self.consumed(id, n, at);
             }
             (Fate::Again(delay), _) => {
                 let why = Why {
@@ -561,7 +563,7 @@ impl Core {
         };
         self.place(id, n, Place::Dying);
         if self.has(Planted::DeadDropped) {
-            return self.done(id, n, at);
+            return self.consumed(id, n, at);
         }
         let record = Record::Dead(Dead {
             consumer: id.number,
@@ -675,11 +677,11 @@ impl Core {
                 found.tally.expired += 1;
             }
         }
-        self.done(id, position.n, at);
+        self.consumed(id, position.n, at);
     }
 
     /// An event is done: the log learns of it with others.
-    pub(crate) fn done(&mut self, id: ConsumerId, n: u64, at: Moment) {
+    pub(crate) fn consumed(&mut self, id: ConsumerId, n: u64, at: Moment) {
         let (most, delay) = (self.limits.ack_batch, self.limits.ack_delay_ms);
         let Some(found) = self.consuming_mut(id) else {
             return;
@@ -832,7 +834,7 @@ impl Core {
         };
         durable.fate = Fate::Done;
         let (id, n) = (durable.consumer, durable.n);
-        self.done(id, n, at);
+        self.consumed(id, n, at);
         self.flush(at);
         Ok(true)
     }

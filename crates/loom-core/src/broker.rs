@@ -9,6 +9,7 @@ use crate::arena::{Handle, JobId, LeaseId, ProviderId, SessionId};
 use crate::books::Timings;
 use crate::breaker::{Admits, Breaker, Ended, Rules, Turned};
 use crate::bulkhead::Bulkhead;
+use crate::bus::Source;
 use crate::core::{Core, Kind, Registration, Todo};
 use crate::directory::DirectoryKind;
 use crate::envelope::{EffectClass, Origin};
@@ -180,7 +181,7 @@ impl Core {
     /// Offers a capability.
     ///
     /// # Errors
-    /// `INVALID_PARAMS`, `EXHAUSTED`.
+    /// `INVALID_PARAMS`, `EXHAUSTED`; `DENIED` for one that the session may not provide.
     pub fn provide(
         &mut self,
         session: SessionId,
@@ -189,6 +190,7 @@ impl Core {
     ) -> Result<Handle> {
         let space = self.session(session)?.space;
         self.check_provider(spec)?;
+        self.check_provide(session, spec)?;
         let namespace = self
             .space(space)
             .map(|space| Arc::clone(&space.name))
@@ -201,6 +203,7 @@ impl Core {
             origin: Arc::clone(&origin),
             name: Arc::clone(&name),
             kind: Kind::Root,
+            bound: self.grants_of(session).is_some(),
         })?;
         let version = self.open_release(space, &name, spec.version);
         let provider = self.providers.insert(Provider {
@@ -449,6 +452,15 @@ impl Core {
         })
     }
 
+    /// For who may not call it, a capability is one that nobody ever offered.
+    pub(crate) fn check_call(&self, source: &Source, name: &str) -> Result<()> {
+        if !source.bound || self.may_call(source.session, name) {
+            return Ok(());
+        }
+        let namespace = self.space(source.space).map(|space| &*space.name);
+        Err(unknown(name, namespace.unwrap_or_default()))
+    }
+
     /// Those who can be given a call of a capability now, all of one version.
     fn candidates(
         &self,
@@ -460,13 +472,7 @@ impl Core {
         };
         let name = wish.name;
         let Some((name, capability)) = found.capabilities.get_key_value(name) else {
-            let message = format!(
-                "no capability {name:?} was ever offered in {:?}",
-                found.name
-            );
-            return Err(Error::new(Code::NotFound, message)
-                .field("capability")
-                .hint("look at ctx.capabilities() for those there are"));
+            return Err(unknown(name, &found.name));
         };
         let asked = wish.version.map(Version::read);
         if let Some(version) = asked
@@ -696,6 +702,14 @@ impl Core {
         });
         all == 1 || self.has(Planted::AllEjected) || (ejected.count() + 1) * 2 <= all
     }
+}
+
+/// Nobody ever offered it, or whoever asks may not know that somebody does.
+fn unknown(name: &str, namespace: &str) -> Error {
+    let message = format!("no capability {name:?} was ever offered in {namespace:?}");
+    Error::new(Code::NotFound, message)
+        .field("capability")
+        .hint("look at ctx.capabilities() for those there are")
 }
 
 fn no_version(name: &str, version: &Version, capability: &Capability) -> Error {

@@ -47,6 +47,8 @@ pub(crate) struct Source {
     pub(crate) session: SessionId,
     pub(crate) origin: Arc<Origin>,
     pub(crate) stamp: Option<Stamp>,
+    /// The session has grants.
+    pub(crate) bound: bool,
 }
 
 /// An envelope before it is stamped.
@@ -102,10 +104,14 @@ impl Core {
     /// Publishes an event.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for what is not a topic, a class or an option; `DENIED` under `loom.>`; `FENCED` for a sender or
+    /// `INVALID_PARAMS` for what is not a topic, a class or an option; `DENIED` under `loom.>`, and where the session may not
+    /// publish; `FENCED` for a sender or
     /// turn of another session; `EXHAUSTED` for hops, and where there is no room and the class does not wait.
     pub fn offer(&mut self, session: SessionId, publish: Publish<'_>, at: Moment) -> Result<Offer> {
         let source = self.source(session, publish.sender, publish.turn)?;
+        if source.bound {
+            self.check_publish(session, publish.topic)?;
+        }
         self.topics.now = at.now;
         let (topic, name) = self.read_topic(source.space, publish.topic)?;
         let level = self.level_of(source.space, topic, &publish)?;
@@ -173,7 +179,7 @@ impl Core {
         turn: Option<LeaseId>,
     ) -> Result<Source> {
         let found = self.registration(session, sender)?;
-        let (space, origin) = (found.space, Arc::clone(&found.origin));
+        let (space, origin, bound) = (found.space, Arc::clone(&found.origin), found.bound);
         let stamp = match turn {
             Some(lease) => Some(self.stamp(session, lease)?),
             None => None,
@@ -183,6 +189,7 @@ impl Core {
             session,
             origin,
             stamp,
+            bound,
         })
     }
 
@@ -310,10 +317,10 @@ impl Core {
         };
         let mut targets: Vec<Target> = Vec::new();
         for sub in space.trie.find(topic) {
-            let Some(group) = self.subs.get(sub).map(|sub| sub.group) else {
+            let Some(found) = self.subs.get(sub).filter(|it| self.may_reach(it, topic)) else {
                 continue;
             };
-            let Some(group) = group else {
+            let Some(group) = found.group else {
                 targets.push(Target::One(sub));
                 continue;
             };

@@ -409,7 +409,7 @@ impl Core {
         };
         let partition = part.opened.partition;
         let alone = *group.name == *sub.name;
-        let (name, filters) = (Arc::clone(&group.name), sub.filters.clone());
+        let (name, filters) = (Arc::clone(&group.name), self.heard_by(sub));
         let known = part.consumers.iter();
         let known = known.filter(|(_, it)| it.group == name).map(|(n, _)| *n);
         let number = known.max().unwrap_or(part.next_consumer);
@@ -523,7 +523,7 @@ impl Core {
         let members = members.unwrap_or_default();
         let hearing = members.iter().filter_map(|member| self.subs.get(*member));
         let hearing = hearing.filter(|sub| !sub.is_deaf() && !sub.lossy);
-        let heard: Vec<Filter> = hearing.flat_map(|sub| sub.filters.clone()).collect();
+        let heard: Vec<Filter> = hearing.flat_map(|sub| self.heard_by(sub)).collect();
         let attended = !heard.is_empty();
         let Some(part) = self.parts.get_mut(&id.partition) else {
             return;
@@ -952,7 +952,7 @@ impl Core {
         if let Some(lane) = lane {
             self.unpark_lost(id, lane, n, at);
         }
-        self.done(id, n, at);
+        self.consumed(id, n, at);
     }
 
     /// A lost event leaves its lane: those behind it do not wait for its time.

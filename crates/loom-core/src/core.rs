@@ -50,6 +50,8 @@ pub(crate) struct Registration {
     pub(crate) origin: Arc<Origin>,
     pub(crate) name: Arc<str>,
     pub(crate) kind: Kind,
+    /// Its session has grants, and may not do everything.
+    pub(crate) bound: bool,
 }
 
 /// What a lease is for.

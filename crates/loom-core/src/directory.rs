@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::arena::Handle;
+use crate::arena::{Handle, SessionId};
 use crate::core::{Core, Kind};
+use crate::error::Result;
 use crate::health::Health;
 use crate::planted::Planted;
 use crate::space::SpaceId;
@@ -97,6 +98,38 @@ impl Core {
             .flat_map(|(_, offered)| offered)
             .map(|(handle, entry)| entry.show_with(&self.load_of(*handle)))
             .collect()
+    }
+
+    /// What [`Self::directory`] shows a session: agents and capabilities that it may call or observe, and its own.
+    ///
+    /// # Errors
+    /// `FENCED` when the session has ended.
+    pub fn directory_for(&self, session: SessionId, kind: DirectoryKind) -> Result<Vec<Vec<u8>>> {
+        let found = self.session(session)?;
+        let Some(space) = self.space(found.space) else {
+            return Ok(Vec::new());
+        };
+        let entries = space.directory.entries.iter();
+        let entries = entries.filter(|((other, name), offered)| {
+            *other == kind
+                && found.grants.as_ref().is_none_or(|grants| {
+                    grants.may_see(name) || offered.keys().any(|it| found.handles.contains(it))
+                })
+        });
+        let offered = entries.flat_map(|(_, offered)| offered);
+        Ok(offered
+            .map(|(handle, entry)| entry.show_with(&self.load_of(*handle)))
+            .collect())
+    }
+
+    /// The handles of those who offer a name.
+    pub(crate) fn entered(&self, space: SpaceId, kind: DirectoryKind, name: &str) -> Vec<Handle> {
+        let offered = self
+            .space(space)
+            .and_then(|space| space.directory.entries.get(&(kind, name.into())));
+        offered
+            .map(|it| it.keys().copied().collect())
+            .unwrap_or_default()
     }
 
     /// What an agent or a provider has to do now, and what an agent has done, as members of a JSON object.

@@ -2,7 +2,7 @@
 
 use crate::arena::{GroupId, SubId, Ticket};
 use crate::bus::Plan;
-use crate::core::Core;
+use crate::core::{Core, Todo};
 use crate::envelope::{Envelope, Qos};
 use crate::ident::Ident;
 use crate::lane::{As, Item};
@@ -112,6 +112,33 @@ impl Core {
                 self.ask_instead(&env, left, heir);
             }
         }
+    }
+
+    /// An offer that waits is not for this subscription any more: it is for another member of its group, or passes by.
+    pub(crate) fn pass_by(&mut self, ticket: Ticket, left: SubId) {
+        let Some(waiting) = self.parked_offer(ticket) else {
+            return;
+        };
+        let env = std::sync::Arc::clone(&waiting.plan.env);
+        if let Some(heir) = self.heir(left, &env) {
+            self.aim_instead(ticket, left, heir);
+            self.ask_instead(&env, left, heir);
+        } else {
+            if let Some(waiting) = self.parked_offer_mut(ticket) {
+                waiting.plan.targets.retain(|target| *target != left);
+                waiting.listed.retain(|target| *target != left);
+                waiting.last = None;
+            }
+            if let Some(sub) = self.subs.get_mut(left) {
+                sub.forget_awaited(env.lane());
+            }
+            self.decline_for(left, &env, None);
+        }
+        if let Some(sub) = self.subs.get_mut(left) {
+            sub.parked.retain(|(_, other)| *other != ticket);
+        }
+        self.todo.push_back(Todo::Retry(ticket));
+        self.todo.push_back(Todo::Unpark(left));
     }
 
     fn aim_instead(&mut self, ticket: Ticket, left: SubId, heir: SubId) {

@@ -5,6 +5,38 @@ use crate::envelope::{EffectClass, Position, Qos};
 use crate::error::Code;
 use crate::record::Level;
 
+/// A session to attach.
+#[derive(Debug, Clone, Default)]
+pub struct Attach<'a> {
+    /// Where.
+    pub namespace: &'a str,
+    /// Who publishes what the session publishes outside any agent.
+    pub name: &'a str,
+    /// What it may do; none: everything, as the process of the engine itself.
+    pub grants: Option<std::sync::Arc<crate::Grants>>,
+    /// What the client calls itself in all its connections and in all lives of the node; 0: it does not come back.
+    pub client: u128,
+    /// Whether it is the node's own: it provides what stands under `loom.`.
+    pub is_node: bool,
+}
+
+/// The lists of [`crate::Grants`], as they are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GrantTexts<'a> {
+    /// Topics to publish and request.
+    pub publish: &'a [&'a str],
+    /// Topics to hear, and to read in the log.
+    pub subscribe: &'a [&'a str],
+    /// Capabilities to call.
+    pub call: &'a [&'a str],
+    /// Capabilities to provide.
+    pub provide: &'a [&'a str],
+    /// Events of the engine to hear, agents and capabilities to see, capabilities of the node that look.
+    pub observe: &'a [&'a str],
+    /// All other capabilities of the node, and what others have that may be changed.
+    pub admin: &'a [&'a str],
+}
+
 /// An agent to register: one subscription with a set of filters.
 #[derive(Debug, Clone)]
 pub struct AgentSpec<'a> {
@@ -24,6 +56,8 @@ pub struct AgentSpec<'a> {
     pub start: Start,
     /// How often a durable event is begun before it is given up; 0: as the limit says.
     pub max_deliver: u32,
+    /// Whether there is one agent of this name: the newer fences the older, in whatever session it is.
+    pub exclusive: bool,
 }
 
 /// Where a group that is new begins to consume the log. One that is known goes on where it was.

@@ -200,7 +200,7 @@ impl Core {
         let key = invoke.key.map(|key| self.read_key(key)).transpose()?;
         let (space, parent) = (source.space, invoke.turn);
         let tape = self.tape(space, parent).filter(|tape| tape.turn > 0);
-        let place = match self.find_place(space, &invoke, key.as_ref(), at) {
+        let place = match self.find_place(&source, &invoke, key.as_ref(), at) {
             Ok(place) => place,
             Err(error) => {
                 self.refuse_call(&source, &invoke, &error, at);
@@ -366,15 +366,17 @@ impl Core {
 
     fn find_place(
         &mut self,
-        space: SpaceId,
+        source: &Source,
         invoke: &Invoke<'_>,
         key: Option<&Ident>,
         at: Moment,
     ) -> Result<Place> {
+        let space = source.space;
         crate::topic::check_capability(invoke.capability, &self.limits)?;
         if let Some(version) = invoke.version {
             crate::topic::check_name("version", version, &self.limits)?;
         }
+        self.check_call(source, invoke.capability)?;
         if let Some(key) = key
             && let Some(job) = self.find_job(space, invoke, key)
         {

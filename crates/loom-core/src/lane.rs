@@ -1,4 +1,5 @@
-//! The queue of one subscription: lanes in order, one turn at a time in each, bounded by its owner.
+//! The queue of one subscription: lanes in order, one turn at a time in each unless its member takes ahead, bounded by its
+//! owner.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -98,7 +99,24 @@ impl Line {
 struct Lane {
     ident: Ident,
     items: Line,
-    leased: bool,
+    /// How many of its events are out: one, unless its member takes ahead.
+    leased: u32,
+    /// What is out is durable: nothing else of the lane goes until it has ended.
+    durable: bool,
+    /// It stands among the ready ones.
+    listed: bool,
+}
+
+impl Lane {
+    /// Whether its next event may go: nothing of it is out, or what is out and what comes may be ahead of each other.
+    fn is_free(&self, ahead: bool) -> bool {
+        self.leased == 0 || (ahead && !self.durable && !self.is_next_durable())
+    }
+
+    fn is_next_durable(&self) -> bool {
+        let next = self.items.first.as_ref();
+        next.is_some_and(|item| matches!(item.kind, As::Durable { .. }))
+    }
 }
 
 /// A slot keeps its allocation when its lane is done, unless it has grown past this.
@@ -121,7 +139,7 @@ pub(crate) struct Lanes {
     index: HashTable<u32>,
     slots: Vec<Lane>,
     free: Vec<u32>,
-    /// Lanes that have something and are not leased, the longest waiting first.
+    /// Lanes that have something whose turn may begin, the longest waiting first.
     ready: VecDeque<u32>,
     /// Realtime items in the order they came; entries of items that are gone are skipped.
     realtime: VecDeque<(u32, u64)>,
@@ -130,6 +148,8 @@ pub(crate) struct Lanes {
     classes: [usize; 3],
     bytes: usize,
     next_seq: u64,
+    /// Several events of one lane may be out at once, as long as none of them is durable.
+    ahead: bool,
 }
 
 impl Lanes {
@@ -181,7 +201,9 @@ impl Lanes {
             self.slots.push(Lane {
                 ident: ident.clone(),
                 items: Line::default(),
-                leased: false,
+                leased: 0,
+                durable: false,
+                listed: false,
             });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         };
@@ -227,10 +249,11 @@ impl Lanes {
             self.note_realtime(place, seq);
         }
         if let Some(lane) = self.slots.get_mut(place as usize) {
-            if lane.items.is_empty() && !lane.leased {
+            lane.items.push(Item { env, at, seq, kind });
+            if !lane.listed && lane.is_free(self.ahead) {
+                lane.listed = true;
                 self.ready.push_back(place);
             }
-            lane.items.push(Item { env, at, seq, kind });
         }
         (place, seq)
     }
@@ -264,21 +287,56 @@ impl Lanes {
         }
     }
 
+    /// From now on several events of one lane may be out at once.
+    pub(crate) fn run_ahead(&mut self) {
+        self.ahead = true;
+        for place in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
+            self.list(place);
+        }
+    }
+
+    /// Lets a lane stand among the ready ones if it belongs there.
+    fn list(&mut self, place: u32) {
+        let Some(lane) = self.slots.get_mut(place as usize) else {
+            return;
+        };
+        if !lane.listed && !lane.items.is_empty() && lane.is_free(self.ahead) {
+            lane.listed = true;
+            self.ready.push_back(place);
+        }
+    }
+
+    fn unlist(&mut self, place: u32) {
+        let Some(lane) = self.slots.get_mut(place as usize) else {
+            return;
+        };
+        if std::mem::take(&mut lane.listed)
+            && let Some(waiting) = self.ready.iter().position(|other| *other == place)
+        {
+            self.ready.remove(waiting);
+        }
+    }
+
     /// Takes the first event of the lane that waits longest; that lane is leased then. `newest` is a planted bug.
     pub(crate) fn pop(&mut self, newest: bool) -> Option<(u32, Item)> {
         let place = self.ready.pop_front()?;
         let lane = self.slots.get_mut(place as usize)?;
+        lane.listed = false;
         let item = if newest {
             lane.items.pop_newest()?
         } else {
             lane.items.pop()?
         };
-        lane.leased = true;
+        lane.leased += 1;
+        lane.durable = matches!(item.kind, As::Durable { .. });
+        if self.ahead {
+            self.list(place);
+        }
         self.forget(&item);
         Some((place, item))
     }
 
-    /// Ends the lease of a lane: its next event is ready behind all other lanes, or it is done.
+    /// Ends a lease of a lane: its next event is ready behind all other lanes, or it is done.
     pub(crate) fn release(&mut self, place: u32) {
         if self.let_go(place) {
             self.ready.push_back(place);
@@ -292,24 +350,32 @@ impl Lanes {
         }
     }
 
-    /// Ends the lease of a lane; `false` if nothing is left of it.
+    /// Ends a lease of a lane; says whether it is ready now and was not before.
     fn let_go(&mut self, place: u32) -> bool {
         let Some(lane) = self.slots.get_mut(place as usize) else {
             return false;
         };
-        debug_assert!(lane.leased, "only a leased lane is released");
-        lane.leased = false;
-        let more = !lane.items.is_empty();
-        if !more {
+        debug_assert!(lane.leased > 0, "only a leased lane is released");
+        lane.leased = lane.leased.saturating_sub(1);
+        lane.durable &= lane.leased > 0;
+        let empty = lane.items.is_empty();
+        if !empty && !lane.listed && lane.is_free(self.ahead) {
+            lane.listed = true;
+            return true;
+        }
+        if empty && lane.leased == 0 {
             self.shut(place);
         }
-        more
+        false
     }
 
     /// Makes a leased lane ready as well: a bug that the simulator asks for.
     pub(crate) fn hurry(&mut self, place: u32) {
-        let lane = self.slots.get(place as usize);
-        if lane.is_some_and(|lane| lane.leased) && !self.ready.contains(&place) {
+        if let Some(lane) = self.slots.get_mut(place as usize)
+            && lane.leased > 0
+            && !lane.listed
+        {
+            lane.listed = true;
             self.ready.push_back(place);
         }
     }
@@ -318,14 +384,29 @@ impl Lanes {
     pub(crate) fn remove(&mut self, place: u32, seq: u64) -> Option<Item> {
         let lane = self.slots.get_mut(place as usize)?;
         let item = lane.items.remove(seq)?;
-        if lane.items.is_empty() && !lane.leased {
-            if let Some(waiting) = self.ready.iter().position(|other| *other == place) {
-                self.ready.remove(waiting);
-            }
+        let (empty, out) = (lane.items.is_empty(), lane.leased > 0);
+        let free = !empty && lane.is_free(self.ahead);
+        if free {
+            self.list(place);
+        } else {
+            self.unlist(place);
+        }
+        if empty && !out {
             self.shut(place);
         }
         self.forget(&item);
         Some(item)
+    }
+
+    /// Where those events are for which this is so.
+    pub(crate) fn find_all(&self, mut is_so: impl FnMut(&Envelope) -> bool) -> Vec<(u32, u64)> {
+        let mut found = Vec::new();
+        for (place, lane) in (0..).zip(&self.slots) {
+            let items = lane.items.iter().filter(|item| is_so(&item.env));
+            found.extend(items.map(|item| (place, item.seq)));
+        }
+        found.sort_by_key(|(_, seq)| *seq);
+        found
     }
 
     /// Takes the oldest realtime event.
@@ -347,10 +428,11 @@ impl Lanes {
             let Some(lane) = self.slots.get_mut(place as usize) else {
                 continue;
             };
+            lane.listed = false;
             if lane.items.is_empty() {
                 continue;
             }
-            let leased = lane.leased;
+            let leased = lane.leased > 0;
             all.extend(lane.items.drain().map(|item| (place, item)));
             if !leased {
                 self.shut(place);
@@ -367,8 +449,7 @@ impl Lanes {
     pub(crate) fn is_next_durable(&self) -> bool {
         let next = self.ready.front();
         let next = next.and_then(|place| self.slots.get(*place as usize));
-        let next = next.and_then(|lane| lane.items.first.as_ref());
-        next.is_some_and(|item| matches!(item.kind, As::Durable { .. }))
+        next.is_some_and(Lane::is_next_durable)
     }
 
     /// Takes all durable events of a leased lane out.
@@ -407,15 +488,15 @@ impl Lanes {
             .count()
     }
 
-    /// Counts by walking: (events, bytes, lanes, leased lanes). The books are held against this.
+    /// Counts by walking: (events, bytes, lanes, events of them that are out). The books are held against this.
     pub(crate) fn walk(&self) -> (usize, usize, usize, usize) {
         let items = self.slots.iter().flat_map(|lane| lane.items.iter());
         let bytes = items.clone().map(|item| item.env.size()).sum();
-        let leased = self.slots.iter().filter(|lane| lane.leased).count();
+        let leased = self.slots.iter().map(|lane| lane.leased as usize).sum();
         let live = self
             .slots
             .iter()
-            .filter(|lane| lane.leased || !lane.items.is_empty())
+            .filter(|lane| lane.leased > 0 || !lane.items.is_empty())
             .count();
         (items.count(), bytes, live, leased)
     }

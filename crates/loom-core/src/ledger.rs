@@ -159,7 +159,8 @@ impl Core {
     ///
     /// # Errors
     /// `NOT_FOUND` for an effect that is not kept; `CONFLICT` for one that is known, or about to be; `INVALID_PARAMS` for a
-    /// result or a note over the limit; `FENCED`.
+    /// result or a note over the limit; `FENCED`; `DENIED` without
+    /// an admin grant.
     pub fn resolve(
         &mut self,
         session: SessionId,
@@ -168,6 +169,7 @@ impl Core {
     ) -> Result<Ticket> {
         let Resolve { effect, says, note } = resolve;
         let space = self.session(session)?.space;
+        self.check_admin(session, "loom.node.effects.resolve")?;
         let most = self.limits.error_detail_bytes;
         if note.len() > most {
             let message = format!("the note has {} bytes of at most {most}", note.len());

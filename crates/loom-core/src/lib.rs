@@ -34,6 +34,7 @@ mod durable;
 mod effect;
 mod envelope;
 mod error;
+mod grants;
 mod group;
 mod health;
 mod holding;
@@ -60,6 +61,7 @@ mod run;
 
 mod redrive;
 mod retry;
+mod roster;
 mod selection;
 mod session;
 mod space;
@@ -84,11 +86,12 @@ pub use crate::core::Core;
 pub use crate::directory::DirectoryKind;
 pub use crate::envelope::{EffectClass, Envelope, Extra, Origin, Position, Qos};
 pub use crate::error::{Code, Detail, Error, Result};
+pub use crate::grants::Grants;
 pub use crate::health::Health;
 pub use crate::ident::{Ident, Ids, parse_uuid, show_uuid};
 pub use crate::input::{
-    AgentSpec, Fault, Invoke, LogLine, Options, ProviderSpec, Publish, Reply, Report, Request,
-    Start,
+    AgentSpec, Attach, Fault, GrantTexts, Invoke, LogLine, Options, ProviderSpec, Publish, Reply,
+    Report, Request, Start,
 };
 pub use crate::ledger::{EffectCounts, EffectStats, Resolution, Resolve};
 pub use crate::limits::Limits;
@@ -104,6 +107,7 @@ pub use crate::probe::{ProbeAnswer, Probed};
 pub use crate::read::{Fed, Read};
 pub use crate::record::{Level, Outgoing, Record};
 pub use crate::recorder::{Recording, Told};
+pub use crate::roster::SessionInfo;
 pub use crate::selection::Weights;
 pub use crate::stats::{
     CapabilityStats, ClassStats, ConsumerStats, EventCounts, Gauges, LogStats, ProviderStats,

@@ -86,4 +86,6 @@ pub enum Notice {
     Accepted(Ticket, Receipt),
     /// A parked or logged offer was refused.
     Refused(Ticket, Error),
+    /// The engine has removed a registration of this session: `FENCED` by a newer agent, `DENIED` by other grants.
+    Removed(Handle, Error),
 }

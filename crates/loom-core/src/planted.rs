@@ -7,6 +7,8 @@
     expect(unreachable_pub, reason = "public with the feature")
 )]
 pub enum Planted {
+    /// What a session may hear is looked at when it subscribes, and not when an event is for it.
+    GrantsNotKept,
     /// Ready work of an agent that has a turn under way is not announced.
     LostWake,
     /// A lane gives its newest event first.

@@ -41,7 +41,8 @@ impl Core {
     /// [`Notice::Accepted`] or [`Notice::Refused`] will follow; it happens once, whatever crashes in between.
     ///
     /// # Errors
-    /// `NOT_FOUND` for what is not dead, `CONFLICT` for what is on its way already, `NOT_SUPPORTED` without a log.
+    /// `NOT_FOUND` for what is not dead, `CONFLICT` for what is on its way already, `NOT_SUPPORTED` without a log; `DENIED` without
+    /// an admin grant.
     pub fn redrive(
         &mut self,
         session: SessionId,
@@ -49,6 +50,7 @@ impl Core {
         payload: Option<Box<[u8]>>,
     ) -> Result<Ticket> {
         let space = self.session(session)?.space;
+        self.check_admin(session, "loom.node.dead.redrive")?;
         if let Some(payload) = &payload {
             self.check_payload(payload, Keeper::Log)?;
         }

@@ -95,6 +95,9 @@ impl Core {
         let (timeout, first_k, wait) = (request.timeout_ms, request.first_k, request.wait);
         let publish = request.publish;
         let source = self.source(session, publish.sender, publish.turn)?;
+        if source.bound {
+            self.check_publish(session, publish.topic)?;
+        }
         self.topics.now = at.now;
         let (topic, name) = self.read_topic(source.space, publish.topic)?;
         let deadline =

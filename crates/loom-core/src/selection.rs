@@ -60,7 +60,8 @@ impl Core {
     /// Writes the selection table of a capability in the session's namespace; none removes it.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` for a name or a weight that is none; `EXHAUSTED` for one table, or one provider in it, too many.
+    /// `INVALID_PARAMS` for a name or a weight that is none; `EXHAUSTED` for one table, or one provider in it, too many; `DENIED` without
+    /// an admin grant.
     pub fn weigh(
         &mut self,
         session: SessionId,
@@ -69,6 +70,7 @@ impl Core {
     ) -> Result<()> {
         let space = self.session(session)?.space;
         check_capability(capability, &self.limits)?;
+        self.check_admin(session, capability)?;
         let table = weights
             .map(|weights| self.read_weights(weights))
             .transpose()?;

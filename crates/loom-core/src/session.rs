@@ -11,8 +11,9 @@ use crate::core::{Core, Holding, Kind, Registration};
 use crate::directory::{Change, DirectoryKind};
 use crate::envelope::{Origin, Qos};
 use crate::error::{Code, Error, Result};
+use crate::grants::Grants;
 use crate::health::Health;
-use crate::input::AgentSpec;
+use crate::input::{AgentSpec, Attach};
 use crate::lane::Lanes;
 use crate::notice::Notice;
 use crate::space::SpaceId;
@@ -39,14 +40,40 @@ pub(crate) struct Session {
     pub(crate) lapses: Option<Nanos>,
     /// Where its loop stands still.
     pub(crate) stack: Option<Box<str>>,
+    /// What it may do; none: everything.
+    pub(crate) grants: Option<Arc<Grants>>,
+    /// What the client calls itself; 0: it does not come back.
+    pub(crate) client: u128,
+    /// It is the node's own.
+    pub(crate) is_node: bool,
 }
 
 impl Core {
-    /// Attaches a session to a namespace; `name` is the sender of what it publishes outside any agent.
+    /// Attaches a session of the engine's own process to a namespace; `name` is the sender of what it publishes outside
+    /// any agent. It may do everything.
     ///
     /// # Errors
     /// `INVALID_PARAMS` for a name that is none.
     pub fn attach(&mut self, namespace: &str, name: &str) -> Result<SessionId> {
+        self.attach_as(Attach {
+            namespace,
+            name,
+            ..Attach::default()
+        })
+    }
+
+    /// Attaches a session that may do what its grants say.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for a name that is none.
+    pub fn attach_as(&mut self, attach: Attach<'_>) -> Result<SessionId> {
+        let Attach {
+            namespace,
+            name,
+            grants,
+            client,
+            is_node,
+        } = attach;
         check_name("namespace", namespace, &self.limits)?;
         check_name("name", name, &self.limits)?;
         let space = self.enter_space(namespace);
@@ -65,13 +92,18 @@ impl Core {
             renewed: Nanos::default(),
             lapses: None,
             stack: None,
+            grants,
+            client,
+            is_node,
         });
+        let bound = self.grants_of(session).is_some();
         let root = self.handles.insert(Registration {
             session,
             space,
             origin: Origin::new(&namespace, name),
             name: name.into(),
             kind: Kind::Root,
+            bound,
         });
         if let Some(found) = self.sessions.get_mut(session) {
             found.root = root;
@@ -111,7 +143,8 @@ impl Core {
     /// Registers an agent: one subscription with a set of filters.
     ///
     /// # Errors
-    /// `INVALID_PARAMS`, `EXHAUSTED`; `CONFLICT` for a second agent of that name in one session.
+    /// `INVALID_PARAMS`, `EXHAUSTED`; `CONFLICT` for a second agent of that name in one session; `DENIED` for a filter of
+    /// which the session may hear nothing.
     pub fn register(
         &mut self,
         session: SessionId,
@@ -129,6 +162,7 @@ impl Core {
         self.check_info(spec.info)?;
         self.check_concurrency(spec.concurrency)?;
         let mut filters = self.read_filters(spec.filters)?;
+        self.check_hearing(session, &filters)?;
         filters.push(Filter::parse(
             &format!("spawn.{}", spec.name),
             &self.limits,
@@ -144,12 +178,17 @@ impl Core {
             group: Some(group),
             concurrency: spec.concurrency,
             lossy: spec.qos == Qos::Realtime,
+            exclusive: spec.exclusive,
         };
+        let older = self.fenced_by(space, session, spec);
         let handle = self.add_subscription(session, spec.name, sub)?;
         if let Some(Kind::Subscription(sub)) = self.handles.get(handle).map(|found| found.kind) {
             self.enlist(sub, start, spec.max_deliver, at);
         }
         self.enter(space, DirectoryKind::Agent, (spec.name, handle, spec.info));
+        for older in older {
+            self.fence_agent(older, at);
+        }
         self.wake_waiting(space, at);
         self.flush(at);
         Ok(handle)
@@ -158,7 +197,7 @@ impl Core {
     /// Opens one ordered stream of events, one at a time, each done by the next take.
     ///
     /// # Errors
-    /// `INVALID_PARAMS`, `EXHAUSTED`.
+    /// `INVALID_PARAMS`, `EXHAUSTED`; `DENIED` for a filter of which the session may hear nothing.
     pub fn subscribe(&mut self, session: SessionId, filters: &[&str], qos: Qos) -> Result<Handle> {
         if filters.is_empty() {
             return Err(Error::invalid(
@@ -167,6 +206,7 @@ impl Core {
             ));
         }
         let filters = self.read_filters(filters)?;
+        self.check_hearing(session, &filters)?;
         let root = self.session(session)?.root;
         let name = Arc::clone(&self.registration(session, root)?.name);
         let lossy = qos == Qos::Realtime;
@@ -175,6 +215,7 @@ impl Core {
             group: None,
             concurrency: 1,
             lossy,
+            exclusive: false,
         };
         self.add_subscription(session, &name, spec)
     }
@@ -264,6 +305,7 @@ impl Core {
             origin: Arc::clone(&origin),
             name: Arc::clone(&name),
             kind: Kind::Root,
+            bound: self.grants_of(session).is_some(),
         })?;
         let (group, agent) = (spec.group, Arc::clone(&name));
         let sub = self.subs.insert(Subscription {
@@ -276,8 +318,11 @@ impl Core {
             filters: spec.filters,
             concurrency: spec.concurrency,
             lossy: spec.lossy,
+            exclusive: spec.exclusive,
             lanes: Lanes::default(),
             leased: 0,
+            durables: 0,
+            ahead: None,
             spare: self.most_held(),
             current: None,
             armed: true,
@@ -445,11 +490,16 @@ impl Core {
             .iter()
             .filter(|(_, lease)| lease.session == session);
         let held: Vec<LeaseId> = held.map(|(id, _)| id).collect();
+        self.cut_leases(held, "its session went", at);
+    }
+
+    /// Ends turns and invocations that nobody will end: the events of durable ones are given again.
+    pub(crate) fn cut_leases(&mut self, held: Vec<LeaseId>, why: &str, at: Moment) {
         for id in held {
             let Some(lease) = self.leases.remove(id) else {
                 continue;
             };
-            self.tape_cut(&lease, "its session went", at);
+            self.tape_cut(&lease, why, at);
             if lease.durable.is_some() {
                 self.give_back(&lease, None, at);
                 continue;
@@ -511,4 +561,5 @@ struct SubscriptionSpec {
     group: Option<crate::arena::GroupId>,
     concurrency: u32,
     lossy: bool,
+    exclusive: bool,
 }

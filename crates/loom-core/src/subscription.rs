@@ -33,8 +33,14 @@ pub(crate) struct Subscription {
     pub(crate) concurrency: u32,
     /// It takes every event as realtime.
     pub(crate) lossy: bool,
+    /// There is one agent of its name.
+    pub(crate) exclusive: bool,
     pub(crate) lanes: Lanes,
     pub(crate) leased: u32,
+    /// Of these, turns of durable events.
+    pub(crate) durables: u32,
+    /// It is taken ahead: how many events that are not durable may be out at once; none: as many as its concurrency.
+    pub(crate) ahead: Option<u32>,
     /// Bytes of large events that its turns may hold beside those they do; used up, no further turn begins.
     pub(crate) spare: i64,
     /// Of a stream: what the next take ends.
@@ -62,6 +68,11 @@ pub(crate) struct Subscription {
 impl Subscription {
     pub(crate) fn is_stream(&self) -> bool {
         self.group.is_none()
+    }
+
+    /// Whether this topic is the one that its agent is spawned by.
+    pub(crate) fn is_spawned_by(&self, topic: &str) -> bool {
+        !self.is_stream() && topic.strip_prefix("spawn.") == Some(&*self.name)
     }
 
     /// The class an event has here.
@@ -115,7 +126,12 @@ impl Subscription {
 
     /// Whether one more turn may be given out.
     pub(crate) fn has_slot(&self) -> bool {
-        self.leased < self.concurrency && self.spare > 0 && self.health == Health::Up
+        let free = match self.ahead {
+            None => self.leased < self.concurrency,
+            Some(_) if self.lanes.is_next_durable() => self.durables < self.concurrency,
+            Some(most) => self.leased - self.durables < most,
+        };
+        free && self.spare > 0 && self.health == Health::Up
     }
 
     /// Whether what is for it finds no queue any more.

@@ -87,6 +87,30 @@ impl Filter {
         Ok(Self { text: text.into() })
     }
 
+    /// Reads a filter over the names of capabilities and agents, in which `server:tool` is two tokens.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` that names the token or the limit.
+    pub fn parse_names(text: &str, limits: &Limits) -> Result<Self> {
+        let read = Self::parse(&text.replacen(':', ".", 1), limits)?;
+        if text.contains(':') {
+            return Ok(Self { text: text.into() });
+        }
+        Ok(read)
+    }
+
+    /// The filter for everything.
+    pub(crate) fn everything() -> Self {
+        Self { text: ">".into() }
+    }
+
+    /// The filter for all that is the engine's own.
+    pub(crate) fn own() -> Self {
+        Self {
+            text: "loom.>".into(),
+        }
+    }
+
     /// The text it was read from.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -109,6 +133,65 @@ impl Filter {
         }
         tokens.next().is_none()
     }
+
+    /// Whether a name of a capability or an agent is one it asks for. A colon parts tokens as a dot does, and is none: only
+    /// what begins with a wildcard passes over it unasked.
+    pub fn names(&self, name: &str) -> bool {
+        let mut parts = parts(name);
+        for (at, (colon, wanted)) in self::parts(&self.text).enumerate() {
+            match (wanted, parts.next()) {
+                (">", Some((same, _))) => return at == 0 || same == colon,
+                (wanted, Some((same, token))) if same == colon => {
+                    if wanted != "*" && wanted != token {
+                        return false;
+                    }
+                }
+                _ => return false,
+            }
+        }
+        parts.next().is_none()
+    }
+
+    /// The filter for the topics that both ask for; none: there are none.
+    pub(crate) fn meet(&self, other: &Self) -> Option<Self> {
+        let (mut mine, mut theirs) = (self.tokens(), other.tokens());
+        let mut both: Vec<&str> = Vec::new();
+        loop {
+            match (mine.next(), theirs.next()) {
+                (None, None) => break,
+                (Some(">"), Some(token)) => {
+                    both.push(token);
+                    both.extend(theirs);
+                    break;
+                }
+                (Some(token), Some(">")) => {
+                    both.push(token);
+                    both.extend(mine);
+                    break;
+                }
+                (Some("*"), Some(token)) | (Some(token), Some("*")) => both.push(token),
+                (Some(token), Some(same)) if token == same => both.push(token),
+                _ => return None,
+            }
+        }
+        Some(Self {
+            text: both.join(".").into(),
+        })
+    }
+
+    /// Whether it asks for all that another one asks for.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        self.meet(other).is_some_and(|both| both == *other)
+    }
+}
+
+/// The tokens of a name, each with whether a colon stands before it.
+fn parts(text: &str) -> impl Iterator<Item = (bool, &str)> {
+    let mut colon = false;
+    text.split_inclusive(['.', ':']).map(move |part| {
+        let before = std::mem::replace(&mut colon, part.ends_with(':'));
+        (before, part.trim_end_matches(['.', ':']))
+    })
 }
 
 /// Reads the name of an agent, a session, a group or a namespace: tokens joined by dots.

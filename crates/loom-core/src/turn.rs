@@ -54,6 +54,50 @@ impl Core {
         Ok(delivery)
     }
 
+    /// Gives the next work of a handle to a session that runs it elsewhere, with the number of its lane: more of a lane than
+    /// it has ended, in order, as long as none of that is durable; it runs one turn of a lane after the other. The lane is
+    /// this member's as long as anything of it is queued or out. Each lease is ended by [`Self::done`], [`Self::fail`] or
+    /// the session's end. Without work, the handle is armed as by [`Self::take`].
+    ///
+    /// A handle that was taken ahead once is from then on.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_ahead(
+        &mut self,
+        session: SessionId,
+        handle: Handle,
+        at: Moment,
+    ) -> Result<Option<(Delivery, u32)>> {
+        if let Kind::Subscription(sub) = self.registration(session, handle)?.kind {
+            let most = u32::try_from(self.limits.ahead_items).unwrap_or(u32::MAX);
+            if let Some(found) = self.subs.get_mut(sub).filter(|it| it.ahead.is_none()) {
+                found.ahead = Some(most);
+                found.lanes.run_ahead();
+            }
+        }
+        let Some(delivery) = self.take(session, handle, None, at)? else {
+            return Ok(None);
+        };
+        let lease = delivery.lease.and_then(|lease| self.leases.get(lease));
+        let lane = lease.map_or(0, |lease| match lease.holding {
+            Holding::Turn { lane, .. } => lane,
+            Holding::Work { .. } => 0,
+        });
+        Ok(Some((delivery, lane)))
+    }
+
+    /// Ends a lease well. One that has ended already is no mistake.
+    ///
+    /// # Errors
+    /// `FENCED` for a lease of another session.
+    pub fn done(&mut self, session: SessionId, lease: LeaseId, at: Moment) -> Result<()> {
+        self.see(at);
+        self.finish(session, lease, Kind::Root, at)?;
+        self.flush(at);
+        Ok(())
+    }
+
     /// How many turns of an agent have gone well so far.
     ///
     /// # Errors
@@ -126,6 +170,7 @@ impl Core {
         books.queued -= 1;
         books.latency.record(waited);
         let (session, stream) = (sub.session, sub.is_stream());
+        let ahead = sub.ahead.is_some();
         let asked = !stream && item.env.reply_to.is_some();
         let lease = self.leases.insert(Lease {
             session,
@@ -137,7 +182,10 @@ impl Core {
             turn: 0,
         });
         let turn = self.tape_turn(lease, id, (1, waited), at);
-        if stream && let Some(sub) = self.subs.get_mut(id) {
+        if stream
+            && !ahead
+            && let Some(sub) = self.subs.get_mut(id)
+        {
             sub.current = Some(lease);
         }
         Some(Delivery {
@@ -239,6 +287,7 @@ impl Core {
             sub.lanes.release(lane);
         }
         sub.leased -= 1;
+        sub.durables -= u32::from(lease.durable.is_some());
         sub.spare += held;
         let closing = sub.closing;
         if lease.durable.is_some() {

@@ -586,6 +586,7 @@ fn a_second_agent_of_one_name_in_a_session_conflicts() {
         info: b"{}",
         start: loom_core::Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let error = w.core.register(s, &spec, w.at).unwrap_err();
     assert_eq!(
@@ -858,6 +859,7 @@ fn an_agent_that_takes_its_events_as_realtime_never_holds_up_a_sender() {
         info: b"{}",
         start: loom_core::Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let a = w.core.register(s, &spec, w.at).unwrap();
     let ids: Vec<u128> = (0..4)
@@ -915,6 +917,7 @@ fn stand(standing: Standing) -> (World, [SessionId; 2], Handle, Option<Delivery>
         info: b"{}",
         start: loom_core::Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let a = w.core.register(t, &spec, w.at).unwrap();
     let (queued, filler) = match standing {

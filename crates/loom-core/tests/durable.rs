@@ -359,6 +359,7 @@ fn one_group_too_many_is_refused_and_those_that_the_log_knows_come_back() {
         info: b"{}",
         start: Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let third = spec("c", "", Qos::Batched);
     let refused = w.core.register(s, &third, w.at).unwrap_err();
@@ -596,6 +597,7 @@ fn a_lease_holds_while_its_loop_moves_and_lapses_with_the_stack_when_it_does_not
         info: b"{}",
         start: Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let again = w.core.register(b, &spec, w.at).unwrap();
     assert!(
@@ -969,6 +971,7 @@ fn a_new_group_starts_where_it_says_and_a_known_one_goes_on() {
             info: b"{}",
             start,
             max_deliver: 0,
+            exclusive: false,
         };
         w.core.register(s, &spec, w.at)
     };
@@ -1087,6 +1090,7 @@ fn members_that_hear_different_things_may_come_one_after_the_other() {
             info: b"{}",
             start: Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         w.core.register(s, &spec, w.at).unwrap()
     };
@@ -1119,6 +1123,7 @@ fn streams_and_agents_that_take_all_as_realtime_get_a_durable_event_once_and_hol
         info: b"{}",
         start: Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     let board = w.core.register(s, &spec, w.at).unwrap();
     put(&mut w, s, "k", "1");

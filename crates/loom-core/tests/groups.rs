@@ -26,6 +26,7 @@ fn member(w: &mut World, s: SessionId, name: &str, filters: &[&str]) -> Handle {
         info: b"{}",
         start: loom_core::Start::Now,
         max_deliver: 0,
+        exclusive: false,
     };
     w.core.register(s, &spec, w.at).unwrap()
 }

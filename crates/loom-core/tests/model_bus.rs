@@ -275,6 +275,7 @@ impl Run {
                 info: b"{}",
                 start: loom_core::Start::Now,
                 max_deliver: 0,
+                exclusive: false,
             };
             w.core.register(s, &spec, w.at).unwrap()
         });

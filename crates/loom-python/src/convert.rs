@@ -22,6 +22,7 @@ pub(crate) const ACCEPTED: u8 = 7;
 pub(crate) const REFUSED: u8 = 8;
 pub(crate) const DUE: u8 = 9;
 pub(crate) const PROBE: u8 = 10;
+pub(crate) const REMOVED: u8 = 11;
 
 create_exception!(
     loom._engine,
@@ -207,16 +208,14 @@ pub(crate) fn show_notice(py: Python<'_>, notice: Notice, engine: u64) -> PyResu
             0,
             Some(Bound::new(py, Receipt::new(receipt))?.into_any()),
         ),
-        Notice::Refused(ticket, error) => {
-            let body = serde_json::to_vec(&error.detail()).unwrap_or_default();
-            (
-                REFUSED,
-                ticket.0,
-                number(Some(error.code)),
-                bytes(py, &body),
-            )
-        }
+        Notice::Refused(ticket, error) => refused(py, (REFUSED, ticket.0), &error),
+        Notice::Removed(handle, error) => refused(py, (REMOVED, handle.0), &error),
     })
+}
+
+fn refused<'py>(py: Python<'py>, (kind, ident): (u8, u64), error: &Error) -> Shown<'py> {
+    let body = serde_json::to_vec(&error.detail()).unwrap_or_default();
+    (kind, ident, error.code.number().into(), bytes(py, &body))
 }
 
 #[expect(

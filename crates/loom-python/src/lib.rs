@@ -63,6 +63,8 @@ mod _engine {
     const NOTICE_DUE: u8 = crate::convert::DUE;
     #[pymodule_export]
     const NOTICE_PROBE: u8 = crate::convert::PROBE;
+    #[pymodule_export]
+    const NOTICE_REMOVED: u8 = crate::convert::REMOVED;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

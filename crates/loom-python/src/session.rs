@@ -156,6 +156,7 @@ impl Session {
             info,
             start,
             max_deliver: max_deliver.unwrap_or(0),
+            exclusive: false,
         };
         self.step(|core, at| core.register(self.id, &spec, at))
             .map(|handle| handle.0)

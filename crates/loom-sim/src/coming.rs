@@ -97,6 +97,7 @@ impl World {
             info: info.as_bytes(),
             start: loom_core::Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         let handle = self.core.register(session, &spec, self.at);
         self.note(format!(

@@ -89,6 +89,7 @@ impl World {
             }
             Notice::Accepted(ticket, receipt) => self.read_accepted(session, ticket, &receipt),
             Notice::Refused(ticket, error) => self.read_refused(session, ticket, &error),
+            Notice::Removed(handle, _) => broken("LEASE-FENCED", format!("{handle:?} was removed")),
         }
     }
 

@@ -661,6 +661,7 @@ impl Life {
             info: b"{}",
             start: Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         let id = self.session(session);
         let handle = self.core.register(id, &spec, self.at);

@@ -44,6 +44,7 @@ impl Bus {
             info: b"{}",
             start: loom_core::Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         self.core.register(self.session, &spec, NOW)
     }

@@ -330,6 +330,7 @@ class Link:
             engine.NOTICE_REFUSED: self._on_refused,
             engine.NOTICE_DUE: self._on_due,
             engine.NOTICE_PROBE: self._on_probe,
+            engine.NOTICE_REMOVED: self._on_removed,
         }
 
     def _on_answer(self, call: int, _: int, envelope: Any) -> None:
@@ -373,6 +374,12 @@ class Link:
             ask(effect)
         else:  # no more at a time than the engine asks one provider about
             self._unasked.setdefault(handle, []).append(effect)
+
+    def _on_removed(self, handle: int, _: int, __: Any) -> None:
+        self._ready.pop(handle, None)
+        end = self._ended.pop(handle, None)
+        if end is not None:
+            end()
 
     def _on_due(self, _: int, millis: int, __: Any) -> None:
         self._ring_within(max(millis, 1) / 1000)

@@ -18,6 +18,15 @@ pub const TOPIC_BYTES: usize = 256;
 /// In filters: bounds what one registration adds to the index.
 pub const AGENT_FILTERS: usize = 64;
 
+/// In filters: of one list of a token; each publish of its session may look at all of them.
+pub const GRANT_FILTERS: usize = 64;
+
+/// In events: events of one agent that a session elsewhere is given before it has ended those before them.
+pub const AHEAD_ITEMS: usize = 1_024;
+
+/// In ms: how long a node that was started again keeps a turn for the session that had begun it.
+pub const RESUME_GRACE_MS: u64 = 60_000;
+
 /// In hops: ends loops of agents that answer each other.
 pub const HOPS: usize = 16;
 

@@ -28,6 +28,7 @@ pub(crate) struct Seen {
     pub(crate) probes: Vec<(Handle, u128)>,
     pub(crate) due: Vec<u64>,
     pub(crate) refused: Vec<(Ticket, loom_core::Error)>,
+    pub(crate) removed: Vec<(Handle, loom_core::Error)>,
 }
 
 impl World {
@@ -106,6 +107,7 @@ impl World {
             info: b"{}",
             start: loom_core::Start::Now,
             max_deliver: 0,
+            exclusive: false,
         };
         self.core.register(s, &spec, self.at).unwrap()
     }
@@ -319,6 +321,7 @@ impl World {
                 Notice::Due(millis) => seen.due.push(millis),
                 Notice::Accepted(ticket, receipt) => seen.accepted.push((ticket, receipt)),
                 Notice::Refused(ticket, error) => seen.refused.push((ticket, error)),
+                Notice::Removed(handle, error) => seen.removed.push((handle, error)),
             }
         }
         seen
