@@ -224,6 +224,10 @@ def limits_rs(limits: dict[str, dict[str, Any]]) -> str:
         if limit["maximum"] != limit["default"]:
             out.append(f"/// How far [`{name.upper()}`] may be raised.\n")
             out.append(f"pub const {name.upper()}_MAX: {kind} = {grouped(limit['maximum'])};\n")
+    out.append("\n/// All their names, as an error quotes them; sorted.\n")
+    out.append(f"pub const NAMES: [&str; {len(limits)}] = [\n")
+    out.extend(f'    "{name}",\n' for name in sorted(limits))
+    out.append("];\n")
     return "".join(out)
 
 

@@ -149,6 +149,17 @@ PACKET_ITEMS: Final = 65_536
 PACKET_MEMBERS: Final = 1_024
 PACKET_ATTACHMENTS: Final = 1_024
 PACKET_DEPTH: Final = 512
+SESSION_FRAMES: Final = 4_096
+SESSION_BYTES: Final = 8_388_608
+SESSION_AHEAD: Final = 256
+SESSION_KEEP_MS: Final = 60_000
+SESSION_READS: Final = 4
+SESSIONS: Final = 4_096
+HANDSHAKE_MS: Final = 5_000
+HEARTBEAT_MS: Final = 5_000
+SILENCE_MS: Final = 15_000
+RECONNECT_BASE_MS: Final = 100
+RECONNECT_CAP_MS: Final = 5_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -906,5 +917,71 @@ LIMITS: Final[Mapping[str, Limit]] = {
         PACKET_DEPTH,
         PACKET_DEPTH,
         "data nested deeper travels as an attachment, so that no reader of packets runs out of stack",
+    ),
+    "session_frames": Limit(
+        "frames",
+        SESSION_FRAMES,
+        SESSION_FRAMES,
+        "publishes, requests and calls of one session that a node has not dealt with; deliveries that a client has not",
+    ),
+    "session_bytes": Limit(
+        "bytes",
+        SESSION_BYTES,
+        SESSION_BYTES,
+        "their data; what a client keeps to send when its link is lost",
+    ),
+    "session_ahead": Limit(
+        "events",
+        SESSION_AHEAD,
+        SESSION_AHEAD,
+        "deliveries of one agent that are with its client before they are begun",
+    ),
+    "session_keep_ms": Limit(
+        "ms",
+        SESSION_KEEP_MS,
+        SESSION_KEEP_MS,
+        "so long a session whose connection is gone may come back",
+    ),
+    "session_reads": Limit(
+        "reads",
+        SESSION_READS,
+        SESSION_READS,
+        "reads of the log by one session at once: they wait for the disk",
+    ),
+    "sessions": Limit(
+        "sessions",
+        SESSIONS,
+        SESSIONS,
+        "sessions that one node keeps, connected or not",
+    ),
+    "handshake_ms": Limit(
+        "ms",
+        HANDSHAKE_MS,
+        HANDSHAKE_MS,
+        "who connects says by then who it is",
+    ),
+    "heartbeat_ms": Limit(
+        "ms",
+        HEARTBEAT_MS,
+        HEARTBEAT_MS,
+        "both sides of a connection say so often that they live",
+    ),
+    "silence_ms": Limit(
+        "ms",
+        SILENCE_MS,
+        SILENCE_MS,
+        "a connection over which nothing came for so long is taken for dead",
+    ),
+    "reconnect_base_ms": Limit(
+        "ms",
+        RECONNECT_BASE_MS,
+        RECONNECT_BASE_MS,
+        "the first pause before a lost link is tried again is drawn from 0 to this; it doubles",
+    ),
+    "reconnect_cap_ms": Limit(
+        "ms",
+        RECONNECT_CAP_MS,
+        RECONNECT_CAP_MS,
+        "no pause between two tries is longer: a thousand clients are back within 15 s",
     ),
 }

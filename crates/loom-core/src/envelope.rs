@@ -245,6 +245,32 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// One that came from another process: its sender, times and causes are what that one says. Fields without a value
+    /// there are to be set by the caller.
+    pub fn arrived(id: u128, topic: Arc<str>, payload: Box<[u8]>, origin: Arc<Origin>) -> Self {
+        Self {
+            id,
+            topic,
+            payload,
+            origin,
+            thread: Ident::Uuid(id),
+            run: id,
+            correlation: None,
+            causation: None,
+            reply_to: None,
+            deadline: None,
+            ttl_ms: None,
+            expires: None,
+            key: None,
+            time_ms: 0,
+            hop: 0,
+            qos: Qos::Batched,
+            extra: None,
+            position: None,
+            books: TopicId(0),
+        }
+    }
+
     /// The lane it falls into: its key, else its thread.
     pub fn lane(&self) -> &Ident {
         self.key.as_ref().unwrap_or(&self.thread)

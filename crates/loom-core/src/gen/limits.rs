@@ -397,3 +397,177 @@ pub const PACKET_ATTACHMENTS: usize = 1_024;
 
 /// In levels: data nested deeper travels as an attachment, so that no reader of packets runs out of stack.
 pub const PACKET_DEPTH: usize = 512;
+
+/// In frames: publishes, requests and calls of one session that a node has not dealt with; deliveries that a client has not.
+pub const SESSION_FRAMES: usize = 4_096;
+
+/// In bytes: their data; what a client keeps to send when its link is lost.
+pub const SESSION_BYTES: usize = 8_388_608;
+
+/// In events: deliveries of one agent that are with its client before they are begun.
+pub const SESSION_AHEAD: usize = 256;
+
+/// In ms: so long a session whose connection is gone may come back.
+pub const SESSION_KEEP_MS: u64 = 60_000;
+
+/// In reads: reads of the log by one session at once: they wait for the disk.
+pub const SESSION_READS: usize = 4;
+
+/// In sessions: sessions that one node keeps, connected or not.
+pub const SESSIONS: usize = 4_096;
+
+/// In ms: who connects says by then who it is.
+pub const HANDSHAKE_MS: u64 = 5_000;
+
+/// In ms: both sides of a connection say so often that they live.
+pub const HEARTBEAT_MS: u64 = 5_000;
+
+/// In ms: a connection over which nothing came for so long is taken for dead.
+pub const SILENCE_MS: u64 = 15_000;
+
+/// In ms: the first pause before a lost link is tried again is drawn from 0 to this; it doubles.
+pub const RECONNECT_BASE_MS: u64 = 100;
+
+/// In ms: no pause between two tries is longer: a thousand clients are back within 15 s.
+pub const RECONNECT_CAP_MS: u64 = 5_000;
+
+/// All their names, as an error quotes them; sorted.
+pub const NAMES: [&str; 137] = [
+    "ack_batch",
+    "ack_delay_ms",
+    "ack_state_bytes",
+    "agent_concurrency",
+    "agent_filters",
+    "ahead_items",
+    "barrier_kept_seconds",
+    "barrier_members",
+    "barrier_waiting",
+    "barriers",
+    "batched_wait_ms",
+    "breaker_calls",
+    "breaker_failures",
+    "breaker_longest_seconds",
+    "breaker_open_ms",
+    "breaker_percent",
+    "breaker_probe_ms",
+    "breaker_window_ms",
+    "call_attempts",
+    "causes",
+    "connect_seconds",
+    "consumer_idle_seconds",
+    "consumer_open",
+    "consumers",
+    "contract_bids",
+    "contracts_open",
+    "crash_errors",
+    "crash_window_seconds",
+    "crashes",
+    "dead_letters",
+    "dedup_ids",
+    "dedup_window_ms",
+    "drain_batch",
+    "error_detail_bytes",
+    "fanin_events",
+    "fanout",
+    "fanout_targets",
+    "grant_filters",
+    "handshake_ms",
+    "header_bytes",
+    "headers",
+    "heartbeat_ms",
+    "held_payload_bytes",
+    "hops",
+    "info_bytes",
+    "kept_payload_bytes",
+    "kept_result_bytes",
+    "kept_result_seconds",
+    "kept_results",
+    "key_bytes",
+    "labels",
+    "lease_ms",
+    "log_backup_files",
+    "log_batch_bytes",
+    "log_blob_segment_bytes",
+    "log_body_bytes",
+    "log_clock_jump_ms",
+    "log_commit_bytes",
+    "log_memory_bytes",
+    "log_pending_bytes",
+    "log_reserve_bytes",
+    "log_runs_shown",
+    "log_segment_bytes",
+    "log_snapshot_records",
+    "log_sync_ms",
+    "log_unsynced_bytes",
+    "loop_stall_seconds",
+    "max_deliver",
+    "memory_bytes",
+    "name_bytes",
+    "namespaces_idle",
+    "packet_attachments",
+    "packet_depth",
+    "packet_items",
+    "packet_members",
+    "parked_offers",
+    "payload_bytes",
+    "pending_calls",
+    "probe_attempts",
+    "probe_pause_ms",
+    "probe_seconds",
+    "probes",
+    "provider_queue",
+    "publish_seconds",
+    "quarantine_window_seconds",
+    "queue_bytes",
+    "queue_items",
+    "read_events",
+    "reconnect_base_ms",
+    "reconnect_cap_ms",
+    "redeliver_base_ms",
+    "redeliver_cap_seconds",
+    "registrations",
+    "replies",
+    "restart_base_ms",
+    "restart_cap_seconds",
+    "resume_grace_ms",
+    "retry_base_ms",
+    "retry_cap_seconds",
+    "retry_percent",
+    "retry_saved",
+    "retry_start",
+    "route_providers",
+    "route_weight",
+    "routes",
+    "run_events",
+    "run_window_ms",
+    "runs",
+    "session_ahead",
+    "session_bytes",
+    "session_frames",
+    "session_keep_ms",
+    "session_reads",
+    "sessions",
+    "silence_ms",
+    "states",
+    "stop_seconds",
+    "stream_chunks",
+    "sync_threads",
+    "thread_bytes",
+    "timeout_ms_max",
+    "topic_bytes",
+    "topic_cache",
+    "topic_idle_ms",
+    "topic_tokens",
+    "topics_kept",
+    "ttl_ms_max",
+    "turn_batch",
+    "unknown_effects",
+    "view_data_bytes",
+    "view_portion",
+    "view_portion_bytes",
+    "window_halving_ms",
+    "worker_idle_seconds",
+    "worker_processes",
+    "worker_start_seconds",
+    "worker_term_ms",
+];

@@ -225,6 +225,7 @@ objects! {
     Welcome {
         version: Plain, boot: Hex, resumed: Plain, received: Plain, namespace: Plain, agent: Plain,
         credit: Plain, heartbeat_ms: Plain, keep_ms: Plain, time_ms: Plain, payload_bytes: Plain,
+        durable: Plain,
     }
     Heartbeat { alive: Plain, stack: Plain }
     Error {
@@ -261,7 +262,7 @@ objects! {
     }
     Deliver { event: Plain, targets: Plain }
     Turn { event: Plain, target: Plain, state: Plain, journal: Plain }
-    Ack { leases: Plain }
+    Ack { leases: Plain, goes_on: Plain }
     Nak { lease: Plain, after_ms: Plain }
     Extend { lease: Plain }
     Term { lease: Plain, reason: Plain }

@@ -133,6 +133,7 @@ export interface Welcome {
   keep_ms?: number
   time_ms?: number
   payload_bytes?: number
+  durable?: string[]
 }
 
 export interface Heartbeat {
@@ -269,6 +270,7 @@ export interface Turn {
 
 export interface Ack {
   leases?: number[]
+  goes_on?: boolean
 }
 
 export interface Nak {
@@ -497,7 +499,7 @@ export const MESSAGES: Readonly<Record<string, string>> = {
   Hello:
     '1 versions *u, 2 token s, 3 session x, 4 epoch u, 5 name s, 6 namespace s, 7 boot x, 8 received u, 9 agent s, 10 credit mCredit, 11 keep_ms u',
   Welcome:
-    '1 version u, 2 boot x, 3 resumed b, 4 received u, 5 namespace s, 6 agent s, 7 credit mCredit, 8 heartbeat_ms u, 9 keep_ms u, 10 time_ms u, 11 payload_bytes u',
+    '1 version u, 2 boot x, 3 resumed b, 4 received u, 5 namespace s, 6 agent s, 7 credit mCredit, 8 heartbeat_ms u, 9 keep_ms u, 10 time_ms u, 11 payload_bytes u, 12 durable *s',
   Heartbeat:
     '1 alive b, 2 stack s',
   Error:
@@ -535,7 +537,7 @@ export const MESSAGES: Readonly<Record<string, string>> = {
   Turn:
     '1 event mEnvelope, 2 target mTarget, 3 state mPayload, 4 journal *mStep',
   Ack:
-    '1 leases *u',
+    '1 leases *u, 2 goes_on b',
   Nak:
     '1 lease u, 2 after_ms ?u',
   Extend:

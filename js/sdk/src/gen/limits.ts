@@ -18,6 +18,15 @@ export const TOPIC_BYTES = 256
 /** In filters: bounds what one registration adds to the index. */
 export const AGENT_FILTERS = 64
 
+/** In filters: of one list of a token; each publish of its session may look at all of them. */
+export const GRANT_FILTERS = 64
+
+/** In events: events of one agent that a session elsewhere is given before it has ended those before them. */
+export const AHEAD_ITEMS = 1024
+
+/** In ms: how long a node that was started again keeps a turn for the session that had begun it. */
+export const RESUME_GRACE_MS = 60_000
+
 /** In hops: ends loops of agents that answer each other. */
 export const HOPS = 16
 
@@ -388,3 +397,36 @@ export const PACKET_ATTACHMENTS = 1024
 
 /** In levels: data nested deeper travels as an attachment, so that no reader of packets runs out of stack. */
 export const PACKET_DEPTH = 512
+
+/** In frames: publishes, requests and calls of one session that a node has not dealt with; deliveries that a client has not. */
+export const SESSION_FRAMES = 4096
+
+/** In bytes: their data; what a client keeps to send when its link is lost. */
+export const SESSION_BYTES = 8_388_608
+
+/** In events: deliveries of one agent that are with its client before they are begun. */
+export const SESSION_AHEAD = 256
+
+/** In ms: so long a session whose connection is gone may come back. */
+export const SESSION_KEEP_MS = 60_000
+
+/** In reads: reads of the log by one session at once: they wait for the disk. */
+export const SESSION_READS = 4
+
+/** In sessions: sessions that one node keeps, connected or not. */
+export const SESSIONS = 4096
+
+/** In ms: who connects says by then who it is. */
+export const HANDSHAKE_MS = 5000
+
+/** In ms: both sides of a connection say so often that they live. */
+export const HEARTBEAT_MS = 5000
+
+/** In ms: a connection over which nothing came for so long is taken for dead. */
+export const SILENCE_MS = 15_000
+
+/** In ms: the first pause before a lost link is tried again is drawn from 0 to this; it doubles. */
+export const RECONNECT_BASE_MS = 100
+
+/** In ms: no pause between two tries is longer: a thousand clients are back within 15 s. */
+export const RECONNECT_CAP_MS = 5000

@@ -1,0 +1,442 @@
+//! Publishing, requesting, calling: what goes to the node and is answered once.
+
+use bytes::Bytes;
+use loom_core::record::Level;
+use loom_core::{
+    CallId, Code, Error, LeaseId, Moment, Notice, Options, Qos, Receipt, Result, Ticket,
+    check_topic,
+};
+use loom_proto::v1::{self, frame::Body};
+
+use super::{Calling, Client, LinkState, Note};
+use crate::convert::{ack_number, payload, qos_number, show_options};
+
+/// An event to publish.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    /// A handle of this session; 0: the app itself.
+    pub sender: u64,
+    /// The turn or invocation it follows from.
+    pub turn: Option<LeaseId>,
+    /// Where.
+    pub topic: &'a str,
+    /// Opaque bytes.
+    pub payload: Bytes,
+    /// The delivery class.
+    pub qos: Qos,
+    /// What few events have.
+    pub options: Option<Box<Options>>,
+    /// How far it has to get; none: as the topic says.
+    pub ack: Option<Level>,
+}
+
+/// What became of a publish so far.
+#[derive(Debug)]
+pub enum Sent {
+    /// Realtime: it is on its way, and nobody will say more of it.
+    Done(Receipt),
+    /// Accepted or refused will follow.
+    Waits(Ticket),
+}
+
+/// A call of a capability.
+#[derive(Debug)]
+pub struct Invocation<'a> {
+    /// A handle of this session; 0: the app itself.
+    pub sender: u64,
+    /// The turn or invocation it follows from.
+    pub turn: Option<LeaseId>,
+    /// The capability's name.
+    pub capability: &'a str,
+    /// None: the newest that somebody can serve.
+    pub version: Option<&'a str>,
+    /// The arguments.
+    pub payload: Bytes,
+    /// How long the caller waits.
+    pub timeout_ms: u64,
+    /// The idempotency key.
+    pub key: Option<&'a str>,
+    /// 0: one result; else streamed, with so many chunks granted.
+    pub credit: u64,
+}
+
+/// A call that the node answers ends there; one whose node is away ends here, so much later.
+const GRACE_MS: u64 = 1_000;
+
+impl Client {
+    /// Publishes an event.
+    ///
+    /// # Errors
+    /// `INVALID_PARAMS` for what is no topic; `EXHAUSTED` where no more can be kept until the node takes it; `FENCED`.
+    pub fn offer(&mut self, sending: Sending<'_>, at: Moment) -> Result<Sent> {
+        self.check_open()?;
+        check_topic(sending.topic, &self.core_limits)?;
+        let lease = self.quoted(sending.turn)?;
+        let realtime = sending.qos == Qos::Realtime;
+        let content_type = sending
+            .options
+            .as_ref()
+            .and_then(|it| it.content_type.clone());
+        let mut options = sending.options.as_deref().map(show_options).transpose()?;
+        if !realtime && self.is_durable(&sending) {
+            // It can be sent again to another life of the node, which knows it by this.
+            let options = options.get_or_insert_with(v1::Options::default);
+            if options.id.is_empty() {
+                options.id = loom_core::show_uuid(self.ids.mint(at.wall_ms));
+            }
+        }
+        let number = if realtime { 0 } else { self.number() };
+        let publish = v1::Publish {
+            r#ref: number,
+            sender: sending.sender,
+            lease,
+            topic: sending.topic.to_owned(),
+            payload: Some(payload(
+                sending.payload,
+                content_type.as_deref().unwrap_or_default(),
+            )),
+            qos: qos_number(sending.qos),
+            ack: ack_number(sending.ack),
+            options,
+        };
+        self.hold(Body::Publish(publish.clone()), realtime)?;
+        if realtime {
+            return Ok(Sent::Done(Receipt {
+                id: self.ids.mint(at.wall_ms),
+                matched: 0,
+                position: None,
+                level: Level::Accepted,
+            }));
+        }
+        self.publishes.insert(number, publish);
+        Ok(Sent::Waits(Ticket(number)))
+    }
+
+    fn is_durable(&self, sending: &Sending<'_>) -> bool {
+        match sending.ack {
+            Some(level) => level != Level::Accepted,
+            None => self
+                .durable
+                .iter()
+                .any(|filter| filter.matches(sending.topic)),
+        }
+    }
+
+    /// Gives up waiting for a publish.
+    pub fn withdraw(&mut self, ticket: Ticket) -> bool {
+        if self.publishes.remove(&ticket.0).is_none() {
+            return false;
+        }
+        let waits = |body: &Body| matches!(body, Body::Publish(it) if it.r#ref == ticket.0);
+        if !self.take_back(waits) {
+            self.send(Body::Withdraw(v1::Withdraw { r#ref: ticket.0 }));
+        }
+        true
+    }
+
+    /// Publishes an event whose sender waits for answers.
+    ///
+    /// # Errors
+    /// As [`Self::offer`].
+    pub fn request(
+        &mut self,
+        sending: Sending<'_>,
+        (timeout_ms, first_k, wait): (u64, u32, bool),
+        at: Moment,
+    ) -> Result<CallId> {
+        self.check_open()?;
+        check_topic(sending.topic, &self.core_limits)?;
+        let content_type = sending
+            .options
+            .as_ref()
+            .and_then(|it| it.content_type.clone());
+        let number = self.number();
+        let request = v1::Request {
+            call: number,
+            sender: sending.sender,
+            lease: self.quoted(sending.turn)?,
+            topic: sending.topic.to_owned(),
+            payload: Some(payload(
+                sending.payload,
+                content_type.as_deref().unwrap_or_default(),
+            )),
+            timeout_ms,
+            first_k,
+            wait,
+            options: sending.options.as_deref().map(show_options).transpose()?,
+        };
+        self.begin(number, Body::Request(request), timeout_ms, at)
+    }
+
+    /// Calls a capability.
+    ///
+    /// # Errors
+    /// As [`Self::offer`].
+    pub fn call(&mut self, call: &Invocation<'_>, at: Moment) -> Result<CallId> {
+        self.check_open()?;
+        let number = self.number();
+        let frame = v1::Call {
+            call: number,
+            sender: call.sender,
+            lease: self.quoted(call.turn)?,
+            capability: call.capability.to_owned(),
+            version: call.version.unwrap_or_default().to_owned(),
+            payload: Some(payload(call.payload.clone(), "")),
+            timeout_ms: call.timeout_ms,
+            key: call.key.unwrap_or_default().to_owned(),
+            credit: call.credit,
+        };
+        self.begin(number, Body::Call(frame), call.timeout_ms, at)
+    }
+
+    fn begin(&mut self, number: u64, frame: Body, timeout_ms: u64, at: Moment) -> Result<CallId> {
+        let deadline = at.now.plus_millis(timeout_ms);
+        self.hold(frame.clone(), false)?;
+        let is_sent = !self.is_outbound(number);
+        self.calls.insert(
+            number,
+            Calling {
+                frame,
+                deadline,
+                is_sent,
+            },
+        );
+        self.deadlines.insert((deadline, number));
+        Ok(CallId(number))
+    }
+
+    /// Nobody waits for a call any more.
+    pub fn cancel(&mut self, call: CallId) {
+        if !self.calls.contains_key(&call.0) {
+            return;
+        }
+        if self.take_back(|body| call_of(body) == Some(call.0)) {
+            self.end_call(
+                call.0,
+                Some(Code::Cancelled),
+                "the call was cancelled before it was sent",
+            );
+        } else {
+            self.send(Body::Cancel(v1::Cancel {
+                call: call.0,
+                lease: 0,
+                code: 0,
+            }));
+        }
+    }
+
+    /// Grants `total` chunks in all to a streamed call.
+    pub fn grant(&mut self, call: CallId, total: u64) {
+        if self.calls.contains_key(&call.0) {
+            self.send(Body::Grant(v1::Grant {
+                call: call.0,
+                lease: 0,
+                total,
+            }));
+        }
+    }
+
+    /// Ends a call here.
+    pub(super) fn end_call(&mut self, number: u64, code: Option<Code>, message: &str) {
+        let Some(calling) = self.calls.remove(&number) else {
+            return;
+        };
+        self.deadlines.remove(&(calling.deadline, number));
+        let detail = serde_json::json!({ "message": message }).to_string();
+        let outcome = Notice::Outcome(CallId(number), code, detail.into_bytes().into());
+        self.note(Note::Core(outcome));
+    }
+
+    /// Ends calls that the node should have ended, or cannot end as it is away.
+    pub(super) fn end_overdue(&mut self, at: Moment) {
+        loop {
+            let Some((deadline, number)) = self.deadlines.first().copied() else {
+                return;
+            };
+            if self.local_end(deadline) > at.now {
+                return;
+            }
+            let is_sent = self
+                .calls
+                .get(&number)
+                .is_some_and(|calling| calling.is_sent);
+            let is_call = self
+                .calls
+                .get(&number)
+                .is_some_and(|it| matches!(it.frame, Body::Call(_)));
+            self.take_back(|body| call_of(body) == Some(number));
+            if is_sent && is_call {
+                let message =
+                    "the link to the node was lost, and it did not say in time how the call ended";
+                self.end_call(number, Some(Code::Indeterminate), message);
+            } else {
+                self.end_call(
+                    number,
+                    Some(Code::Timeout),
+                    "the node did not answer in time",
+                );
+            }
+            self.deadlines.remove(&(deadline, number));
+        }
+    }
+
+    fn local_end(&self, deadline: loom_core::Nanos) -> loom_core::Nanos {
+        if self.state == LinkState::Up {
+            deadline.plus_millis(GRACE_MS)
+        } else {
+            deadline
+        }
+    }
+
+    /// When a call is to be ended here.
+    pub(super) fn next_end(&self) -> Option<loom_core::Nanos> {
+        self.deadlines
+            .first()
+            .map(|(deadline, _)| self.local_end(*deadline))
+    }
+
+    // -- what waits for credit ----------------------------------------------------------------------
+
+    /// Sends a frame that spends credit, or keeps it until there is some.
+    fn hold(&mut self, body: Body, realtime: bool) -> Result<()> {
+        if self.outbound.is_empty() && self.may_send() {
+            self.spend(&body);
+            self.send(body);
+            return Ok(());
+        }
+        let bytes = data_of(&body);
+        let (frames, most) = (
+            self.config.limits.window_frames,
+            self.config.limits.window_bytes,
+        );
+        let full = |it: &Self| {
+            let more = it.outbound_bytes as u64 + bytes as u64;
+            it.outbound.len() as u64 >= frames || more > most && !it.outbound.is_empty()
+        };
+        while full(self) {
+            if !(realtime && self.drop_realtime()) {
+                let message =
+                    "the node has not taken what was sent before, and no more can be kept";
+                return Err(Error::exhausted("session_frames", message)
+                    .hint("wait for what was published, or publish less")
+                    .retry_after(100));
+            }
+        }
+        self.outbound_bytes += bytes;
+        if let Some(lease) = lease_of(&body) {
+            *self.quoting.entry(lease).or_default() += 1;
+        }
+        self.outbound.push_back(body);
+        Ok(())
+    }
+
+    /// Drops the oldest realtime event that waits; the newest win.
+    fn drop_realtime(&mut self) -> bool {
+        let found = self.take_back(|body| matches!(body, Body::Publish(it) if it.r#ref == 0));
+        self.dropped += u64::from(found);
+        found
+    }
+
+    /// Takes the first frame out of those that wait for credit.
+    pub(super) fn take_back(&mut self, which: impl Fn(&Body) -> bool) -> bool {
+        let Some(at) = self.outbound.iter().position(which) else {
+            return false;
+        };
+        if let Some(body) = self.outbound.remove(at) {
+            self.let_go(&body);
+        }
+        true
+    }
+
+    fn let_go(&mut self, body: &Body) {
+        self.outbound_bytes -= data_of(body);
+        if let Some(lease) = lease_of(body)
+            && let Some(count) = self.quoting.get_mut(&lease)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.quoting.remove(&lease);
+            }
+        }
+    }
+
+    fn is_outbound(&self, call: u64) -> bool {
+        self.outbound
+            .iter()
+            .rev()
+            .any(|body| call_of(body) == Some(call))
+    }
+
+    fn may_send(&self) -> bool {
+        self.gone.frames < self.allowed.frames && self.gone.bytes < self.allowed.bytes
+    }
+
+    fn spend(&mut self, body: &Body) {
+        self.gone.frames += 1;
+        self.gone.bytes += data_of(body) as u64;
+    }
+
+    /// Sends what waits, as far as there is credit.
+    pub(super) fn pump(&mut self) {
+        while let Some(body) = self.outbound.front() {
+            let costs = costs(body);
+            if costs && !self.may_send() {
+                return;
+            }
+            let Some(body) = self.outbound.pop_front() else {
+                return;
+            };
+            self.let_go(&body);
+            if costs {
+                self.spend(&body);
+            }
+            if let Some(calling) = call_of(&body).and_then(|call| self.calls.get_mut(&call)) {
+                calling.is_sent = true;
+            }
+            self.send(body);
+        }
+    }
+
+    /// Sends a frame about a lease, behind what quotes that lease and waits for credit.
+    pub(super) fn send_after(&mut self, wire: u64, body: Body) {
+        if self.quoting.contains_key(&wire) {
+            self.outbound_bytes += data_of(&body);
+            self.outbound.push_back(body);
+        } else {
+            self.send(body);
+        }
+    }
+}
+
+/// Whether a frame spends credit.
+fn costs(body: &Body) -> bool {
+    matches!(body, Body::Publish(_) | Body::Request(_) | Body::Call(_))
+}
+
+pub(super) fn call_of(body: &Body) -> Option<u64> {
+    match body {
+        Body::Request(it) => Some(it.call),
+        Body::Call(it) => Some(it.call),
+        _ => None,
+    }
+}
+
+fn lease_of(body: &Body) -> Option<u64> {
+    let lease = match body {
+        Body::Publish(it) => it.lease,
+        Body::Request(it) => it.lease,
+        Body::Call(it) => it.lease,
+        _ => 0,
+    };
+    (lease > 0).then_some(lease)
+}
+
+pub(super) fn data_of(body: &Body) -> usize {
+    let data = match body {
+        Body::Publish(it) => &it.payload,
+        Body::Request(it) => &it.payload,
+        Body::Call(it) => &it.payload,
+        _ => &None,
+    };
+    data.as_ref().map_or(0, |payload| payload.data.len())
+}

@@ -1,0 +1,381 @@
+//! Turns and invocations: taking them, and saying how they ended.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use loom_core::{Code, Delivery, Error, Handle, LeaseId, Moment, Notice, Result};
+use loom_proto::v1::{self, frame::Body};
+
+use super::{ACKED, Client, Held, Note};
+use crate::convert::payload;
+
+impl Client {
+    /// Ends lease `done` well, if one is given, and gives the next work of a handle. Without work, one READY comes when there
+    /// is some.
+    ///
+    /// # Errors
+    /// `FENCED` for a handle that was removed.
+    pub fn take(
+        &mut self,
+        handle: Handle,
+        done: Option<LeaseId>,
+        at: Moment,
+    ) -> Result<Option<Delivery>> {
+        if let Some(lease) = done {
+            self.done(lease);
+        }
+        loop {
+            let Some(found) = self.registrations.get_mut(&handle.0) else {
+                return match done {
+                    Some(_) => Ok(None),
+                    None => Err(Error::fenced("this registration was removed")),
+                };
+            };
+            let Some((lane, delivery)) = found.queue.pop() else {
+                found.armed = true;
+                return Ok(None);
+            };
+            self.dealt.frames += 1;
+            self.dealt.bytes += delivery.envelope.size() as u64;
+            let Some(lease) = delivery.lease else {
+                continue;
+            };
+            if is_over(&delivery, at) {
+                self.expire(lease, lane);
+                continue;
+            }
+            if let Some(held) = self.leases.get_mut(&lease.0) {
+                held.begun = true;
+            }
+            return Ok(Some(delivery));
+        }
+    }
+
+    /// Its time is over before it was begun: the node is told, and counts it.
+    fn expire(&mut self, lease: LeaseId, lane: u64) {
+        if let Some(held) = self.leases.remove(&lease.0) {
+            self.release(held.handle, lane);
+            if let Some(wire) = held.wire {
+                self.by_wire.remove(&wire);
+                let detail = br#"{"message":"its time was over before it was begun"}"#;
+                let fail = v1::Fail {
+                    lease: wire,
+                    code: u32::from(Code::Timeout.number()),
+                    detail: Bytes::from_static(detail),
+                };
+                self.send(Body::Fail(fail));
+            }
+        }
+    }
+
+    fn release(&mut self, handle: u64, lane: u64) {
+        let Some(found) = self.registrations.get_mut(&handle) else {
+            return;
+        };
+        found.queue.release(lane);
+        self.wake(handle);
+    }
+
+    /// Tells the worker of a handle that there is work, if it waits for that.
+    pub(super) fn wake(&mut self, handle: u64) {
+        let Some(found) = self.registrations.get_mut(&handle) else {
+            return;
+        };
+        if found.armed && found.queue.is_ready() {
+            found.armed = false;
+            self.note(Note::Core(Notice::Ready(Handle(handle))));
+        }
+    }
+
+    /// Ends a lease: its lane is free. Gives its number at the node, if it has one there.
+    fn end(&mut self, lease: LeaseId) -> Option<(Held, Option<u64>)> {
+        let held = self.leases.remove(&lease.0)?;
+        let wire = held.wire;
+        if let Some(wire) = wire {
+            self.by_wire.remove(&wire);
+        }
+        self.release_quietly(held.handle, held.lane);
+        Some((held, wire))
+    }
+
+    /// As [`Self::release`], for one who takes next.
+    fn release_quietly(&mut self, handle: u64, lane: u64) {
+        if let Some(found) = self.registrations.get_mut(&handle) {
+            found.queue.release(lane);
+        }
+    }
+
+    fn done(&mut self, lease: LeaseId) {
+        let Some((held, wire)) = self.end(lease) else {
+            return;
+        };
+        if let (true, Some(position)) = (held.durable, held.position) {
+            if self.acked.len() >= ACKED {
+                self.acked.pop_front();
+            }
+            self.acked.push_back((held.handle, position));
+        }
+        let Some(wire) = wire else { return };
+        if self.quoting.contains_key(&wire) {
+            let ack = v1::Ack {
+                leases: vec![wire],
+                goes_on: false,
+            };
+            self.send_after(wire, Body::Ack(ack));
+        } else {
+            self.acks.push(wire);
+        }
+    }
+
+    /// Puts the ends that were gathered behind what was sent before them.
+    pub(super) fn flush_acks(&mut self) {
+        if !self.acks.is_empty() {
+            let leases = std::mem::take(&mut self.acks);
+            self.send(Body::Ack(v1::Ack {
+                leases,
+                goes_on: false,
+            }));
+        }
+    }
+
+    /// Answers a request. `false`: nobody waits any more, as far as is known here.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over, or the link was closed.
+    pub fn reply(
+        &mut self,
+        lease: LeaseId,
+        data: Bytes,
+        content_type: Option<&str>,
+    ) -> Result<bool> {
+        let Some(wire) = self.wire_of(lease)? else {
+            return Ok(false);
+        };
+        let payload = Some(payload(data, content_type.unwrap_or_default()));
+        self.send_after(
+            wire,
+            Body::Reply(v1::Reply {
+                lease: wire,
+                payload,
+            }),
+        );
+        Ok(true)
+    }
+
+    /// Ends an invocation well.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over, or the link was closed.
+    pub fn result(&mut self, lease: LeaseId, data: Bytes) -> Result<bool> {
+        let handle = self.leases.get(&lease.0).map(|held| held.handle);
+        let Some((_, wire)) = self.end(lease) else {
+            return Ok(false);
+        };
+        if let Some(handle) = handle {
+            self.wake(handle);
+        }
+        let Some(wire) = wire else { return Ok(false) };
+        let payload = Some(payload(data, ""));
+        self.flush_acks();
+        self.send_after(
+            wire,
+            Body::Result(v1::Result {
+                lease: wire,
+                payload,
+            }),
+        );
+        Ok(true)
+    }
+
+    /// Ends a turn or an invocation with an error.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over, or the link was closed.
+    pub fn fail(&mut self, lease: LeaseId, code: Code, detail: &[u8]) -> Result<bool> {
+        let handle = self.leases.get(&lease.0).map(|held| held.handle);
+        let Some((_, wire)) = self.end(lease) else {
+            return Ok(false);
+        };
+        if let Some(handle) = handle {
+            self.wake(handle);
+        }
+        let Some(wire) = wire else { return Ok(false) };
+        let fail = v1::Fail {
+            lease: wire,
+            code: u32::from(code.number()),
+            detail: Bytes::copy_from_slice(detail),
+        };
+        self.flush_acks();
+        self.send_after(wire, Body::Fail(fail));
+        Ok(true)
+    }
+
+    /// Sends one chunk. `false`: no credit; a CREDIT says when there is some.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over, or the link was closed.
+    pub fn chunk(&mut self, lease: LeaseId, data: Bytes) -> Result<bool> {
+        let Some(held) = self.leases.get_mut(&lease.0) else {
+            return Ok(false);
+        };
+        if held.chunks >= held.credit {
+            return Ok(false);
+        }
+        held.chunks += 1;
+        let Some(wire) = held.wire else {
+            return Ok(true);
+        };
+        let payload = Some(payload(data, ""));
+        self.send_after(
+            wire,
+            Body::Chunk(v1::Chunk {
+                lease: wire,
+                call: 0,
+                payload,
+            }),
+        );
+        Ok(true)
+    }
+
+    /// Acknowledges a durable turn that goes on.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over.
+    pub fn ack(&mut self, lease: LeaseId) -> Result<()> {
+        self.about(lease, |lease| {
+            Body::Ack(v1::Ack {
+                leases: vec![lease],
+                goes_on: true,
+            })
+        })
+    }
+
+    /// Lets a durable event be given again, after a pause.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over.
+    pub fn nak(&mut self, lease: LeaseId, after_ms: Option<u64>) -> Result<()> {
+        self.about(lease, |lease| Body::Nak(v1::Nak { lease, after_ms }))
+    }
+
+    /// Lets the lease of a durable turn hold for another term.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over.
+    pub fn extend(&mut self, lease: LeaseId) -> Result<()> {
+        self.about(lease, |lease| Body::Extend(v1::Extend { lease }))
+    }
+
+    /// Lets a durable event become a dead letter.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over.
+    pub fn term(&mut self, lease: LeaseId, reason: &str) -> Result<()> {
+        let reason = reason.to_owned();
+        self.about(lease, |lease| Body::Term(v1::Term { lease, reason }))
+    }
+
+    /// Says something of a turn: a step, a commit; the frame is given its number at the node.
+    ///
+    /// # Errors
+    /// `FENCED` where the turn is over.
+    pub fn about(&mut self, lease: LeaseId, make: impl FnOnce(u64) -> Body) -> Result<()> {
+        if let Some(wire) = self.wire_of(lease)? {
+            self.send_after(wire, make(wire));
+        }
+        Ok(())
+    }
+
+    fn wire_of(&self, lease: LeaseId) -> Result<Option<u64>> {
+        match self.leases.get(&lease.0) {
+            Some(held) => Ok(held.wire),
+            None => Err(
+                Error::fenced("this turn is over, or not one of this session")
+                    .hint("a context may be used only while its handler runs"),
+            ),
+        }
+    }
+
+    // -- deliveries that came ---------------------------------------------------------------------
+
+    /// Takes a delivery in.
+    pub(super) fn deliver(&mut self, handle: u64, wire: u64, lane: u64, mut delivery: Delivery) {
+        let position = delivery.envelope.position;
+        self.newest = self.newest.max(position);
+        if delivery.durable && self.is_known(handle, wire, position) {
+            return;
+        }
+        let lease = self.number();
+        let lane = if delivery.work.is_some() { lease } else { lane };
+        delivery.lease = Some(LeaseId(lease));
+        let held = Held {
+            handle,
+            lane,
+            wire: Some(wire),
+            position,
+            durable: delivery.durable,
+            begun: false,
+            credit: delivery.work.map_or(0, |work| work.credit),
+            chunks: 0,
+        };
+        self.leases.insert(lease, held);
+        self.by_wire.insert(wire, lease);
+        let Some(found) = self.registrations.get_mut(&handle) else {
+            self.give_up(lease);
+            return;
+        };
+        if found.queue.push(lane, delivery) {
+            self.wake(handle);
+        }
+    }
+
+    /// A durable event that comes again: its turn still runs here, or has ended well here and the node had not heard of it.
+    fn is_known(&mut self, handle: u64, wire: u64, position: Option<loom_core::Position>) -> bool {
+        let Some(position) = position else {
+            return false;
+        };
+        let running = self.leases.iter_mut().find(|(_, held)| {
+            held.wire.is_none() && held.handle == handle && held.position == Some(position)
+        });
+        if let Some((lease, held)) = running {
+            held.wire = Some(wire);
+            let lease = *lease;
+            self.by_wire.insert(wire, lease);
+            self.dealt.frames += 1;
+            return true;
+        }
+        if self.acked.contains(&(handle, position)) {
+            self.dealt.frames += 1;
+            self.acks.push(wire);
+            return true;
+        }
+        false
+    }
+
+    /// What a call's provider is told by its number at the node.
+    pub(super) fn local(&self, wire: u64) -> Option<LeaseId> {
+        self.by_wire.get(&wire).map(|lease| LeaseId(*lease))
+    }
+
+    pub(super) fn origin(&mut self, sender: &str) -> Arc<loom_core::Origin> {
+        if let Some(known) = &self.origin
+            && known.sender.as_ref() == sender
+        {
+            return Arc::clone(known);
+        }
+        let namespace = sender.split('/').next().unwrap_or_default();
+        let origin = Arc::new(loom_core::Origin {
+            namespace: namespace.into(),
+            sender: sender.into(),
+        });
+        self.origin = Some(Arc::clone(&origin));
+        origin
+    }
+}
+
+fn is_over(delivery: &Delivery, at: Moment) -> bool {
+    let env = &delivery.envelope;
+    !delivery.durable
+        && (env.expires.is_some_and(|end| end <= at.now)
+            || env.deadline.is_some_and(|end| end <= at.now))
+}

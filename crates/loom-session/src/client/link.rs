@@ -1,0 +1,254 @@
+//! The connection: dialling, saying hello, heartbeats, and noticing that it is dead.
+
+use bytes::Bytes;
+use loom_core::{Code, Error, Moment, Nanos, Result};
+use loom_proto::v1::{self, Packet, frame::Body};
+
+use super::{Client, LinkChange, LinkState, Note, Why, Wire};
+use crate::convert::read_error;
+use crate::hub::VERSION;
+
+impl Client {
+    /// When a connection is to be tried; none: there is one, or none is wanted any more.
+    pub fn wants_connection(&self) -> Option<Nanos> {
+        if self.wire.is_some() || matches!(self.state, LinkState::Refused(_) | LinkState::Closed) {
+            return None;
+        }
+        self.retry_at
+    }
+
+    /// A connection is there: the hello goes first.
+    pub fn connected(&mut self, at: Moment) {
+        self.epoch += 1;
+        self.wire = Some(Wire {
+            since: at.now,
+            heard: at.now,
+            beat: at.now,
+            is_welcome: false,
+        });
+        self.channel.pause();
+        let limits = &self.config.limits;
+        let hello = v1::Hello {
+            versions: vec![VERSION],
+            token: self.config.token.clone(),
+            session: Bytes::copy_from_slice(&self.config.session),
+            epoch: self.epoch,
+            name: self.config.name.clone(),
+            namespace: self.config.namespace.clone(),
+            boot: self
+                .boot
+                .map(|boot| Bytes::copy_from_slice(&boot))
+                .unwrap_or_default(),
+            received: self.channel.received(),
+            agent: self.config.agent.clone(),
+            credit: Some(v1::Credit {
+                frames: limits.window_frames,
+                bytes: limits.window_bytes,
+            }),
+            keep_ms: 0,
+        };
+        self.channel.push_loose(Body::Hello(hello));
+    }
+
+    /// The connection is gone, or could not be made.
+    pub fn disconnected(&mut self, why: &Why, at: Moment) {
+        self.wire = None;
+        self.channel.pause();
+        let limits = &self.config.limits;
+        let most = limits
+            .reconnect_base_ms
+            .saturating_mul(1 << self.failures.min(20))
+            .min(limits.reconnect_cap_ms);
+        self.failures = self.failures.saturating_add(1);
+        let pause = self.ids.draw() % (most + 1);
+        self.retry_at = Some(at.now.plus_millis(pause));
+        if self.state == LinkState::Up {
+            let reason = match why {
+                Why::Broken(reason) => reason.clone(),
+                Why::Ended => "the node ended the connection".to_owned(),
+            };
+            self.change(LinkState::Lost, false, reason);
+        }
+    }
+
+    fn change(&mut self, state: LinkState, resumed: bool, reason: String) {
+        self.state = state.clone();
+        let change = LinkChange {
+            state,
+            resumed,
+            missed_from: self.newest,
+            reason,
+            dropped: std::mem::take(&mut self.dropped),
+        };
+        self.note(Note::Link(change));
+    }
+
+    /// A packet came.
+    ///
+    /// # Errors
+    /// What ends the connection: the driver closes it and says [`Self::disconnected`].
+    pub fn received(&mut self, packet: Packet, at: Moment) -> Result<()> {
+        let Some(wire) = &mut self.wire else {
+            return Ok(());
+        };
+        wire.heard = at.now;
+        if !wire.is_welcome {
+            return self.greeted(packet, at);
+        }
+        let numbered = packet.first > 0;
+        for frame in self.channel.accept(packet)? {
+            match frame.body {
+                // Its coming is all it says; one that a later version has added is skipped.
+                None | Some(Body::Heartbeat(_)) => {}
+                Some(Body::Error(error)) if !numbered => return Err(self.ended(error)),
+                Some(body) => self.take_in(body, at)?,
+            }
+        }
+        self.pump();
+        self.regrant();
+        Ok(())
+    }
+
+    /// The node ended the connection. One that another attachment of this session has taken over ends for good.
+    fn ended(&mut self, error: v1::Error) -> Error {
+        let keeps = error.keeps;
+        let (code, detail) = read_error(error);
+        let error = Error::new(code, detail.message);
+        let is_final = matches!(
+            code,
+            Code::Fenced | Code::Unauthenticated | Code::Denied | Code::NotSupported
+        );
+        if is_final && !(keeps && code != Code::Fenced) {
+            self.change(
+                LinkState::Refused(error.clone()),
+                false,
+                error.message.clone(),
+            );
+            self.retry_at = None;
+        }
+        error
+    }
+
+    fn greeted(&mut self, packet: Packet, at: Moment) -> Result<()> {
+        let mut frames = packet.frames.into_iter();
+        match frames.next().and_then(|frame| frame.body) {
+            Some(Body::Welcome(welcome)) => self.welcomed(welcome, at),
+            Some(Body::Error(error)) => Err(self.ended(error)),
+            _ => Err(Error::invalid(
+                "welcome",
+                "a node answers a hello by a welcome or an error",
+            )),
+        }
+    }
+
+    fn welcomed(&mut self, welcome: v1::Welcome, at: Moment) -> Result<()> {
+        let boot = <[u8; 16]>::try_from(welcome.boot.as_ref())
+            .map_err(|_| Error::invalid("boot", "the life of a node has 16 bytes"))?;
+        if let Some(wire) = &mut self.wire {
+            wire.is_welcome = true;
+        }
+        let limits = &self.core_limits;
+        let durable = welcome.durable.iter();
+        self.durable = durable
+            .filter_map(|text| loom_core::Filter::parse(text, limits).ok())
+            .collect();
+        self.namespace = welcome.namespace;
+        self.failures = 0;
+        self.retry_at = None;
+        let is_first = self.boot.is_none();
+        self.boot = Some(boot);
+        if welcome.resumed {
+            self.channel.resume(welcome.received)?;
+        } else {
+            self.restart(welcome.credit.unwrap_or_default(), is_first, at);
+        }
+        self.change(LinkState::Up, welcome.resumed, String::new());
+        self.pump();
+        Ok(())
+    }
+
+    /// Lets the node send more, when enough was taken.
+    fn regrant(&mut self) {
+        let limits = &self.config.limits;
+        let frames = self.dealt.frames + limits.window_frames;
+        let bytes = self.dealt.bytes + limits.window_bytes;
+        if frames.saturating_sub(self.granted.frames) >= limits.window_frames / 4
+            || bytes.saturating_sub(self.granted.bytes) >= limits.window_bytes / 4
+        {
+            self.granted.frames = frames;
+            self.granted.bytes = bytes;
+            self.channel.push(
+                Body::Credit(v1::Credit { frames, bytes }),
+                crate::channel::Class::Control,
+            );
+        }
+    }
+
+    /// The next packet, or none: then all is on its way.
+    pub fn transmit(&mut self) -> Option<Packet> {
+        let wire = self.wire?;
+        if wire.is_welcome {
+            self.flush_acks();
+            self.regrant();
+            self.pump();
+        } else if !self.channel.has_loose() {
+            return None;
+        }
+        self.channel.transmit()
+    }
+
+    /// Whether everything that has to reach the node has reached it.
+    pub fn is_flushed(&self) -> bool {
+        self.acks.is_empty() && self.outbound.is_empty() && self.channel.held() == 0
+    }
+
+    /// Ends what is due; sends heartbeats.
+    ///
+    /// # Errors
+    /// The connection is dead: the driver closes it and says [`Self::disconnected`].
+    pub fn tick(&mut self, at: Moment) -> Result<()> {
+        self.end_overdue(at);
+        let limits = self.config.limits.clone();
+        let Some(wire) = &mut self.wire else {
+            return Ok(());
+        };
+        if !wire.is_welcome {
+            if wire.since.plus_millis(limits.handshake_ms) <= at.now {
+                return Err(Error::new(
+                    Code::Timeout,
+                    "the node did not answer the hello in time",
+                ));
+            }
+            return Ok(());
+        }
+        if wire.heard.plus_millis(limits.silence_ms) <= at.now {
+            return Err(Error::new(
+                Code::Timeout,
+                "nothing came from the node for too long",
+            ));
+        }
+        if wire.beat.plus_millis(limits.heartbeat_ms) <= at.now {
+            wire.beat = at.now;
+            let alive = std::mem::take(&mut self.has_renewed);
+            let stack = self.stack.clone();
+            self.channel
+                .push_loose(Body::Heartbeat(v1::Heartbeat { alive, stack }));
+        }
+        Ok(())
+    }
+
+    /// When [`Self::tick`] is due next.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let limits = &self.config.limits;
+        let wire = self.wire.map(|wire| {
+            if wire.is_welcome {
+                wire.beat
+                    .plus_millis(limits.heartbeat_ms)
+                    .min(wire.heard.plus_millis(limits.silence_ms))
+            } else {
+                wire.since.plus_millis(limits.handshake_ms)
+            }
+        });
+        wire.into_iter().chain(self.next_end()).min()
+    }
+}

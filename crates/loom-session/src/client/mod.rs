@@ -1,0 +1,446 @@
+//! The other end of a session: what an app registers, publishes and calls, whether its link is up or lost.
+//!
+//! Its operations mirror those of a session in process. Numbers of handles, calls, leases and tickets are its own; they
+//! stay when the node or the connection behind them changes.
+
+mod calls;
+mod coming;
+mod going;
+mod link;
+mod restart;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use loom_core::{
+    Code, Envelope, Error, Handle, Ids, LeaseId, Nanos, Notice, Origin, Position, Result, Ticket,
+};
+use loom_proto::v1::{self, frame::Body};
+use rustc_hash::FxHashMap;
+
+use crate::attached::Flow;
+use crate::channel::{Channel, Class};
+use crate::limits::Limits;
+use crate::queue::Queue;
+
+pub use self::calls::{Invocation, Sending, Sent};
+
+/// Who attaches, and where.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// 16 random bytes, drawn once by the process.
+    pub session: [u8; 16],
+    /// The app's name.
+    pub name: String,
+    /// Empty: the one of the credential.
+    pub namespace: String,
+    /// The credential.
+    pub token: String,
+    /// What it calls itself: "loom-python/0.1.0".
+    pub agent: String,
+    /// Frames are never cut into parts.
+    pub whole: bool,
+    /// What it holds to.
+    pub limits: Limits,
+}
+
+/// How a link stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// It has not been up yet.
+    Connecting,
+    /// The node answers.
+    Up,
+    /// It was up; it is tried again.
+    Lost,
+    /// The node does not take this session: it is not tried again.
+    Refused(Error),
+    /// It was closed.
+    Closed,
+}
+
+/// What has changed about a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkChange {
+    /// How it stands now.
+    pub state: LinkState,
+    /// Whether the session goes on where it was. Where it does not, everything was registered again, and what was
+    /// published meanwhile may have been missed.
+    pub resumed: bool,
+    /// The newest position that was seen before: durable events behind it come again to groups; streams may have missed
+    /// them.
+    pub missed_from: Option<Position>,
+    /// Why it was lost.
+    pub reason: String,
+    /// Realtime events that were dropped since the last change, as there was no room to keep them.
+    pub dropped: u64,
+}
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody answered, or the connection broke.
+    Broken(String),
+    /// The other side ended the stream well.
+    Ended,
+}
+
+/// What a session finds in its inbox.
+#[derive(Debug)]
+pub enum Note {
+    /// As in process; a registration is answered as an offer is, with its handle as the ticket.
+    Core(Notice),
+    /// The directory's entries, each JSON.
+    Entries(u64, Vec<Bytes>),
+    /// What is kept: keys, JSON, and until when.
+    Kept(u64, Vec<(String, Bytes, Option<u64>)>),
+    /// Events of the log, where to go on, and whether there were no more.
+    Page(u64, Vec<Arc<Envelope>>, String, bool),
+    /// The link has changed.
+    Link(LinkChange),
+}
+
+/// A registration: the frames that make it, and what was delivered to it.
+#[derive(Debug)]
+struct Registration {
+    frames: Vec<Body>,
+    queue: Queue,
+    /// Its worker waits to be told that there is work.
+    armed: bool,
+    /// The node has taken it.
+    is_accepted: bool,
+}
+
+/// A turn or an invocation that was delivered and has not ended.
+#[derive(Debug)]
+struct Held {
+    handle: u64,
+    lane: u64,
+    /// Its number at the node; none: the node does not know of it any more.
+    wire: Option<u64>,
+    /// Of a durable event.
+    position: Option<Position>,
+    durable: bool,
+    begun: bool,
+    /// Chunks that may be sent in all, and were.
+    credit: u64,
+    chunks: u64,
+}
+
+/// A call or a request without an outcome.
+#[derive(Debug)]
+struct Calling {
+    frame: Body,
+    deadline: Nanos,
+    is_sent: bool,
+}
+
+/// Answers that come in several frames.
+#[derive(Debug, Default)]
+struct Gathered {
+    entries: Vec<Bytes>,
+    kept: Vec<(String, Bytes, Option<u64>)>,
+    events: Vec<Arc<Envelope>>,
+}
+
+/// A connection while it is there.
+#[derive(Debug, Clone, Copy)]
+struct Wire {
+    since: Nanos,
+    heard: Nanos,
+    beat: Nanos,
+    is_welcome: bool,
+}
+
+/// The client's end of a session.
+#[derive(Debug)]
+pub struct Client {
+    config: ClientConfig,
+    core_limits: loom_core::Limits,
+    ids: Ids,
+    state: LinkState,
+    wire: Option<Wire>,
+    epoch: u64,
+    boot: Option<[u8; 16]>,
+    /// The namespace as the node says it.
+    namespace: String,
+    durable: Vec<loom_core::Filter>,
+    channel: Channel,
+    failures: u32,
+    retry_at: Option<Nanos>,
+    next: u64,
+    registrations: BTreeMap<u64, Registration>,
+    publishes: BTreeMap<u64, v1::Publish>,
+    calls: BTreeMap<u64, Calling>,
+    deadlines: BTreeSet<(Nanos, u64)>,
+    asks: BTreeMap<u64, Body>,
+    gathered: BTreeMap<u64, Gathered>,
+    leases: FxHashMap<u64, Held>,
+    by_wire: FxHashMap<u64, u64>,
+    /// Durable turns that ended well lately, the oldest first: what of them comes again was not heard of.
+    acked: VecDeque<(u64, Position)>,
+    acks: Vec<u64>,
+    /// What waits for credit, in order, and how many of it quote a lease.
+    outbound: VecDeque<Body>,
+    outbound_bytes: usize,
+    quoting: FxHashMap<u64, usize>,
+    gone: Flow,
+    allowed: Flow,
+    dealt: Flow,
+    granted: Flow,
+    inbox: VecDeque<Note>,
+    is_woken: bool,
+    has_renewed: bool,
+    stack: String,
+    newest: Option<Position>,
+    dropped: u64,
+    origin: Option<Arc<Origin>>,
+}
+
+/// Ended durable turns that are remembered.
+const ACKED: usize = 4_096;
+
+impl Client {
+    /// A client that has not connected yet. Its pauses follow from the seed.
+    pub fn new(config: ClientConfig, seed: u64) -> Self {
+        let channel = Channel::new(config.limits.frame_bytes, config.whole);
+        Self {
+            namespace: config.namespace.clone(),
+            config,
+            core_limits: loom_core::Limits::default(),
+            ids: Ids::new(seed),
+            state: LinkState::Connecting,
+            wire: None,
+            epoch: 0,
+            boot: None,
+            durable: Vec::new(),
+            channel,
+            failures: 0,
+            retry_at: Some(Nanos(0)),
+            next: 0,
+            registrations: BTreeMap::new(),
+            publishes: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            asks: BTreeMap::new(),
+            gathered: BTreeMap::new(),
+            leases: FxHashMap::default(),
+            by_wire: FxHashMap::default(),
+            acked: VecDeque::new(),
+            acks: Vec::new(),
+            outbound: VecDeque::new(),
+            outbound_bytes: 0,
+            quoting: FxHashMap::default(),
+            gone: Flow::default(),
+            allowed: Flow::default(),
+            dealt: Flow::default(),
+            granted: Flow::default(),
+            inbox: VecDeque::new(),
+            is_woken: false,
+            has_renewed: true,
+            stack: String::new(),
+            newest: None,
+            dropped: 0,
+            origin: None,
+        }
+    }
+
+    /// How the link stands.
+    pub fn state(&self) -> &LinkState {
+        &self.state
+    }
+
+    /// The namespace it is in, once the node has said so.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Takes up to `most` notes out of the inbox.
+    pub fn drain(&mut self, most: usize) -> Vec<Note> {
+        let count = most.min(self.inbox.len());
+        self.inbox.drain(..count).collect()
+    }
+
+    /// Notes that wait.
+    pub fn waiting(&self) -> usize {
+        self.inbox.len()
+    }
+
+    /// Whether the inbox got its first note since this was asked last: its loop has to be woken.
+    pub fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.is_woken)
+    }
+
+    /// Calls, requests, publishes and questions without an answer, and leases that have not ended.
+    pub fn open(&self) -> (usize, usize) {
+        let waits = self.publishes.len() + self.calls.len() + self.asks.len();
+        (waits, self.leases.len())
+    }
+
+    fn note(&mut self, note: Note) {
+        if self.inbox.is_empty() {
+            self.is_woken = true;
+        }
+        self.inbox.push_back(note);
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn check_open(&self) -> Result<()> {
+        match &self.state {
+            LinkState::Closed => Err(Error::fenced("this link was closed")),
+            LinkState::Refused(error) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn send(&mut self, body: Body) {
+        self.channel.push(body, Class::Data);
+    }
+
+    // -- registrations ----------------------------------------------------------------------------
+
+    /// Registers an agent, a provider or a stream under a number of its own, which the frame is given. Accepted or refused
+    /// follows, with the number as its ticket.
+    ///
+    /// # Errors
+    /// When the link was closed or refused.
+    pub fn enrol(&mut self, make: impl FnOnce(u64) -> Body) -> Result<Handle> {
+        self.check_open()?;
+        let number = self.number();
+        let frame = make(number);
+        self.registrations.insert(
+            number,
+            Registration {
+                frames: vec![frame.clone()],
+                queue: Queue::default(),
+                armed: true,
+                is_accepted: false,
+            },
+        );
+        self.send(frame);
+        Ok(Handle(number))
+    }
+
+    /// Says more of a registration (its status, its code): said again wherever it is registered again.
+    ///
+    /// # Errors
+    /// `FENCED` for a registration that is not there.
+    pub fn tell(&mut self, handle: Handle, frame: Body) -> Result<()> {
+        self.check_open()?;
+        let Some(found) = self.registrations.get_mut(&handle.0) else {
+            return Err(Error::fenced("this registration was removed"));
+        };
+        let same = std::mem::discriminant(&frame);
+        found
+            .frames
+            .retain(|known| std::mem::discriminant(known) != same);
+        found.frames.push(frame.clone());
+        self.send(frame);
+        Ok(())
+    }
+
+    /// Takes a registration back.
+    pub fn remove(&mut self, handle: Handle) {
+        if let Some(mut gone) = self.registrations.remove(&handle.0) {
+            for delivery in gone.queue.restart(|_| false, |lane| lane) {
+                if let Some(lease) = delivery.lease {
+                    self.give_up(lease.0);
+                }
+            }
+            self.send(Body::Unsubscribe(v1::Unsubscribe { handle: handle.0 }));
+        }
+    }
+
+    /// A delivery that nobody begins any more.
+    fn give_up(&mut self, lease: u64) {
+        let Some(held) = self.leases.remove(&lease) else {
+            return;
+        };
+        self.dealt.frames += 1;
+        if let Some(wire) = held.wire {
+            self.by_wire.remove(&wire);
+            let detail = br#"{"message":"its receiver was removed before it began"}"#;
+            self.send(Body::Fail(v1::Fail {
+                lease: wire,
+                code: u32::from(Code::Cancelled.number()),
+                detail: Bytes::from_static(detail),
+            }));
+        }
+    }
+
+    // -- questions --------------------------------------------------------------------------------
+
+    /// Asks the node for something; the frame is given the number that its answer will carry.
+    ///
+    /// # Errors
+    /// When the link was closed or refused; `EXHAUSTED` for too many questions at once.
+    pub fn ask(&mut self, make: impl FnOnce(u64) -> Body) -> Result<Ticket> {
+        self.check_open()?;
+        if self.asks.len() >= ASKS {
+            let message = format!("{ASKS} questions to the node have no answer yet");
+            return Err(Error::exhausted("session_frames", message).retry_after(100));
+        }
+        let number = self.number();
+        let frame = make(number);
+        self.asks.insert(number, frame.clone());
+        self.send(frame);
+        Ok(Ticket(number))
+    }
+
+    /// Says something that has no answer.
+    ///
+    /// # Errors
+    /// When the link was closed or refused.
+    pub fn say(&mut self, frame: Body) -> Result<()> {
+        self.check_open()?;
+        self.send(frame);
+        Ok(())
+    }
+
+    /// The event loop goes on.
+    pub fn renew(&mut self) {
+        self.has_renewed = true;
+        self.stack.clear();
+    }
+
+    /// It stands still: where.
+    pub fn stalls(&mut self, stack: &str) {
+        stack.clone_into(&mut self.stack);
+    }
+
+    /// Ends the session: the node is told if it can be.
+    pub fn close(&mut self) {
+        if self.state == LinkState::Closed {
+            return;
+        }
+        self.flush_acks();
+        self.send(Body::Drain(v1::Drain { within_ms: 0 }));
+        self.state = LinkState::Closed;
+        self.retry_at = None;
+    }
+
+    /// The number of a lease at the node, to quote it.
+    fn quoted(&self, lease: Option<LeaseId>) -> Result<u64> {
+        let Some(lease) = lease else { return Ok(0) };
+        match self.leases.get(&lease.0) {
+            Some(Held {
+                wire: Some(wire), ..
+            }) => Ok(*wire),
+            // What it follows from went with an earlier life of the node: it becomes a root.
+            Some(held) if !held.durable => Ok(0),
+            _ => Err(
+                Error::fenced("this turn is over, or not one of this session")
+                    .field("lease")
+                    .hint("a context may be used only while its handler runs"),
+            ),
+        }
+    }
+}
+
+/// Questions at once.
+const ASKS: usize = 1_024;
