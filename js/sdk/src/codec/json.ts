@@ -2,7 +2,11 @@
 // each piece of data that is not JSON. Nothing is ever base64.
 
 import type { Packet, Payload } from '../gen/frames.js'
+import { PACKET_DEPTH } from '../gen/limits.js'
+import { payloadOf } from './payload.js'
 import { type Field, Malformed, type Message, messageOf, type Values } from './schema.js'
+
+const encoder = new TextEncoder()
 
 /** A packet as it travels: the text, and the binary messages behind it. */
 export interface JsonPacket {
@@ -84,11 +88,29 @@ function writePayload(payload: Payload, attachments: Uint8Array[]): string {
   const { data, text, type } = payload
   if (data === undefined) {
     if (text === undefined && payload.json === undefined) return '{}'
-    return `{"json":${text ?? JSON.stringify(payload.json)}}`
+    const inline = text ?? JSON.stringify(payload.json)
+    if (!isDeep(inline)) return `{"json":${inline}}`
   }
-  attachments.push(data)
+  attachments.push(data ?? encoder.encode(text ?? JSON.stringify(payload.json)))
   const named = type === undefined || type === '' ? '' : `,"type":${JSON.stringify(type)}`
   return `{"attachment":${attachments.length - 1}${named}}`
+}
+
+/** Whether JSON is nested so deeply that it may not stand inline. */
+function isDeep(text: string): boolean {
+  if (text.length <= 2 * PACKET_DEPTH) return false
+  let depth = 0
+  let quoted = false
+  for (let i = 0; i < text.length; i++) {
+    const char = text[i]
+    if (char === '"') quoted = !quoted
+    else if (char === '\\') i++
+    else if (quoted) continue
+    else if (char === '{' || char === '[') depth++
+    else if (char === '}' || char === ']') depth--
+    if (depth > PACKET_DEPTH) return true
+  }
+  return false
 }
 
 // -- reading --------------------------------------------------------------------------------------
@@ -122,8 +144,9 @@ function checked(field: Field, value: unknown, attachments: readonly Uint8Array[
       if (typeof value === 'string') return value
       break
     case 'e':
-      // One that this version does not know stands for the default.
+      // One that this version does not know, by name or number, stands for the default.
       if (typeof value === 'string') return field.members.includes(value) ? value : undefined
+      if (typeof value === 'number') return undefined
       break
     case 'j':
       return value
@@ -144,11 +167,8 @@ function checked(field: Field, value: unknown, attachments: readonly Uint8Array[
 function readPayload(value: Values, attachments: readonly Uint8Array[]): Payload {
   if ('json' in value) return value
   const { type } = value
-  const payload: Payload = {
-    data: 'attachment' in value ? attached(value, attachments) : new Uint8Array(),
-  }
-  if (typeof type === 'string' && type !== '') payload.type = type
-  return payload
+  const data = 'attachment' in value ? attached(value, attachments) : new Uint8Array()
+  return payloadOf(data, typeof type === 'string' ? type : '')
 }
 
 function attached(value: unknown, attachments: readonly Uint8Array[]): Uint8Array {

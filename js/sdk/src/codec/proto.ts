@@ -2,13 +2,13 @@
 // are plain numbers (those that cross fit), ids are text, and unknown fields are passed over.
 
 import type { Frame, Packet, Payload } from '../gen/frames.js'
+import { payloadOf } from './payload.js'
 import { type Field, Malformed, type Message, messageOf, type Values } from './schema.js'
 
 const VARINT = 0
 const FIXED64 = 1
 const BYTES = 2
 const FIXED32 = 5
-const JSON_TYPE = 'application/json'
 const SHORT = 64 // characters up to which copying by hand is quicker than the encoder
 
 const encoder = new TextEncoder()
@@ -400,17 +400,7 @@ function readPayload(reader: Reader, end: number): Payload {
     else if (tag === 16 + BYTES) type = reader.text(end)
     else reader.skip(tag & 7, end)
   }
-  const size = data?.length ?? 0
-  if (data !== undefined && (type === '' || type === JSON_TYPE)) {
-    try {
-      return { json: JSON.parse(decoder.decode(data)), size }
-    } catch {
-      // It says JSON and is not: it is shown as what it is, bytes.
-    }
-  }
-  const payload: Payload = { data: data ?? new Uint8Array(), size }
-  if (type !== '') payload.type = type
-  return payload
+  return { ...payloadOf(data ?? new Uint8Array(), type), size: data?.length ?? 0 }
 }
 
 function jsonOf(data: Uint8Array): unknown {

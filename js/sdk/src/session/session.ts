@@ -1,0 +1,691 @@
+// The client's side of a session as a machine: no I/O, no clock, no promises. A carrier tells it
+// what came and asks what to send; the user's side offers frames and is told how each of them
+// ended. docs/protocol.md says what the frames mean.
+
+import { sizeOf } from '../codec/payload.js'
+import { Malformed } from '../codec/schema.js'
+import { errorOf, LoomError } from '../errors.js'
+import type {
+  ActionCall,
+  Envelope,
+  Frame,
+  Outcome,
+  Packet,
+  Payload,
+  Probe,
+  Publish,
+  Target,
+  Welcome,
+  Error as WireError,
+} from '../gen/frames.js'
+import {
+  HANDSHAKE_MS,
+  HEARTBEAT_MS,
+  RECONNECT_BASE_MS,
+  RECONNECT_CAP_MS,
+  SESSION_AHEAD,
+  SESSION_BYTES,
+  SESSION_FRAMES,
+  SESSION_KEEP_MS,
+  SILENCE_MS,
+} from '../gen/limits.js'
+import { matches } from '../topics.js'
+import { Channel, type Cutter, type Flow } from './channel.js'
+
+const VERSION = 1
+/** What the node may be ahead of us, in deliveries. */
+const WINDOW_FRAMES: number = 4 * SESSION_AHEAD
+/** A call whose node is out of reach ends by itself so long after its deadline. */
+const OVERDUE_MS = 1000
+
+/** How the link stands. */
+export type LinkState = 'connecting' | 'up' | 'lost' | 'refused' | 'closed'
+
+/** What has become of the link, each time that changes. */
+export interface LinkChange {
+  state: LinkState
+  /** Up: whether the session goes on where it was. */
+  resumed?: boolean
+  /** Up after the node had forgotten the session: the last position of the log that came before. */
+  missedFrom?: string | undefined
+  /** Lost or refused: why. */
+  error?: LoomError
+  /** Lost: when it is tried again, in milliseconds from now. */
+  retryMs?: number
+  /** The node is about to stop. */
+  draining?: boolean
+}
+
+export interface SessionConfig {
+  /** 32 hexadecimal digits, drawn once. */
+  session: string
+  name: string
+  namespace: string
+  token: string
+  agent: string
+  /** How large frames are cut; undefined: the carrier takes them whole. */
+  cutter: Cutter | undefined
+  /** From 0 up to, without, 1. */
+  random: () => number
+}
+
+/** What the session tells its user. None of these may throw. */
+export interface Inbox {
+  changed(change: LinkChange): void
+  deliver(event: Envelope, target: Target, isDurable: boolean): void
+  invoke(call: ActionCall): void
+  /** Nobody waits for this invocation any more. */
+  stop(lease: number): void
+  /** So many chunks of this invocation may be sent in all. */
+  grant(lease: number, total: number): void
+  probe(probe: Probe): void
+  /** The node has forgotten the session: all leases are void. */
+  forgotten(): void
+  /** A registration was refused when the session began anew. */
+  refused(error: LoomError): void
+}
+
+/** How a frame with a number of its own ends. */
+interface Asked {
+  readonly frame: Frame
+  readonly spends: number | undefined
+  readonly lease: number
+  /** It may be sent to a node that has forgotten the session. */
+  readonly again: boolean
+  /** Takes an answer; true: it was the last. */
+  answer(frame: Frame): boolean
+  fail(error: LoomError): void
+}
+
+/** How a call or a request goes. */
+export interface Calling {
+  answer?(event: Envelope): void
+  chunk?(payload: Payload): void
+  end(outcome: Outcome): void
+  fail(error: LoomError): void
+}
+
+interface Called extends Calling {
+  readonly frame: Frame
+  readonly spends: number
+  readonly lease: number
+  readonly keyed: boolean
+  readonly due: number
+  chunks: number
+}
+
+type Phase = 'idle' | 'dialing' | 'greeting' | 'up' | 'ended'
+
+const FINAL: ReadonlySet<string> = new Set([
+  'UNAUTHENTICATED',
+  'DENIED',
+  'NOT_SUPPORTED',
+  'INVALID_PARAMS',
+  'FENCED',
+])
+
+export class Session {
+  /** Realtime events that had no room while the link was lost. */
+  dropped = 0
+  namespace: string
+  private readonly config: SessionConfig
+  private readonly inbox: Inbox
+  private readonly channel: Channel
+  private readonly registered = new Map<number, Frame>()
+  private readonly asked = new Map<number, Asked>()
+  private readonly calls = new Map<number, Called>()
+  private phase: Phase = 'idle'
+  private state: LinkState = 'connecting'
+  private now = 0
+  private numbers = 0
+  private epoch = 0
+  private boot = ''
+  private life = 0 // rises when the node has forgotten the session
+  private tries = 0
+  private dialAt = 0
+  private heardAt = 0
+  private sentAt = 0
+  private heartbeatMs: number = HEARTBEAT_MS
+  private hello: Packet | undefined
+  private durable: readonly string[] = []
+  private lastPosition: string | undefined
+  private nextDue = Number.POSITIVE_INFINITY
+  private readonly dealt: Flow = { frames: 0, bytes: 0 }
+  private granted = 0
+  private isLeaving = false
+
+  constructor(config: SessionConfig, inbox: Inbox) {
+    this.config = config
+    this.inbox = inbox
+    this.namespace = config.namespace
+    this.channel = new Channel(config.cutter)
+  }
+
+  // -- the carrier's side ---------------------------------------------------------------------------
+
+  /** When the next connection is to be dialled; undefined: there is one, or none is wanted. */
+  get dialsAt(): number | undefined {
+    return this.phase === 'idle' ? this.dialAt : undefined
+  }
+
+  /** When `tick` has something to do; undefined: never. */
+  get deadline(): number | undefined {
+    let at = this.nextDue
+    if (this.phase === 'greeting') at = Math.min(at, this.heardAt + HANDSHAKE_MS)
+    if (this.phase === 'up') {
+      at = Math.min(at, this.sentAt + this.heartbeatMs, this.heardAt + SILENCE_MS)
+    }
+    return at === Number.POSITIVE_INFINITY ? undefined : at
+  }
+
+  /** Whether the carrier should close its connection. */
+  get isOver(): boolean {
+    return this.phase === 'ended' || this.phase === 'idle'
+  }
+
+  /** Whether all that was offered has reached the node. */
+  get isFlushed(): boolean {
+    return this.channel.held === 0
+  }
+
+  /** A connection is being made. */
+  dialing(now: number): void {
+    this.now = now
+    this.phase = 'dialing'
+  }
+
+  /** A connection is there. */
+  connected(now: number): void {
+    this.now = now
+    this.phase = 'greeting'
+    this.heardAt = now
+    this.channel.pause()
+    const { session, token, name, namespace, agent } = this.config
+    this.epoch++
+    this.hello = {
+      frames: [
+        {
+          hello: {
+            versions: [VERSION],
+            token,
+            session,
+            epoch: this.epoch,
+            name,
+            namespace,
+            boot: this.boot,
+            received: this.channel.received,
+            agent,
+            credit: this.credit(),
+            keep_ms: SESSION_KEEP_MS,
+          },
+        },
+      ],
+    }
+  }
+
+  /** A packet came. Throws Malformed, and then the connection is to be closed. */
+  received(packet: Packet, now: number): void {
+    this.now = now
+    this.heardAt = now
+    if (this.phase === 'greeting') this.greeted(packet)
+    else if (this.phase === 'up') {
+      for (const frame of this.channel.accept(packet)) this.take(frame)
+      this.regrant()
+    }
+  }
+
+  /** The connection has gone, whoever ended it. */
+  disconnected(now: number, why: string): void {
+    this.now = now
+    if (this.phase === 'ended' || this.phase === 'idle') return
+    this.lose(new LoomError('UNAVAILABLE', why))
+  }
+
+  /** The next packet, or undefined: then everything that may go is on its way. */
+  transmit(now: number): Packet | undefined {
+    this.now = now
+    if (this.phase === 'greeting') {
+      const { hello } = this
+      this.hello = undefined
+      return hello
+    }
+    if (this.phase !== 'up') return undefined
+    const packet = this.channel.transmit()
+    if (packet !== undefined) this.sentAt = now
+    return packet
+  }
+
+  /** Time has passed: heartbeats, a peer that is silent, calls that are overdue. */
+  tick(now: number): void {
+    this.now = now
+    if (now >= this.nextDue) this.endOverdue()
+    if (this.phase === 'greeting' && now >= this.heardAt + HANDSHAKE_MS) {
+      this.lose(new LoomError('TIMEOUT', 'no welcome came', { limit: 'handshake_ms' }))
+    }
+    if (this.phase !== 'up') return
+    if (now >= this.heardAt + SILENCE_MS) {
+      this.lose(new LoomError('TIMEOUT', 'nothing came for too long', { limit: 'silence_ms' }))
+    } else if (now >= this.sentAt + this.heartbeatMs && !this.channel.hasOutput) {
+      this.channel.pushLoose({ heartbeat: { alive: true } })
+    }
+  }
+
+  // -- the user's side ------------------------------------------------------------------------------
+
+  /** The lease of a turn counts as long as this number stays. */
+  get lives(): number {
+    return this.life
+  }
+
+  /** A number for a registration, a question or a call. */
+  number(): number {
+    return ++this.numbers
+  }
+
+  /** Registers, provides or subscribes under `handle`; kept, so that it can be done again. */
+  register(handle: number, frame: Frame, done: (error: LoomError | undefined) => void): void {
+    this.registered.set(handle, frame)
+    this.ask(handle, frame, { again: true, isControl: true }, done)
+  }
+
+  /** Takes a registration back; what was published before goes first. */
+  unregister(handle: number, done: (error: LoomError | undefined) => void): void {
+    if (!this.registered.delete(handle)) done(undefined)
+    else this.ask(handle, { unsubscribe: { handle } }, { again: true }, done)
+  }
+
+  /**
+   * Publishes. Without `done` nobody waits: it takes the place of older ones where there is no
+   * room. Throws EXHAUSTED where the node has not taken what was sent before.
+   */
+  publish(
+    publish: Publish,
+    done?: (answer: Frame) => void,
+    fail?: (error: LoomError) => void,
+  ): number {
+    const spends = sizeOf(publish.payload)
+    const lease = publish.lease ?? 0
+    if (done === undefined || fail === undefined) {
+      while (!this.hasRoom(spends) && this.channel.recall((frame) => frame.publish?.ref === 0)) {
+        this.dropped++
+      }
+      if (this.hasRoom(spends)) this.channel.pushData({ publish: { ...publish, ref: 0 } }, spends)
+      else this.dropped++
+      return 0
+    }
+    this.needRoom(spends)
+    const ref = this.number()
+    const isDurable =
+      publish.ack === 'os' ||
+      publish.ack === 'disk' ||
+      (publish.ack === undefined && this.durable.some((one) => matches(one, publish.topic ?? '')))
+    const options = { ...publish.options }
+    // With an id of its own it may be sent to another life of the node: it stays one event.
+    if (isDurable) options.id ??= `${this.config.session}-${ref}`
+    const frame: Frame = { publish: { ...publish, ref } }
+    if (Object.keys(options).length > 0) (frame.publish as Publish).options = options
+    this.asked.set(ref, {
+      frame,
+      spends,
+      lease,
+      again: isDurable,
+      answer: (answer) => {
+        done(answer)
+        return true
+      },
+      fail,
+    })
+    this.channel.pushData(frame, spends)
+    return ref
+  }
+
+  /** Gives up waiting for a publish; one that was not sent is not sent. */
+  withdraw(ref: number): void {
+    if (!this.asked.delete(ref)) return
+    if (!this.channel.recall((frame) => frame.publish?.ref === ref)) {
+      this.channel.pushControl({ withdraw: { ref } })
+    }
+  }
+
+  /** Asks what is answered by one frame or several: directory, read. */
+  query(
+    make: (ref: number) => Frame,
+    answer: (frame: Frame) => boolean,
+    fail: (error: LoomError) => void,
+  ): void {
+    const ref = this.number()
+    const frame = make(ref)
+    this.asked.set(ref, { frame, spends: undefined, lease: 0, again: true, answer, fail })
+    this.channel.pushControl(frame)
+  }
+
+  /** Begins a call or a request, whose number is `call`. Throws EXHAUSTED. */
+  call(call: number, frame: Frame, calling: Calling): void {
+    const body = frame.call ?? frame.request
+    const spends = sizeOf(body?.payload)
+    this.needRoom(spends)
+    const due = this.now + (body?.timeout_ms ?? 0) + OVERDUE_MS
+    this.nextDue = Math.min(this.nextDue, due)
+    const keyed = (frame.call?.key ?? '') !== ''
+    this.calls.set(call, {
+      ...calling,
+      frame,
+      spends,
+      lease: body?.lease ?? 0,
+      keyed,
+      due,
+      chunks: 0,
+    })
+    this.channel.pushData(frame, spends)
+  }
+
+  /** Nobody waits for a call any more. */
+  cancel(call: number): void {
+    if (!this.calls.delete(call)) return
+    if (!this.channel.recall((frame) => (frame.call ?? frame.request)?.call === call)) {
+      this.channel.pushControl({ cancel: { call } })
+    }
+  }
+
+  /** Lets so many chunks of a call come in all. */
+  grant(call: number, total: number): void {
+    if (this.calls.has(call)) this.channel.pushControl({ grant: { call, total } })
+  }
+
+  /** Sends what belongs to a turn or an invocation, behind what that has published. */
+  work(lease: number, frame: Frame): void {
+    const hasMore = this.channel.hasWaiting(
+      ({ publish, request, call }) => (publish ?? request ?? call)?.lease === lease,
+    )
+    if (hasMore) this.channel.pushData(frame)
+    else this.channel.pushControl(frame)
+  }
+
+  /** Sends what nobody waits for: a log line, an answer to a probe. */
+  tell(frame: Frame): void {
+    this.channel.pushControl(frame)
+  }
+
+  /** A delivery has been dealt with: the node may send more. */
+  handled(bytes: number): void {
+    this.dealt.frames++
+    this.dealt.bytes += bytes
+    this.regrant()
+  }
+
+  /** Tells the node that this session does not come back; `finish` ends it. */
+  leave(): void {
+    if (this.isLeaving) return
+    this.isLeaving = true
+    this.channel.pushData({ drain: {} })
+  }
+
+  /** Ends: whoever still waits is told. */
+  finish(error: LoomError = new LoomError('CANCELLED', 'the link was closed')): void {
+    if (this.phase === 'ended') return
+    this.phase = 'ended'
+    this.failAll(error)
+    this.set({ state: 'closed' })
+  }
+
+  // -- inside ---------------------------------------------------------------------------------------
+
+  private ask(
+    ref: number,
+    frame: Frame,
+    how: { again: boolean; isControl?: boolean },
+    done: (error: LoomError | undefined) => void,
+  ): void {
+    this.asked.set(ref, {
+      frame,
+      spends: undefined,
+      lease: 0,
+      again: how.again,
+      answer: () => {
+        done(undefined)
+        return true
+      },
+      fail: done,
+    })
+    if (how.isControl) this.channel.pushControl(frame)
+    else this.channel.pushData(frame)
+  }
+
+  private hasRoom(bytes: number): boolean {
+    return this.channel.heldBytes + bytes <= SESSION_BYTES && this.channel.held < SESSION_FRAMES
+  }
+
+  private needRoom(bytes: number): void {
+    if (this.phase === 'ended') throw new LoomError('CANCELLED', 'the link was closed')
+    if (this.hasRoom(bytes)) return
+    const { held, heldBytes } = this.channel
+    throw new LoomError('EXHAUSTED', `${held} frames (${heldBytes} bytes) wait for the node`, {
+      limit: held >= SESSION_FRAMES ? 'session_frames' : 'session_bytes',
+      hint: 'await what was emitted before, or wait until the link is up',
+    })
+  }
+
+  private credit(): { frames: number; bytes: number } {
+    this.granted = this.dealt.frames + WINDOW_FRAMES
+    // Where frames go whole (JSON), nobody here knows how many bytes the data had at the node.
+    const bytes =
+      this.config.cutter === undefined ? Number.MAX_SAFE_INTEGER : this.dealt.bytes + SESSION_BYTES
+    return { frames: this.granted, bytes }
+  }
+
+  private grantedBytes = 0
+
+  private regrant(): void {
+    if (this.phase !== 'up') return
+    const frames = this.dealt.frames + WINDOW_FRAMES - this.granted
+    const bytes = this.dealt.bytes - this.grantedBytes
+    if (frames < WINDOW_FRAMES / 4 && bytes < SESSION_BYTES / 4) return
+    this.grantedBytes = this.dealt.bytes
+    this.channel.pushControl({ credit: this.credit() })
+  }
+
+  private set(change: LinkChange): void {
+    this.state = change.state
+    this.inbox.changed(change)
+  }
+
+  private greeted(packet: Packet): void {
+    const [frame] = packet.frames ?? []
+    if (frame?.error !== undefined) {
+      this.ended(frame.error)
+      return
+    }
+    const { welcome } = frame ?? {}
+    if (welcome === undefined) throw new Malformed('the first frame is neither welcome nor error')
+    if (welcome.version !== VERSION) throw new Malformed('the version was not offered')
+    this.begin(welcome)
+    for (const more of (packet.frames ?? []).slice(1)) this.take(more)
+  }
+
+  private begin(welcome: Welcome): void {
+    const { resumed = false, received = 0, boot = '' } = welcome
+    const isKnown = this.boot !== ''
+    this.phase = 'up'
+    this.sentAt = this.now
+    this.tries = 0
+    this.boot = boot
+    this.namespace = welcome.namespace || this.namespace
+    this.heartbeatMs = welcome.heartbeat_ms || HEARTBEAT_MS
+    this.durable = welcome.durable ?? []
+    if (resumed) {
+      this.channel.resume(received)
+      this.set({ state: 'up', resumed: true })
+      return
+    }
+    if (isKnown) this.beginAnew()
+    this.channel.allow(welcome.credit ?? {})
+    const change: LinkChange = { state: 'up', resumed: false }
+    if (isKnown) change.missedFrom = this.lastPosition
+    this.set(change)
+  }
+
+  /** The node has forgotten this session, or is another one. */
+  private beginAnew(): void {
+    const { queued } = this.channel
+    const unsent = new Set(queued)
+    this.channel.reset()
+    this.dealt.frames = this.dealt.bytes = this.grantedBytes = 0
+    this.granted = WINDOW_FRAMES
+    this.life++
+    this.inbox.forgotten()
+    for (const [handle, frame] of this.registered) this.enrol(handle, frame)
+    const again: [Frame, number | undefined][] = []
+    for (const [ref, asked] of [...this.asked]) {
+      if (this.registered.has(ref)) continue
+      if (asked.frame.unsubscribe !== undefined) {
+        // There is nothing left to be taken back.
+        this.asked.delete(ref)
+        asked.answer({})
+      } else if (asked.lease !== 0 || !(asked.again || unsent.has(asked.frame))) {
+        this.asked.delete(ref)
+        asked.fail(forgottenError(asked.lease))
+      } else if (!unsent.has(asked.frame)) again.push([asked.frame, asked.spends])
+    }
+    for (const [number, call] of [...this.calls]) {
+      if (call.lease === 0 && (unsent.has(call.frame) || (call.keyed && call.chunks === 0))) {
+        if (!unsent.has(call.frame)) again.push([call.frame, call.spends])
+      } else {
+        this.calls.delete(number)
+        call.fail(forgottenError(call.lease))
+      }
+    }
+    for (const [frame, spends] of again) this.channel.pushData(frame, spends)
+    for (const frame of queued) {
+      const { publish, request, call } = frame
+      const body = publish ?? request ?? call
+      if (body === undefined) continue // the end of a turn that nobody knows any more
+      if ((body.lease ?? 0) === 0) this.channel.pushData(frame, sizeOf(body.payload))
+      else if (publish?.ref === 0) this.dropped++
+    }
+    if (this.isLeaving) this.channel.pushData({ drain: {} })
+  }
+
+  private enrol(handle: number, frame: Frame): void {
+    if (!this.asked.has(handle)) {
+      this.asked.set(handle, {
+        frame,
+        spends: undefined,
+        lease: 0,
+        again: true,
+        answer: () => true,
+        fail: (error) => this.inbox.refused(error),
+      })
+    }
+    this.channel.pushControl(frame)
+  }
+
+  private ended(error: WireError): void {
+    const told = errorOf(error.code ?? 0, error)
+    if (FINAL.has(told.code)) {
+      this.phase = 'ended'
+      this.failAll(told)
+      this.set({ state: 'refused', error: told })
+    } else {
+      this.lose(told)
+    }
+  }
+
+  /** The connection is of no more use; another one is tried after a while. */
+  private lose(error: LoomError): void {
+    this.phase = 'idle'
+    this.channel.pause()
+    const most = Math.min(RECONNECT_CAP_MS, RECONNECT_BASE_MS * 2 ** Math.min(this.tries, 16))
+    this.tries++
+    const pause = Math.max(this.config.random() * most, error.retryAfterMs ?? 0)
+    this.dialAt = this.now + pause
+    this.set({ state: 'lost', error, retryMs: pause })
+  }
+
+  private failAll(error: LoomError): void {
+    const waiting = [...this.asked.values(), ...this.calls.values()]
+    this.asked.clear()
+    this.calls.clear()
+    this.registered.clear()
+    this.nextDue = Number.POSITIVE_INFINITY
+    for (const one of waiting) one.fail(error)
+  }
+
+  private endOverdue(): void {
+    this.nextDue = Number.POSITIVE_INFINITY
+    for (const [number, call] of [...this.calls]) {
+      if (call.due > this.now) {
+        this.nextDue = Math.min(this.nextDue, call.due)
+        continue
+      }
+      const wasSent = !this.channel.hasWaiting((frame) => frame === call.frame)
+      this.cancel(number)
+      const isUnknown = wasSent && call.frame.call !== undefined
+      call.fail(
+        new LoomError(
+          isUnknown ? 'INDETERMINATE' : 'TIMEOUT',
+          `no answer came in time, and the link is ${this.state}`,
+        ),
+      )
+    }
+  }
+
+  private take(frame: Frame): void {
+    const { deliver, turn, action_call, answer, chunk, outcome, cancel, grant, probe } = frame
+    if (deliver !== undefined) {
+      const { event = {}, targets = [] } = deliver
+      for (const [index, target] of targets.entries()) {
+        // Each has its own: none can change what another one sees.
+        this.inbox.deliver(index === 0 ? event : structuredClone(event), target, false)
+      }
+    } else if (turn !== undefined) {
+      this.lastPosition = turn.event?.position ?? this.lastPosition
+      this.inbox.deliver(turn.event ?? {}, turn.target ?? {}, true)
+    } else if (action_call !== undefined) {
+      this.inbox.invoke(action_call)
+    } else if (answer !== undefined) {
+      this.calls.get(answer.call ?? 0)?.answer?.(answer.event ?? {})
+    } else if (chunk !== undefined) {
+      const call = this.calls.get(chunk.call ?? 0)
+      if (call === undefined) return
+      call.chunks++
+      call.chunk?.(chunk.payload ?? {})
+    } else if (outcome !== undefined) {
+      const call = this.calls.get(outcome.call ?? 0)
+      this.calls.delete(outcome.call ?? 0)
+      call?.end(outcome)
+    } else if (cancel !== undefined) {
+      this.inbox.stop(cancel.lease ?? 0)
+    } else if (grant !== undefined) {
+      this.inbox.grant(grant.lease ?? 0, grant.total ?? 0)
+    } else if (probe !== undefined) {
+      this.inbox.probe(probe)
+    } else {
+      this.takeControl(frame)
+    }
+  }
+
+  private takeControl(frame: Frame): void {
+    const { credit, error, drain, accepted, done, entries, page, kept } = frame
+    if (credit !== undefined) {
+      this.channel.allow(credit)
+    } else if (error !== undefined) {
+      const ref = error.ref ?? 0
+      const asked = this.asked.get(ref)
+      if (asked !== undefined) {
+        this.asked.delete(ref)
+        asked.fail(errorOf(error.code ?? 0, error))
+      } else if (ref === 0) this.ended(error)
+    } else if (drain !== undefined) {
+      this.set({ state: 'up', draining: true })
+    } else {
+      const ref = (accepted ?? done ?? entries ?? page ?? kept)?.ref ?? 0
+      if (this.asked.get(ref)?.answer(frame) === true) this.asked.delete(ref)
+    }
+  }
+}
+
+function forgottenError(lease: number): LoomError {
+  return lease === 0
+    ? new LoomError('INDETERMINATE', 'the node was started again: what became of this is not known')
+    : new LoomError('FENCED', 'the node was started again: the turn that sent this is over')
+}
