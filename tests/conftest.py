@@ -41,8 +41,8 @@ def _law(_environment: None, monkeypatch: pytest.MonkeyPatch) -> Generator[None]
     unbalanced: list[object] = []
     attach = Local.attach
 
-    def attached(engine: Local, namespace: str, name: str) -> Link:
-        link = attach(engine, namespace, name)
+    def attached(engine: Local, namespace: str, name: str, *, is_node: bool = False) -> Link:
+        link = attach(engine, namespace, name, is_node=is_node)
         close = link.close
 
         def close_checked() -> None:

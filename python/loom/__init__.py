@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loom.agent import Agent, on
-    from loom.app import App
+    from loom.app import App, connect
     from loom.capabilities import Bound, Capability, Done, NotDone, capability
     from loom.context import Context
     from loom.directory import AgentInfo, CapabilityInfo
@@ -47,6 +47,7 @@ __all__ = [
     "Receipt",
     "Replies",
     "capability",
+    "connect",
     "on",
     "open_log",
 ]
@@ -76,6 +77,7 @@ _HOMES = {
     "Receipt": "envelope",
     "Replies": "envelope",
     "capability": "capabilities",
+    "connect": "app",
     "on": "agent",
     "open_log": "replay",
 }

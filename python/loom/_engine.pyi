@@ -212,7 +212,9 @@ class Engine:
     def close(
         self,
     ) -> None: ...  # the log is synced and let go; waits for the disk, not for ever; idempotent
-    def attach(self, namespace: str, name: str) -> Session: ...
+    # is_node: it offers what stands under "loom."
+    def attach(self, namespace: str, name: str, *, is_node: bool = False) -> Session: ...
+    def sessions(self, namespace: str | None, /) -> bytes: ...  # JSON; None: of all namespaces
     def now(self) -> float: ...  # monotonic seconds
     def wall(self) -> float: ...  # seconds since the epoch
     def advance(self, seconds: float) -> None: ...  # virtual clock only; call tick() afterwards
@@ -263,7 +265,6 @@ class Bridge:
     def opened(self) -> list[str]: ...  # those namespaces, each once
     def authorize(self, credentials: Sequence[_Credential]) -> None: ...  # ends sessions without
     def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md
-    def sessions(self, namespace: str | None) -> bytes: ...  # JSON; None: of all
     # Takes nothing new, and waits until what is under way has ended; False: it was not in time. Blocks.
     def drain(self, seconds: float) -> bool: ...
     def close(self) -> None: ...  # at once; idempotent
@@ -336,11 +337,10 @@ class Session:
     def turns_done(self, handle: int, /) -> int: ...  # of an agent: turns that went well
     # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
-    # it. It writes this session's own fd where it put something into the inbox. An int, of a remote
-    # session: a ticket.
+    # it. It writes this session's own fd where it put something into the inbox.
     def emit(
         self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
-    ) -> Receipt | int | None: ...
+    ) -> Receipt | None: ...
     # Any publish. An int is a ticket: wait for ACCEPTED or REFUSED.
     def offer(
         self,
@@ -429,10 +429,12 @@ class RemoteSession:
     ``time.monotonic()``.
     """
 
-    # an empty namespace: that of the token; ca: a file with the certificates that vouch for the node's
-    def __new__(
-        cls, url: str, token: str, name: str, namespace: str, ca: str | None
-    ) -> RemoteSession: ...
+    # an empty namespace: that of the token; who vouches for a node's certificate says the system (SSL_CERT_FILE)
+    def __new__(cls, url: str, token: str, name: str, namespace: str) -> RemoteSession: ...
+    # an int: a ticket
+    def emit(
+        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
+    ) -> Receipt | int | None: ...
     def states(self, sender: int, /) -> int: ...
     def memories(self) -> int: ...
     def directory(self, kind: str, /) -> int: ...

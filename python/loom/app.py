@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from loom.agent import Agent, AgentSpec, Handler, spec_of
@@ -20,6 +21,8 @@ from loom.routes import Routes
 from loom.topics import check_name
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from loom.config import DataDir
     from loom.context import Context
     from loom.runtime.running import Running
@@ -186,7 +189,13 @@ class App:
     # -- running ----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def running(self, *, data: "DataDir | None" = None) -> "AsyncGenerator[Context[Any]]":
+    async def running(
+        self,
+        *,
+        data: "DataDir | None" = None,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> "AsyncGenerator[Context[Any]]":
         """Run the app while the block runs: ``async with app.running() as ctx``.
 
         Leaving it lets the agents finish what was published, within ``stop_seconds``.
@@ -194,15 +203,20 @@ class App:
         Args:
             data: the data directory of the log, by default that of the configuration; without
                 either the log is in memory, and what is durable ends with the process.
+            url: the node to run on, by default what LOOM_URL names; without either the app has an
+                engine of its own. ``local`` is the node that runs for this user.
+            token: the credential for the node; not needed for that of this user.
 
         Raises:
+            Unavailable: nobody answers at ``url``.
+            Unauthenticated: there is no token for it, or the node does not take it.
             LoomError: an agent's or capability's registration was refused; or the log cannot be
                 opened: another engine has it (CONFLICT), it is damaged (INTERNAL) …
             NotSupported: the app is running already.
         """
         from loom.runtime.running import running
 
-        async with running(self, data=data) as run:
+        async with running(self, data=data, url=url, token=token) as run:
             yield run.context
 
     def check_idle(self) -> None:
@@ -236,22 +250,37 @@ class App:
             self.effects.bind(None)
             self._running = None
 
-    async def serve(self, *, data: "DataDir | None" = None) -> None:
-        """Run the app until this task is cancelled; ``data`` is that of ``running``."""
-        async with self.running(data=data):
+    async def serve(
+        self,
+        *,
+        data: "DataDir | None" = None,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Run the app until this task is cancelled; the arguments are those of ``running``."""
+        async with self.running(data=data, url=url, token=token):
             await asyncio.get_running_loop().create_future()
 
-    def run(self, *, data: "DataDir | None" = None) -> None:
-        """Run the app until Ctrl-C or SIGTERM; ``data`` is that of ``running``.
+    def run(
+        self,
+        *,
+        data: "DataDir | None" = None,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Run the app until Ctrl-C or SIGTERM; the arguments are those of ``running``.
 
         The first lets it finish, a second one ends it at once.
         """
         try:
-            asyncio.run(self._until_signalled(data))
+            started = partial(self.running, data=data, url=url, token=token)
+            asyncio.run(self._until_signalled(started))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGINT) from None
 
-    async def _until_signalled(self, data: "DataDir | None") -> None:
+    async def _until_signalled(
+        self, started: "Callable[[], AbstractAsyncContextManager[object]]"
+    ) -> None:
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[None]", asyncio.current_task())
         stop = asyncio.Event()
@@ -264,7 +293,7 @@ class App:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, told)
         try:
-            async with self.running(data=data):
+            async with started():
                 await stop.wait()
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -296,6 +325,44 @@ class App:
                 hint="look while it runs: inside app.running(), a handler, or main",
             )
         return self._running
+
+
+@asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    token: str | None = None,
+    name: str = "client",
+    namespace: str | None = None,
+) -> "AsyncGenerator[Context[Any]]":
+    """Connect to a node while the block runs: ``async with loom.connect() as ctx``.
+
+    What the Context does, it does as ``namespace/name``. To offer agents or capabilities, run an
+    App: ``app.running(url=…)``.
+
+    Args:
+        url: where the node is, such as ``loom://127.0.0.1:7420``; by default what LOOM_URL names,
+            else the node that runs for this user.
+        token: the credential; by default LOOM_TOKEN, else that of the user's own node.
+        name: who this program is.
+        namespace: where it works; by default that of the token, else ``default``.
+
+    Raises:
+        InvalidParams: the url, the name or the namespace is none.
+        NotFound: no url was given, and no node runs for this user.
+        Unauthenticated: there is no token for that node, or the node does not take it.
+        Denied: the token is for another namespace.
+        Unavailable: nobody answers there.
+    """
+    from loom.config import load
+    from loom.runtime.running import running
+
+    config = load()
+    client = App(name, namespace="default" if namespace is None else namespace)
+    if namespace is None:
+        client.namespace = ""  # the node fills in that of the token
+    async with running(client, config=config, url=url or config.url or "local", token=token) as run:
+        yield run.context
 
 
 class AgentDecorator:

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
+from loom.address import PORT, parse_bind
 from loom.errors import InvalidParams
 from loom.limits import CONSUMER_IDLE_SECONDS, CONSUMER_IDLE_SECONDS_MAX
 from loom.topics import check_filter
 
 MODEL_FACTORY: Final = "loom.models.select:from_environment"
 MEMORY_FACTORY: Final = "loom.memory.in_process:InProcessMemory"
-_RESERVED: Final = ("bridge", "control", "memory", "routing", "limits", "mcp", "otel")
+_RESERVED: Final = ("control", "memory", "routing", "limits", "mcp", "otel")
 _WHOLE_MAX: Final = 2**53  # what every reader of numbers reads
 
 DataDir: TypeAlias = str | os.PathLike[str]
@@ -54,6 +55,24 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeConfig:
+    """Where a node listens, and to whom.
+
+    ``bind`` are addresses, ``unix`` is the path of a socket; ``tls_cert``, ``tls_key`` are files,
+    ``tls_client_ca`` one that vouches for clients; ``origins`` those that WebSockets may come from;
+    ``insecure`` allows what is reachable from elsewhere without TLS.
+    """
+
+    bind: tuple[str, ...] = (f"127.0.0.1:{PORT}",)
+    unix: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    origins: tuple[str, ...] = ()
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What one process was configured with.
 
@@ -66,6 +85,22 @@ class Config:
     environment: Mapping[str, str]
     origins: Mapping[str, str]
     log: LogConfig = LogConfig()
+    bridge: BridgeConfig = BridgeConfig()
+
+    @property
+    def url(self) -> str | None:
+        """The node that LOOM_URL names; None: an engine of this process."""
+        return self.environment.get("LOOM_URL") or None
+
+    @property
+    def runtime(self) -> Path:
+        """The folder for what a running node tells the programs of its user."""
+        return _user_folder(self.environment, "XDG_RUNTIME_DIR", ".local/state/loom/run", "run")
+
+    @property
+    def state(self) -> Path:
+        """The folder for what a node keeps that has no data directory."""
+        return _user_folder(self.environment, "XDG_STATE_HOME", ".local/state/loom", "state")
 
     @property
     def target_folder(self) -> Path | None:
@@ -105,6 +140,15 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
             retention_age=values["log.retention_age"] or None,
             retention_idle=values["log.retention_idle"],
         ),
+        bridge=BridgeConfig(
+            bind=values["bridge.bind"],
+            **{
+                name: _directory(values[f"bridge.{name}"], origins[f"bridge.{name}"])
+                for name in ("unix", "tls_cert", "tls_key", "tls_client_ca")
+            },
+            origins=values["bridge.origins"],
+            insecure=values["bridge.insecure"],
+        ),
     )
 
 
@@ -125,7 +169,7 @@ def log_of(config: Config, data: DataDir | None) -> LogConfig:
 
 
 def _directory(text: str, origin: str) -> Path | None:
-    """Return the data directory; one that a file names is relative to the folder of that file."""
+    """Return a path; one that a file names is relative to the folder of that file."""
     if not text:
         return None
     return Path(origin).parent / text if origin.endswith(".toml") else Path(text)
@@ -168,6 +212,14 @@ def _user_directory(env: Mapping[str, str]) -> str | None:
     if base := env.get("XDG_CONFIG_HOME"):
         return str(Path(base) / "loom")
     return str(Path(env["HOME"]) / ".config" / "loom") if env.get("HOME") else None
+
+
+def _user_folder(env: Mapping[str, str], variable: str, usual: str, ours: str) -> Path:
+    if home := env.get("LOOM_HOME"):
+        return Path(home) / ours
+    if base := env.get(variable):
+        return Path(base) / "loom"
+    return Path(env.get("HOME") or ".") / usual
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -240,6 +292,30 @@ def _filters(field: str, value: Any, where: str) -> tuple[str, ...]:
     return tuple(check_filter(one, field=field) for one in found)
 
 
+def _texts(field: str, value: Any, where: str) -> tuple[str, ...]:
+    found = cast("list[object]", value)
+    if isinstance(value, list) and all(isinstance(one, str) and one for one in found):
+        return tuple(cast("list[str]", value))
+    raise InvalidParams(f"{where} is {value!r}, not a list of texts", field=field)
+
+
+def _binds(field: str, value: Any, where: str) -> tuple[str, ...]:
+    found = _texts(field, value, where)
+    for one in found:
+        parse_bind(one, field=field)
+    return found
+
+
+def _flag(field: str, value: Any, where: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidParams(f"{where} is {value!r}", field=field, hint="write true or false")
+
+
+def _truth(text: str) -> Any:
+    return {"true": True, "false": False}.get(text, text)
+
+
 def _whole(field: str, value: Any, where: str) -> int:
     if type(value) is int and 0 <= value <= _WHOLE_MAX:
         return value
@@ -264,6 +340,13 @@ def _parts(text: str) -> list[str]:
 _KEYS: Final[Mapping[str, _Key]] = {
     "app.target": _Key("", partial(_text, "app.target")),
     "models.default": _Key("auto", partial(_text, "models.default")),
+    "bridge.bind": _Key((f"127.0.0.1:{PORT}",), partial(_binds, "bridge.bind"), _parts),
+    "bridge.unix": _Key("", partial(_text, "bridge.unix")),
+    "bridge.tls_cert": _Key("", partial(_text, "bridge.tls_cert")),
+    "bridge.tls_key": _Key("", partial(_text, "bridge.tls_key")),
+    "bridge.tls_client_ca": _Key("", partial(_text, "bridge.tls_client_ca")),
+    "bridge.origins": _Key((), partial(_texts, "bridge.origins"), _parts),
+    "bridge.insecure": _Key(False, partial(_flag, "bridge.insecure"), _truth),
     "log.dir": _Key("", partial(_text, "log.dir")),
     "log.durable": _Key((), partial(_filters, "log.durable"), _parts),
     "log.ack": _Key("disk", partial(_choice, "log.ack", ("disk", "os"))),

@@ -51,6 +51,7 @@ from loom.errors import (
     error_from_code,
 )
 from loom.limits import STREAM_CHUNKS, TTL_MS_MAX
+from loom.link import Parked
 from loom.middleware import Call, around
 from loom.protocols import Memory, Model
 from loom.record import Record
@@ -116,11 +117,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
         if not options:
             try:
                 receipt = host.emit(host.sender, self._envelope, topic, WRITERS[type(data)](data))
+            except Parked as parked:  # by a session elsewhere: the usual one is not to pay for it
+                return await self._taken(parked.ticket, topic, data)
             except (KeyError, *CANNOT_ENCODE, host.link.refusal):
                 receipt = None  # the careful way says what is wrong
             if receipt is not None:
-                if isinstance(receipt, int):
-                    return await self._taken(receipt, topic, data)
                 return receipt
         return await self._publish(topic, data, **options)
 

@@ -83,6 +83,7 @@ STATES: Final = 100_000
 DRAIN_BATCH: Final = 256
 TURN_BATCH: Final = 256
 CONNECT_SECONDS: Final = 5
+TOKENS: Final = 1_000
 STOP_SECONDS: Final = 10
 FANOUT_TARGETS: Final = 1_024
 FANIN_EVENTS: Final = 1_024
@@ -533,6 +534,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         CONNECT_SECONDS,
         CONNECT_SECONDS,
         "how long a program waits for its node before it says that nobody answers",
+    ),
+    "tokens": Limit(
+        "tokens",
+        TOKENS,
+        TOKENS,
+        "each attachment compares its token with all of a node",
     ),
     "stop_seconds": Limit(
         "s",

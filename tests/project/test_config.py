@@ -11,6 +11,7 @@ from tests.project.repo import spec
 TABLES: dict[str, dict[str, Any]] = {
     name: keys for name, keys in spec("config.toml").items() if name != "environment"
 }
+PATHS = ("log.dir", "bridge.unix", "bridge.tls_cert", "bridge.tls_key", "bridge.tls_client_ca")
 KEYS = {f"{table}.{key}": rule for table, keys in TABLES.items() for key, rule in keys.items()}
 
 
@@ -27,6 +28,10 @@ def write(folder: Path, key: str, value: str) -> None:
 def sound(key: str) -> tuple[str, str]:
     """A value other than the default, as TOML and as the text of a variable."""
     match KEYS[key]:
+        case {"kind": "flag"}:
+            return "true", "true"
+        case {"default": [str(first)]} if ":" in first:
+            return '["127.0.0.1:0", "[::1]:7421"]', "127.0.0.1:0, [::1]:7421"
         case {"kind": "strings"}:
             return '["order.>", "invoice.*"]', "order.>, invoice.*"
         case {"kind": "whole"}:
@@ -56,7 +61,7 @@ def test_a_key_is_read_from_the_file_and_the_environment_wins(
     assert from_file.origins[key] == str(tmp_path / "loom.toml")
     from_variable = load(cwd=tmp_path, environment={**home, variable: in_text})
     assert from_variable.origins[key] == variable
-    if key != "log.dir":  # which is relative to the file that names it
+    if key not in PATHS:  # which are relative to the file that names them
         assert replace(from_file, environment={}, origins={}) == replace(
             from_variable, environment={}, origins={}
         )
@@ -67,7 +72,8 @@ def test_the_defaults_are_those_of_the_specification(tmp_path: Path, home: dict[
     written = load(cwd=tmp_path, environment=home)
     for key, rule in KEYS.items():
         default = rule["default"]
-        write(tmp_path, key, f'"{default}"' if isinstance(default, str) else str(default))
+        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        write(tmp_path, key, f'"{default}"' if isinstance(default, str) else shown)
         same = load(cwd=tmp_path, environment=home)
         if key != "app.target":  # says where it was found
             assert replace(same, origins={}) == replace(written, origins={}), key
@@ -104,6 +110,11 @@ def test_a_data_directory_is_relative_to_the_file_that_names_it(
         ("log.retention_age", '"7d"'),
         ("log.retention_idle", "0"),
         ("log.retention_idle", "31_536_001"),
+        ("bridge.bind", '"127.0.0.1:7420"'),
+        ("bridge.bind", '["7420"]'),
+        ("bridge.bind", '["localhost:65536"]'),
+        ("bridge.origins", "[1]"),
+        ("bridge.insecure", '"yes"'),
     ],
 )
 def test_a_value_that_is_none_of_its_kind_is_refused_by_its_key(
@@ -125,6 +136,8 @@ def test_a_value_that_is_none_of_its_kind_is_refused_by_its_key(
         ("log.retention_bytes", "-1"),
         ("log.retention_age", "a week"),
         ("log.retention_idle", "0"),
+        ("bridge.bind", "localhost"),
+        ("bridge.insecure", "1"),
     ],
 )
 def test_a_variable_that_is_none_of_its_kind_is_refused_by_its_key(
@@ -182,4 +195,4 @@ def test_a_misspelt_variable_is_refused(tmp_path: Path, home: dict[str, str]) ->
     with pytest.raises(InvalidParams) as caught:
         load(cwd=tmp_path, environment={**home, "LOOM_MODELS__DEFALT": "x"})
     assert caught.value.field == "LOOM_MODELS__DEFALT"
-    assert load(cwd=tmp_path, environment={"LOOM_BRIDGE__LATER": "x"}).target == ""
+    assert load(cwd=tmp_path, environment={"LOOM_CONTROL__LATER": "x"}).target == ""

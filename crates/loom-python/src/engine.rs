@@ -355,15 +355,31 @@ impl Engine {
         py.detach(|| self.shared.close()).map_err(refuse)
     }
 
+    #[pyo3(signature = (namespace, name, *, is_node = false))]
     fn attach(
         &self,
         py: Python<'_>,
         namespace: &Bound<'_, PyString>,
         name: &Bound<'_, PyString>,
+        is_node: bool,
     ) -> PyResult<Session> {
         let (namespace, name) = (text("namespace", namespace)?, text("name", name)?);
         py.detach(|| self.shared.open(namespace)).map_err(refuse)?;
-        Session::attach(&self.shared, namespace, name)
+        Session::attach(&self.shared, namespace, name, is_node)
+    }
+
+    #[pyo3(signature = (namespace, /))]
+    fn sessions<'py>(
+        &self,
+        py: Python<'py>,
+        namespace: Option<&Bound<'py, PyString>>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let namespace = namespace.map(|it| text("namespace", it)).transpose()?;
+        let found = self.shared.lock()?.core.sessions(namespace);
+        Ok(PyBytes::new(
+            py,
+            &serde_json::to_vec(&found).unwrap_or_default(),
+        ))
     }
 
     fn now(&self) -> f64 {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use loom_core::record::{Memory, State};
 use loom_core::{
-    AgentSpec, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level, LogLine,
-    Offer, ProbeAnswer, Probed, ProviderSpec, Publish, Qos, Reply, Report, Request, Resolution,
-    Resolve, SessionId, Ticket, Told,
+    AgentSpec, Attach, CallId, Code, EffectClass, Fault, Handle, Health, Invoke, LeaseId, Level,
+    LogLine, Offer, ProbeAnswer, Probed, ProviderSpec, Publish, Qos, Reply, Report, Request,
+    Resolution, Resolve, SessionId, Ticket, Told,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -30,12 +30,22 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn attach(shared: &Arc<Shared>, namespace: &str, name: &str) -> PyResult<Self> {
+    pub(crate) fn attach(
+        shared: &Arc<Shared>,
+        namespace: &str,
+        name: &str,
+        is_node: bool,
+    ) -> PyResult<Self> {
         let wake = Arc::new(Wake::new()?);
         let mut state = shared.lock()?;
         let id = state
             .core
-            .attach(namespace, name)
+            .attach_as(Attach {
+                namespace,
+                name,
+                is_node,
+                ..Attach::default()
+            })
             .map_err(crate::convert::refuse)?;
         let root = state.core.root(id).map_err(crate::convert::refuse)?;
         state.wakes.insert(id, Arc::clone(&wake));

@@ -2,9 +2,10 @@
 
 from loom.link.clock import Clock, SystemClock, VirtualClock
 from loom.link.engine import Engine, Ledger, RouteTable
-from loom.link.link import Link, error_from_detail
+from loom.link.link import Link, Parked, error_from_detail
 from loom.link.local import Local, open_local
 from loom.link.reader import Reader, Row, digest, open_reader
+from loom.link.remote import open_remote
 from loom.link.state import LinkEvent, LinkState
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LinkEvent",
     "LinkState",
     "Local",
+    "Parked",
     "Reader",
     "RouteTable",
     "Row",
@@ -24,4 +26,5 @@ __all__ = [
     "error_from_detail",
     "open_local",
     "open_reader",
+    "open_remote",
 ]

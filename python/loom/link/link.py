@@ -24,7 +24,7 @@ from loom.link.clock import Clock, VirtualClock
 from loom.link.state import LinkEvent, LinkState
 
 if TYPE_CHECKING:
-    from loom._engine import Session
+    from loom._engine import Delivery, Session
 
 _logger = logging.getLogger("loom.link")
 _SLACK: Final = 0.0005  # an alarm fires this much late, so that what is due has come due
@@ -46,6 +46,14 @@ class Waiter(Protocol):
         ...
 
 
+class Parked(Exception):
+    """An emit has not been taken yet: ACCEPTED or REFUSED with ``ticket`` will tell."""
+
+    def __init__(self, ticket: int) -> None:
+        super().__init__(ticket)
+        self.ticket = ticket
+
+
 class Link:
     """A client's way to an engine: one session, its waiting calls, its wake-ups.
 
@@ -56,8 +64,12 @@ class Link:
     into the ``LoomError`` of its code.
     """
 
-    def __init__(self, session: "Session", clock: Clock, refusal: type[Exception]) -> None:
+    def __init__(
+        self, session: "Session", clock: Clock, refusal: type[Exception], namespace: str
+    ) -> None:
         self.session = session
+        self.namespace = namespace
+        self.emit = self._emit()
         self.clock = clock
         self.refusal = refusal
         self.has_null: Callable[[bytes], bool] = _has_null()
@@ -81,6 +93,10 @@ class Link:
         self._work, self._notices = self._by_kind()
         self._checks: list[Callable[[], None]] = []
         self._loop.add_reader(session.fd, self.drain)
+
+    def _emit(self) -> "Callable[[int, Delivery | None, str, bytes], Receipt | None]":
+        """Return the usual publish: what the engine does at once needs nothing around it."""
+        return self.session.emit
 
     # -- offering ---------------------------------------------------------------------------------
 

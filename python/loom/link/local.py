@@ -49,16 +49,17 @@ class Local:
         if self.has_directory:
             await self._aside(self._engine.open, namespace)
 
-    def attach(self, namespace: str, name: str) -> Link:
+    def attach(self, namespace: str, name: str, *, is_node: bool = False) -> Link:
         """Return a link with a session of its own.
 
-        Call it in the event loop that will use the link.
+        Call it in the event loop that will use the link. ``is_node``: it may offer what stands
+        under ``loom.``.
         """
         try:
-            session = self._engine.attach(namespace, name)
+            session = self._engine.attach(namespace, name, is_node=is_node)
         except self._refusal as error:
             raise refused(error) from None
-        return Link(session, self.clock, self._refusal)
+        return Link(session, self.clock, self._refusal, namespace)
 
     @property
     def is_logging(self) -> bool:
@@ -132,6 +133,10 @@ class Local:
     def audit(self) -> dict[str, Any]:
         """Return the books of every subscription; what is queued is counted by walking."""
         return decode(self._ask(self._engine.audit))
+
+    def sessions(self, namespace: str | None = None) -> list[dict[str, Any]]:
+        """Return who is attached, in a namespace or in all."""
+        return decode(self._ask(self._engine.sessions, namespace))
 
     async def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""

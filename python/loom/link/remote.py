@@ -8,20 +8,22 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
 from loom.codec import decode
-from loom.envelope import Envelope
+from loom.envelope import Envelope, Receipt
 from loom.errors import CODES, Cancelled, LoomError, NotSupported, Unavailable
 from loom.limits import CONNECT_SECONDS, STOP_SECONDS
 from loom.link.clock import Clock, SystemClock
-from loom.link.link import Link, error_from_detail, refused
+from loom.link.link import Link, Parked, error_from_detail, refused
 from loom.link.state import LinkEvent, LinkState
 
 if TYPE_CHECKING:
-    from loom._engine import Session
+    from loom._engine import Delivery, Session
+
+    _Emit = Callable[[int, Delivery | None, str, bytes], Receipt | int | None]
 
 _logger = logging.getLogger("loom.link")
 _LEVELS: Final[Mapping[LinkState, int]] = {
@@ -77,10 +79,9 @@ class RemoteLink(Link):
         name: str,
         url: str,
     ) -> None:
-        self._namespace = namespace
         self._name = name
         self._url = url
-        super().__init__(session, clock, refusal)
+        super().__init__(session, clock, refusal, namespace)
         self.state = "connecting"
         self._detail: Mapping[str, Any] = {"state": "connecting", "node": url}
         self._changed = asyncio.Event()
@@ -90,6 +91,17 @@ class RemoteLink(Link):
     def asking(self) -> Asking:
         """The session, as one that is asked."""
         return cast("Asking", self.session)
+
+    def _emit(self) -> "Callable[[int, Delivery | None, str, bytes], Receipt | None]":
+        emit = cast("_Emit", self.session.emit)
+
+        def taken(sender: int, turn: "Delivery | None", topic: str, data: bytes) -> Receipt | None:
+            receipt = emit(sender, turn, topic, data)
+            if isinstance(receipt, int):
+                raise Parked(receipt)
+            return receipt
+
+        return taken
 
     # -- the state --------------------------------------------------------------------------------
 
@@ -129,6 +141,7 @@ class RemoteLink(Link):
 
     def _turn(self, state: LinkState, detail: Mapping[str, Any]) -> None:
         self._detail = detail
+        self.namespace = detail.get("namespace") or self.namespace
         if state == self.state:
             return
         self.state = state
@@ -136,7 +149,7 @@ class RemoteLink(Link):
         self._changed.set()
         level = logging.WARNING if self._error is not None else _LEVELS[state]
         _logger.log(level, "the link of %s to %s is %s%s", *self._said(state, detail))
-        event = LinkEvent(state, detail, self._namespace, self._name)
+        event = LinkEvent(state, detail, self.namespace, self._name)
         for hear in list(self._told):
             hear(event)
 
@@ -231,7 +244,6 @@ class Remote:
     Args:
         url: where it is, checked.
         token: the credential.
-        ca: a file with the certificates that vouch for the node's; None: those of the system.
     """
 
     is_remote = True
@@ -239,10 +251,9 @@ class Remote:
     is_recording = True  # where the node does not record, it reads over what it is told
     is_logging = False  # it waits at the node
 
-    def __init__(self, url: str, token: str, *, ca: str | None = None) -> None:
+    def __init__(self, url: str, token: str) -> None:
         self.url = url
         self._token = token
-        self._ca = ca
         self.clock: Clock = SystemClock(_Now())
         self._link: RemoteLink | None = None
 
@@ -258,7 +269,7 @@ class Remote:
         from loom._engine import EngineError, RemoteSession
 
         try:
-            session = RemoteSession(self.url, self._token, name, namespace, self._ca)
+            session = RemoteSession(self.url, self._token, name, namespace)
         except EngineError as error:
             raise refused(error) from None
         made = RemoteLink(
@@ -322,6 +333,11 @@ class Remote:
 def _tell(done: "asyncio.Future[bool]", was_taken: object) -> None:
     if not done.done():
         done.set_result(bool(was_taken))
+
+
+def open_remote(url: str, token: str) -> Remote:
+    """Return the engine of a node; nothing is dialled before somebody attaches."""
+    return Remote(url, token)
 
 
 class RemoteLedger:

@@ -68,12 +68,12 @@ class Host:
     kept: "States | None" = None  # where the log keeps them
     link: Link = field(init=False)  # these three are the services', at hand for the hot path
     session: "Session" = field(init=False)
-    emit: Callable[[int, Any, str, bytes], Receipt | int | None] = field(init=False)
+    emit: Callable[[int, Any, str, bytes], Receipt | None] = field(init=False)
 
     def __post_init__(self) -> None:
         self.link = self.services.link
         self.session = self.link.session
-        self.emit = self.session.emit
+        self.emit = self.link.emit
 
     def fence(self) -> None:
         """Let the contexts of this host publish and call no more: another object goes on."""

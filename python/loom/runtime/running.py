@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
+from loom.address import settle
 from loom.agent import AgentSpec
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, DataDir, load, log_of
 from loom.context import Context
-from loom.errors import Cancelled, NotFound
+from loom.errors import Cancelled, InvalidParams, NotFound
 from loom.limits import LOOP_STALL_SECONDS, STOP_SECONDS
-from loom.link import Engine, Link, VirtualClock, open_local
+from loom.link import Engine, Link, VirtualClock, open_local, open_remote
 from loom.middleware import Middleware
 from loom.protocols import Memory, Model
 from loom.runtime.host import Host, Services
@@ -134,6 +135,7 @@ class Running:
         }
         return {
             **self.engine.stats(),
+            "link": self.link.stats(),
             "runtime": {"agents": agents, **self.services.gauges.shown()},
         }
 
@@ -204,23 +206,32 @@ async def running(
     memory: Memory | None = None,
     config: Config | None = None,
     data: DataDir | None = None,
+    url: str | None = None,
+    token: str | None = None,
     accept_loss: bool = False,
     middleware: Sequence[Middleware] = (),
     loop_stall: float = LOOP_STALL_SECONDS,
     before_start: Callable[[Running], Awaitable[None]] | None = None,
     before_close: Callable[[Running], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Running]:
-    """Start ``app`` on an engine of its own; leaving stops it, at most ``STOP_SECONDS`` later.
+    """Start ``app``; leaving stops it, at most ``STOP_SECONDS`` later.
 
-    ``data`` is the data directory, by default that of ``config``; ``accept_loss`` goes on behind
-    damage of its log. ``before_start`` is called when the engine is there and no agent is yet: who
-    subscribes in it misses nothing; ``before_close`` when all work has ended and the engine still
-    knows of it.
+    It runs on an engine of its own, or on that of the node at ``url``, by default what LOOM_URL
+    names. ``data`` is the data directory, by default that of ``config``; ``accept_loss`` goes on
+    behind damage of its log. ``before_start`` is called when the engine is there and no agent is
+    yet: who subscribes in it misses nothing; ``before_close`` when all work has ended and the
+    engine still knows of it.
     """
     app.check_idle()
     settled = load() if config is None else config
-    log = log_of(settled, data)
-    engine = open_local(virtual=virtual_clock, seed=seed, log=log, accept_loss=accept_loss)
+    node = _node_of(settled, url, token, data)
+    if node is None:
+        log = log_of(settled, data)
+        engine: Engine = open_local(
+            virtual=virtual_clock, seed=seed, log=log, accept_loss=accept_loss
+        )
+    else:
+        engine = open_remote(*node)
     try:
         await engine.open(app.namespace)
         link = engine.attach(app.namespace, app.name)
@@ -239,12 +250,12 @@ async def running(
     services = Services(
         engine=engine,
         link=link,
-        namespace=app.namespace,
+        namespace=link.namespace,
         memory=keeps,
         model=answers,
         random=chance,
         start=start,
-        steps=Steps(engine, link, app.namespace, keeps, answers, chance),
+        steps=Steps(engine, link, link.namespace, keeps, answers, chance),
     )
     host = Host(
         services=services,
@@ -270,6 +281,26 @@ async def running(
                 await engine.close()
             if model is None and made:
                 await made[0].aclose()
+
+
+def _node_of(
+    config: Config, url: str | None, token: str | None, data: DataDir | None
+) -> tuple[str, str] | None:
+    """Return url and token of the node to run on; None: an engine of this process.
+
+    Raises:
+        InvalidParams: both a node and a data directory were given, or the url is none.
+        LoomError: there is no such node, or no token for it.
+    """
+    if url is None and token is None and (data is not None or config.url is None):
+        return None
+    if data is not None:
+        raise InvalidParams(
+            "an app at a node has no data directory: the log is the node's",
+            field="data",
+            hint="`loom up --data DIR` keeps it there",
+        )
+    return settle(url, token, runtime=config.runtime, variables=config.environment)
 
 
 async def _start(run: Running, app: "App") -> None:

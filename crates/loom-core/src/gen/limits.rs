@@ -202,6 +202,9 @@ pub const TURN_BATCH: usize = 256;
 /// In s: how long a program waits for its node before it says that nobody answers.
 pub const CONNECT_SECONDS: u64 = 5;
 
+/// In tokens: each attachment compares its token with all of a node.
+pub const TOKENS: usize = 1_000;
+
 /// In s: how long a graceful stop waits for turns under way.
 pub const STOP_SECONDS: u64 = 10;
 
@@ -432,7 +435,7 @@ pub const RECONNECT_BASE_MS: u64 = 100;
 pub const RECONNECT_CAP_MS: u64 = 5_000;
 
 /// All their names, as an error quotes them; sorted.
-pub const NAMES: [&str; 137] = [
+pub const NAMES: [&str; 138] = [
     "ack_batch",
     "ack_delay_ms",
     "ack_state_bytes",
@@ -554,6 +557,7 @@ pub const NAMES: [&str; 137] = [
     "sync_threads",
     "thread_bytes",
     "timeout_ms_max",
+    "tokens",
     "topic_bytes",
     "topic_cache",
     "topic_idle_ms",

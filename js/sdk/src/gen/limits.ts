@@ -202,6 +202,9 @@ export const TURN_BATCH = 256
 /** In s: how long a program waits for its node before it says that nobody answers. */
 export const CONNECT_SECONDS = 5
 
+/** In tokens: each attachment compares its token with all of a node. */
+export const TOKENS = 1000
+
 /** In s: how long a graceful stop waits for turns under way. */
 export const STOP_SECONDS = 10
 
