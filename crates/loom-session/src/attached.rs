@@ -37,7 +37,7 @@ pub struct ReadErrand {
     pub namespace: String,
     /// What to read of it.
     pub filters: Vec<String>,
-    /// "beginning", a position, or "@" and milliseconds since 1970.
+    /// "beginning", a position, "time:" and milliseconds, or what an earlier look gave.
     pub start: String,
 }
 
@@ -1249,7 +1249,7 @@ fn start_of(text: &str) -> Result<Start, Error> {
         "" | "now" => Ok(Start::Now),
         "beginning" => Ok(Start::Beginning),
         _ => {
-            if text.starts_with('@') {
+            if text.starts_with("time:") {
                 let hint = "give \"now\", \"beginning\" or a position";
                 let message = "a group that begins at a time is not supported over a link";
                 return Err(Error::new(Code::NotSupported, message)

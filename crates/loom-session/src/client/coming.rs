@@ -236,8 +236,8 @@ impl Client {
         self.gather(it.r#ref).kept.extend(values);
         if it.last {
             let all = self.gathered.remove(&it.r#ref).unwrap_or_default();
-            if self.asks.remove(&it.r#ref).is_some() {
-                self.note(Note::Kept(it.r#ref, all.kept));
+            if let Some(Body::Keep(asked)) = self.asks.remove(&it.r#ref) {
+                self.note(Note::Kept(it.r#ref, all.kept, asked.sender == 0));
             }
         }
     }

@@ -109,6 +109,9 @@ impl Client {
         let Some((held, wire)) = self.end(lease) else {
             return;
         };
+        if let Some(found) = self.registrations.get_mut(&held.handle) {
+            found.done += 1;
+        }
         if let (true, Some(position)) = (held.durable, held.position) {
             if self.acked.len() >= ACKED {
                 self.acked.pop_front();

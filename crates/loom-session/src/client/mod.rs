@@ -93,8 +93,8 @@ pub enum Note {
     Core(Notice),
     /// The directory's entries, each JSON.
     Entries(u64, Vec<Bytes>),
-    /// What is kept: keys, JSON, and until when.
-    Kept(u64, Vec<(String, Bytes, Option<u64>)>),
+    /// What is kept: keys, JSON, and until when; whether that is the memory, and not states of an agent.
+    Kept(u64, Vec<(String, Bytes, Option<u64>)>, bool),
     /// Events of the log, where to go on, and whether there were no more.
     Page(u64, Vec<Arc<Envelope>>, String, bool),
     /// The link has changed.
@@ -110,6 +110,8 @@ struct Registration {
     armed: bool,
     /// The node has taken it.
     is_accepted: bool,
+    /// Turns that ended well.
+    done: u64,
 }
 
 /// A turn or an invocation that was delivered and has not ended.
@@ -320,6 +322,7 @@ impl Client {
                 queue: Queue::default(),
                 armed: true,
                 is_accepted: false,
+                done: 0,
             },
         );
         self.send(frame);
@@ -342,6 +345,13 @@ impl Client {
         found.frames.push(frame.clone());
         self.send(frame);
         Ok(())
+    }
+
+    /// How many turns of an agent have ended well here.
+    pub fn turns_done(&self, handle: Handle) -> u64 {
+        self.registrations
+            .get(&handle.0)
+            .map_or(0, |found| found.done)
     }
 
     /// Takes a registration back.
@@ -399,6 +409,43 @@ impl Client {
     pub fn say(&mut self, frame: Body) -> Result<()> {
         self.check_open()?;
         self.send(frame);
+        Ok(())
+    }
+
+    /// Says a line of log, or an error that was decided here; the frame is given what it arose in.
+    ///
+    /// # Errors
+    /// When the link was closed or refused; `FENCED` where the turn is over.
+    pub fn report(
+        &mut self,
+        turn: Option<LeaseId>,
+        make: impl FnOnce(u64) -> v1::Report,
+    ) -> Result<()> {
+        self.check_open()?;
+        let lease = self.quoted(turn)?;
+        self.send_after(lease, Body::Report(make(lease)));
+        Ok(())
+    }
+
+    /// Says a step of a turn; one of a turn that is over is none.
+    ///
+    /// # Errors
+    /// When the link was closed or refused.
+    pub fn step(&mut self, lease: LeaseId, step: v1::Step) -> Result<()> {
+        self.check_open()?;
+        if let Some(Held {
+            wire: Some(wire), ..
+        }) = self.leases.get(&lease.0)
+        {
+            let wire = *wire;
+            self.send_after(
+                wire,
+                Body::Step(v1::Step {
+                    lease: wire,
+                    ..step
+                }),
+            );
+        }
         Ok(())
     }
 
