@@ -3,10 +3,12 @@
 
 pub(crate) mod log;
 
+use std::sync::Arc;
+
 use loom_core::{
-    AgentSpec, CallId, Code, Core, Delivery, EffectClass, Fault, Handle, Invoke, LeaseId, Limits,
-    Moment, Nanos, Notice, Offer, Options, Position, ProviderSpec, Publish, Qos, Receipt, Reply,
-    Request, Result, SessionId, Ticket,
+    AgentSpec, Attach, CallId, Code, Core, Delivery, EffectClass, Fault, GrantTexts, Grants,
+    Handle, Invoke, LeaseId, Limits, Moment, Nanos, Notice, Offer, Options, Position, ProviderSpec,
+    Publish, Qos, Receipt, Reply, Request, Result, SessionId, Ticket,
 };
 
 pub(crate) struct World {
@@ -81,6 +83,47 @@ impl World {
         let session = self.core.attach(namespace, "app").unwrap();
         self.sessions.push(session);
         session
+    }
+
+    /// A session that may do what these lists say.
+    pub(crate) fn session_as(&mut self, texts: &GrantTexts<'_>) -> SessionId {
+        let grants = Grants::parse(texts, self.core.limits()).unwrap();
+        self.attach(Attach {
+            grants: Some(Arc::new(grants)),
+            ..Attach::default()
+        })
+    }
+
+    pub(crate) fn attach(&mut self, attach: Attach<'_>) -> SessionId {
+        let attach = Attach {
+            namespace: "default",
+            name: "app",
+            ..attach
+        };
+        let session = self.core.attach_as(attach).unwrap();
+        self.sessions.push(session);
+        session
+    }
+
+    /// Other grants from now on.
+    pub(crate) fn grant(&mut self, session: SessionId, texts: &GrantTexts<'_>) {
+        let grants = Grants::parse(texts, self.core.limits()).unwrap();
+        let grants = Some(Arc::new(grants));
+        self.core.set_grants(session, grants, self.at).unwrap();
+    }
+
+    pub(crate) fn take_ahead(&mut self, s: SessionId, handle: Handle) -> Option<(Delivery, u32)> {
+        self.core.take_ahead(s, handle, self.at).unwrap()
+    }
+
+    /// All that can be taken ahead now.
+    pub(crate) fn take_all(&mut self, s: SessionId, handle: Handle) -> Vec<(Delivery, u32)> {
+        std::iter::from_fn(|| self.take_ahead(s, handle)).collect()
+    }
+
+    pub(crate) fn close_turn(&mut self, session: SessionId, delivery: &Delivery) {
+        let lease = delivery.lease.unwrap();
+        self.core.done(session, lease, self.at).unwrap();
     }
 
     pub(crate) fn root(&self, session: SessionId) -> Handle {
