@@ -41,7 +41,7 @@ class Wire {
       },
       invoke: () => {},
       stop: () => {},
-      grant: () => {},
+      granted: () => {},
       probe: () => {},
       forgotten: () => {},
       refused: () => {},

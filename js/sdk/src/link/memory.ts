@@ -417,8 +417,10 @@ class NodeSession {
     } else if (directory !== undefined) {
       const entries = this.space.directory(directory.kind ?? '')
       this.control({ entries: { ref: directory.ref ?? 0, entries, last: true } })
-    } else if (drain !== undefined) this.node.end(this)
-    else if (report !== undefined) {
+    } else if (drain !== undefined) {
+      this.node.end(this)
+      this.cut('the client has left')
+    } else if (report !== undefined) {
       const topic = `loom.log.${report.level ?? 'info'}`
       this.space.say(topic, report.data, this.senderOf(report.sender ?? 0))
     } else if (frame.withdraw === undefined && frame.extend === undefined) {

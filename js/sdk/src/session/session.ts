@@ -77,7 +77,7 @@ export interface Inbox {
   /** Nobody waits for this invocation any more. */
   stop(lease: number): void
   /** So many chunks of this invocation may be sent in all. */
-  grant(lease: number, total: number): void
+  granted(lease: number, total: number): void
   probe(probe: Probe): void
   /** The node has forgotten the session: all leases are void. */
   forgotten(): void
@@ -656,7 +656,7 @@ export class Session {
     } else if (cancel !== undefined) {
       this.inbox.stop(cancel.lease ?? 0)
     } else if (grant !== undefined) {
-      this.inbox.grant(grant.lease ?? 0, grant.total ?? 0)
+      this.inbox.granted(grant.lease ?? 0, grant.total ?? 0)
     } else if (probe !== undefined) {
       this.inbox.probe(probe)
     } else {
