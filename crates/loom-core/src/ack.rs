@@ -119,6 +119,7 @@ impl Core {
             return self.die(id, (n, attempt, &item.env), None, at);
         }
         open.attempt += 1;
+        open.client = 0;
         let attempt = open.attempt;
         consumer.tally.begun += u64::from(!again);
         consumer.holders.insert(item.env.lane().clone(), sub);
@@ -158,11 +159,13 @@ impl Core {
         if !kept {
             return self.hand(lease, at);
         }
+        let client = self.sessions.get(session).map_or(0, |found| found.client);
         let record = Record::Started(Started {
             consumer: id.number,
             n,
             attempt,
             session: session.raw(),
+            client: crate::partition::show_client(client),
         });
         self.append(
             id.partition,

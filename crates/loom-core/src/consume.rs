@@ -17,7 +17,7 @@ use crate::ident::Ident;
 use crate::keeping::Left;
 use crate::lane::{As, Item};
 use crate::part::Part;
-use crate::partition::{ConsumerState, START_NOW};
+use crate::partition::{Begun, ConsumerState, START_NOW};
 use crate::read::{Purpose, Stall};
 use crate::record::{Consumer, Level, Record};
 use crate::space::SpaceId;
@@ -62,6 +62,44 @@ pub(crate) struct Open {
     pub(crate) pause_ms: u64,
     /// Of one that is parked.
     lane: Option<Ident>,
+    /// The client that had begun it in an earlier life, and is given it if it is there; 0: none.
+    pub(crate) client: u128,
+}
+
+/// How an event that was begun before goes on.
+#[derive(Clone, Copy, Default)]
+struct Again {
+    attempt: u32,
+    until_ms: u64,
+    pause_ms: u64,
+    client: u128,
+}
+
+impl Again {
+    /// As the log has it; `grace`: until when those wait that a client may come back for, and how long that is.
+    fn of(begun: &Begun, grace: (u64, u64)) -> Self {
+        let waits = begun.client != 0 && begun.until_ms == 0;
+        let (until_ms, pause_ms) = if waits {
+            grace
+        } else {
+            (begun.until_ms, longest(begun.code))
+        };
+        Self {
+            attempt: begun.attempt,
+            until_ms,
+            pause_ms,
+            client: begun.client,
+        }
+    }
+
+    const fn known(open: &Open) -> Self {
+        Self {
+            attempt: open.attempt,
+            until_ms: open.until_ms,
+            pause_ms: open.pause_ms,
+            client: open.client,
+        }
+    }
 }
 
 /// Events of one lane that wait by their positions.
@@ -180,18 +218,20 @@ impl Consuming {
     }
 
     /// One that goes on where its records say.
-    pub(crate) fn again(state: &ConsumerState, filters: Vec<Filter>) -> Self {
+    pub(crate) fn again(state: &ConsumerState, filters: Vec<Filter>, grace: (u64, u64)) -> Self {
         let mut new = Self::new(state.group.as_str().into(), filters, state.floor);
         new.born = true;
         new.start = state.start;
         for (n, begun) in state.open.range(..state.floor) {
             new.unread.insert(*n);
+            let again = Again::of(begun, grace);
             let open = Open {
-                attempt: begun.attempt,
+                attempt: again.attempt,
                 place: Place::Unread,
-                until_ms: begun.until_ms,
-                pause_ms: longest(begun.code),
+                until_ms: again.until_ms,
+                pause_ms: again.pause_ms,
                 lane: None,
+                client: again.client,
             };
             new.tally.matched += 1;
             new.tally.begun += u64::from(begun.attempt > 0);
@@ -425,6 +465,12 @@ impl Core {
         if changed {
             self.declare(consumer, start, at);
         }
+        let session = self
+            .subs
+            .get(id)
+            .and_then(|sub| self.sessions.get(sub.session));
+        let client = session.map_or(0, |session| session.client);
+        self.come_back(consumer, client);
         self.rejoin(consumer, at);
     }
 
@@ -642,27 +688,24 @@ impl Core {
         env: &Arc<Envelope>,
         at: Moment,
     ) -> bool {
-        let begun = self
-            .parts
-            .get(&id.partition)
-            .and_then(|part| part.folded.consumer(id.number))
-            .and_then(|state| state.open.get(&n))
-            .map_or((0, 0, 0), |begun| {
-                (begun.attempt, begun.until_ms, longest(begun.code))
-            });
+        let begun = self.begun_before(id, n);
         let most = (self.limits.queue_items, self.limits.queue_bytes);
         let Some(found) = self.consuming_mut(id) else {
             return true;
         };
-        let known = found.open.get(&n);
-        let known = known.map(|open| (open.attempt, open.until_ms, open.pause_ms));
-        let (attempt, until_ms, pause_ms) = known.unwrap_or(begun);
+        let known = found.open.get(&n).map(Again::known);
+        let Again {
+            attempt,
+            until_ms,
+            pause_ms,
+            client,
+        } = known.unwrap_or(begun);
         let waits = until_ms > at.wall_ms;
         let parked = found.parked.contains_key(env.lane());
         let routed = if parked || waits {
             Routed::Nobody
         } else {
-            self.route(id, (n, attempt), env, at)
+            self.route(id, (n, attempt, client), env, at)
         };
         if matches!(routed, Routed::Full) {
             return false;
@@ -684,6 +727,7 @@ impl Core {
             until_ms,
             pause_ms,
             lane: None,
+            client,
         };
         found.open.insert(n, open);
         if place == Place::Parked {
@@ -695,11 +739,57 @@ impl Core {
         true
     }
 
-    /// Finds the member that has the lane, or the next one, and puts the event into its queue.
+    /// What the log knows of an event that was begun, and not done, in an earlier life.
+    fn begun_before(&self, id: ConsumerId, n: u64) -> Again {
+        let Some(part) = self.parts.get(&id.partition) else {
+            return Again::default();
+        };
+        let state = part.folded.consumer(id.number);
+        let Some(begun) = state.and_then(|state| state.open.get(&n)) else {
+            return Again::default();
+        };
+        let mut again = Again::of(begun, (part.grace_ms, self.limits.resume_grace_ms));
+        if again.client != 0 && self.is_back(id, again.client) {
+            again.until_ms = 0;
+        }
+        again
+    }
+
+    /// Whether a client has a member of this consumer's group again.
+    fn is_back(&self, id: ConsumerId, client: u128) -> bool {
+        let members = self.group_of(id).and_then(|group| self.groups.get(group));
+        members.is_some_and(|group| self.member_of(client, &group.members).is_some())
+    }
+
+    /// The one of these members that is this client's.
+    fn member_of(&self, client: u128, members: &[SubId]) -> Option<SubId> {
+        let is_its = |member: &&SubId| {
+            let sub = self.subs.get(**member).filter(|sub| !sub.is_deaf());
+            let session = sub.and_then(|sub| self.sessions.get(sub.session));
+            client != 0 && session.is_some_and(|session| session.client == client)
+        };
+        members.iter().find(is_its).copied()
+    }
+
+    /// A client has a member of the group again: the turns that it had begun in an earlier life wait for it no longer.
+    fn come_back(&mut self, id: ConsumerId, client: u128) {
+        if client == 0 {
+            return;
+        }
+        let Some(found) = self.consuming_mut(id) else {
+            return;
+        };
+        let mine = found.open.values_mut().filter(|open| open.client == client);
+        for open in mine.filter(|open| matches!(open.place, Place::Unread | Place::Parked)) {
+            open.until_ms = 0;
+        }
+    }
+
+    /// Finds the member that has the lane, or had begun the event, or the next one, and puts the event into its queue.
     fn route(
         &mut self,
         id: ConsumerId,
-        (n, attempt): (u64, u32),
+        (n, attempt, client): (u64, u32, u128),
         env: &Arc<Envelope>,
         at: Moment,
     ) -> Routed {
@@ -713,7 +803,17 @@ impl Core {
         let Some(group) = self.group_of(id).filter(|_| !members.is_empty()) else {
             return Routed::Nobody;
         };
-        let Some(member) = self.pick_member(group, &members, env.lane()) else {
+        // What its lane has elsewhere goes before who had begun it.
+        let elsewhere = |back: &SubId| {
+            let mut others = members.iter().filter(|member| *member != back);
+            others.any(|member| self.holds_lane(*member, env.lane()))
+        };
+        let back = self.member_of(client, &members);
+        let member = match back.filter(|back| !elsewhere(back)) {
+            Some(back) => Some(back),
+            None => self.pick_member(group, &members, env.lane()),
+        };
+        let Some(member) = member else {
             return Routed::Nobody;
         };
         let holder = self.consuming(id).and_then(|it| it.holders.get(env.lane()));
@@ -886,12 +986,13 @@ impl Core {
                 return Routed::Queued;
             };
             let (n, kept) = (*n, kept.clone());
-            let attempt = found.open.get(&n).map_or(0, |open| open.attempt);
+            let open = found.open.get(&n);
+            let (attempt, client) = open.map_or((0, 0), |open| (open.attempt, open.client));
             let Some(env) = kept else {
                 self.read_if_room(id, n, Purpose::Lane(lane.clone(), n));
                 return Routed::Full;
             };
-            let routed = self.route(id, (n, attempt), &env, at);
+            let routed = self.route(id, (n, attempt, client), &env, at);
             if !matches!(routed, Routed::Queued) {
                 if matches!(routed, Routed::Full) {
                     self.make_hungry(id);

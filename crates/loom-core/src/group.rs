@@ -51,7 +51,7 @@ impl Core {
         sub.lanes.waits(lane) || sub.awaited.contains_key(lane)
     }
 
-    fn holds_lane(&self, member: SubId, lane: &Ident) -> bool {
+    pub(crate) fn holds_lane(&self, member: SubId, lane: &Ident) -> bool {
         let Some(sub) = self.subs.get(member) else {
             return false;
         };

@@ -57,6 +57,8 @@ impl Default for Durability {
 pub(crate) struct Part {
     pub(crate) namespace: Arc<str>,
     pub(crate) opened: Opened,
+    /// Until when turns that clients had begun before wait for them, by the wall.
+    pub(crate) grace_ms: u64,
     pub(crate) filters: Vec<Filter>,
     pub(crate) ack: Level,
     /// What has been folded from its records.
@@ -105,13 +107,15 @@ impl Core {
             .collect();
         let namespace: Arc<str> = namespace.into();
         let folded = self.forget_some(folded);
+        let grace_ms = at.wall_ms.saturating_add(self.limits.resume_grace_ms);
+        let grace = (grace_ms, self.limits.resume_grace_ms);
         let mut consumers = BTreeMap::new();
         for state in folded.consumers() {
             let heard = state.filters.iter();
             let heard: Result<Vec<Filter>> = heard
                 .map(|text| Filter::parse(text, &self.limits))
                 .collect();
-            consumers.insert(state.consumer, Consuming::again(state, heard?));
+            consumers.insert(state.consumer, Consuming::again(state, heard?, grace));
         }
         let partition = opened.partition;
         let record = opened.how.record;
@@ -124,6 +128,7 @@ impl Core {
             namespace: Arc::clone(&namespace),
             ack: opened.how.ack,
             opened,
+            grace_ms,
             filters: filters?,
             synced: folded.end(),
             folded,

@@ -290,6 +290,9 @@ pub struct Started {
     /// Which session has it.
     #[prost(uint64, tag = "4")]
     pub session: u64,
+    /// What the client of that session calls itself, in 16 bytes; none: it does not come back.
+    #[prost(bytes = "vec", tag = "5")]
+    pub client: Vec<u8>,
 }
 
 /// How far a group has consumed: everything up to the floor but what is open, and what is above it and acked.

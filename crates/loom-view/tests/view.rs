@@ -504,6 +504,7 @@ fn a_consumer_has_not_done_with_what_it_hears_until_progress_says_so() {
             n,
             attempt: 1,
             session: 1,
+            client: Vec::new(),
         }));
     }
     log.put(progress(third, &[second], &[first]));

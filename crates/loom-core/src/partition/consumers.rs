@@ -21,6 +21,21 @@ pub struct Begun {
     pub code: u32,
     /// What the error said.
     pub message: String,
+    /// The client that had it when it was begun last, and may come back for it; 0: none.
+    pub client: u128,
+}
+
+/// What a client calls itself, as records have it; 0: nothing, or what is no such name.
+fn read_client(bytes: &[u8]) -> u128 {
+    bytes.try_into().map_or(0, u128::from_be_bytes)
+}
+
+/// The same to be written: nothing for who has no name.
+pub(crate) fn show_client(client: u128) -> Vec<u8> {
+    if client == 0 {
+        return Vec::new();
+    }
+    client.to_be_bytes().to_vec()
 }
 
 /// One consumer.
@@ -119,6 +134,8 @@ struct BegunImage {
     code: u32,
     #[prost(string, tag = "5")]
     message: String,
+    #[prost(bytes = "vec", tag = "6")]
+    client: Vec<u8>,
 }
 
 impl Consumers {
@@ -192,6 +209,7 @@ impl Consumers {
         if let Some(begun) = self.begun(record.consumer, record.n) {
             begun.attempt = begun.attempt.max(record.attempt);
             begun.until_ms = 0;
+            begun.client = read_client(&record.client);
         }
         if let Some(found) = self.all.get_mut(&record.consumer) {
             found.seen_ms = clock_ms;
@@ -205,6 +223,7 @@ impl Consumers {
                 until_ms: record.until_ms,
                 code: record.code,
                 message: record.message.clone(),
+                client: 0,
             };
         }
     }
@@ -267,6 +286,7 @@ impl Consumers {
                     until_ms: begun.until_ms,
                     code: begun.code,
                     message: begun.message.clone(),
+                    client: show_client(begun.client),
                 })
                 .collect(),
             acked: it.acked.iter().copied().collect(),
@@ -295,6 +315,7 @@ impl Consumers {
                     until_ms: begun.until_ms,
                     code: begun.code,
                     message: begun.message,
+                    client: read_client(&begun.client),
                 };
                 (begun.n, known)
             });

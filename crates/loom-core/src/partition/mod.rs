@@ -19,7 +19,7 @@ pub use self::effects::{Effect, EffectState};
 pub use self::kept::{KeptMemory, KeptState};
 
 pub(crate) use self::consumers::Consumers;
-pub(crate) use self::consumers::START_NOW;
+pub(crate) use self::consumers::{START_NOW, show_client};
 pub(crate) use self::dead::DeadLetters;
 pub(crate) use self::dedup::{Dedup, Known, hash_of, id_of};
 pub(crate) use self::effects::Effects;

@@ -21,6 +21,7 @@ fn life() -> Vec<Record> {
             n,
             attempt,
             session: 7,
+            client: Vec::new(),
         })
     };
     vec![
