@@ -19,11 +19,19 @@ use crate::convert::{
     qos_of, read_options, show_envelope, show_error,
 };
 use crate::limits::Limits;
+use crate::planted::{Bugs, Planted};
 
 /// Notices that are taken out of the inbox at once.
 const NOTICES: usize = 512;
 /// What may wait in the channel before no more deliveries are taken from the core.
 const BACKLOG_BYTES: usize = 256 << 10;
+/// What may be sent, or wait to be, and not be confirmed: beyond it nothing is taken from the core, and nothing granted.
+/// A client confirms each 64 frames and each 128 KiB.
+const HELD_BYTES: usize = 16 << 20;
+const HELD_FRAMES: usize = 16 << 10;
+/// Answers to what spends no credit, of these: a client that asks on and does not listen is sent away.
+const OWED_BYTES: usize = 8 << 20;
+const OWED_FRAMES: usize = 8 << 10;
 /// Entries of the directory, or kept values, in one frame at most.
 const PAGE: usize = 256;
 const PAGE_BYTES: usize = 48 << 10;
@@ -112,6 +120,8 @@ pub(crate) struct Attached {
     /// When the core has to be ticked for what this session waits for.
     pub(crate) due: Option<Nanos>,
     pub(crate) reads: Vec<ReadErrand>,
+    /// Reads of the log that have no answer yet.
+    reading: usize,
     draining: bool,
     /// The client is gone for good.
     pub(crate) has_left: bool,
@@ -147,6 +157,7 @@ impl Attached {
             allowed: Flow::default(),
             due: None,
             reads: Vec::new(),
+            reading: 0,
             draining: false,
             has_left: false,
         })
@@ -155,9 +166,14 @@ impl Attached {
     /// What the client may send from here on.
     pub(crate) fn grant(&mut self, limits: &Limits) -> v1::Credit {
         self.granted = Flow {
-            frames: self.dealt.frames + limits.window_frames,
-            bytes: self.dealt.bytes + limits.window_bytes,
+            frames: self.dealt.frames.saturating_add(limits.window_frames),
+            bytes: self.dealt.bytes.saturating_add(limits.window_bytes),
         };
+        self.granted()
+    }
+
+    /// What the client was granted so far.
+    pub(crate) fn granted(&self) -> v1::Credit {
         v1::Credit {
             frames: self.granted.frames,
             bytes: self.granted.bytes,
@@ -189,13 +205,18 @@ impl Attached {
         self.channel.push(body, Class::Control);
     }
 
+    /// Answers what has spent no credit.
+    fn owe(&mut self, body: Body, class: Class) {
+        self.channel.push_owed(body, class);
+    }
+
     fn refuse(&mut self, reference: u64, error: &Error) {
-        self.control(Body::Error(show_error(reference, error)));
+        self.owe(Body::Error(show_error(reference, error)), Class::Control);
     }
 
     fn answer(&mut self, reference: u64, done: Result<(), Error>) {
         match done {
-            Ok(()) => self.control(Body::Done(v1::Done { r#ref: reference })),
+            Ok(()) => self.owe(Body::Done(v1::Done { r#ref: reference }), Class::Control),
             Err(error) => self.refuse(reference, &error),
         }
     }
@@ -213,6 +234,10 @@ impl Attached {
         at: Moment,
         limits: &Limits,
     ) -> Result<(), Error> {
+        if self.channel.owed().0 > OWED_FRAMES {
+            let message = "answers to this session are not taken";
+            return Err(Error::exhausted("session_frames", message));
+        }
         match frame {
             Body::Publish(publish) => self.publish(publish, core, at)?,
             Body::Ack(ack) if ack.goes_on => self.ack_early(&ack.leases, core, at),
@@ -264,7 +289,7 @@ impl Attached {
         }
         let bytes = bytes as u64;
         self.came.frames += 1;
-        self.came.bytes += bytes;
+        self.came.bytes = self.came.bytes.saturating_add(bytes);
         Ok(bytes)
     }
 
@@ -300,6 +325,12 @@ impl Attached {
         let size = publish.payload.as_ref().map_or(0, |it| it.data.len());
         let bytes = self.spend(size)?;
         let (reference, sender, lease) = (publish.r#ref, publish.sender, publish.lease);
+        if self.refs.contains_key(&reference) {
+            return Err(Error::invalid(
+                "ref",
+                "a publish with this number is under way",
+            ));
+        }
         match self.offer(publish, core, at) {
             Ok(Offer::Parked(ticket) | Offer::Logging(ticket)) => {
                 self.tickets.insert(
@@ -309,7 +340,9 @@ impl Attached {
                         bytes: Some(bytes),
                     },
                 );
-                self.refs.insert(reference, ticket);
+                if reference > 0 {
+                    self.refs.insert(reference, ticket);
+                }
                 self.due = Some(at.now);
             }
             Ok(Offer::Done(receipt)) => {
@@ -399,6 +432,7 @@ impl Attached {
         let size = request.payload.as_ref().map_or(0, |it| it.data.len());
         let bytes = self.spend(size)?;
         let (number, timeout_ms) = (request.call, request.timeout_ms);
+        self.check_call(number)?;
         let asked = self.ask(request, core, at);
         self.began(number, (timeout_ms, bytes), asked, at);
         Ok(())
@@ -432,6 +466,7 @@ impl Attached {
         let size = call.payload.as_ref().map_or(0, |it| it.data.len());
         let bytes = self.spend(size)?;
         let (number, timeout_ms) = (call.call, call.timeout_ms);
+        self.check_call(number)?;
         let begun = self.invoke(call, core, at);
         self.began(number, (timeout_ms, bytes), begun, at);
         Ok(())
@@ -454,6 +489,17 @@ impl Attached {
             credit: it.credit,
         };
         core.call(self.core, invoke, at)
+    }
+
+    /// The client draws numbers of calls, each once.
+    fn check_call(&self, number: u64) -> Result<(), Error> {
+        if number == 0 || self.calls.contains_key(&number) {
+            return Err(Error::invalid(
+                "call",
+                "the number of a call is 0, or in use",
+            ));
+        }
+        Ok(())
     }
 
     fn began(
@@ -805,6 +851,9 @@ impl Attached {
 
     fn keep(&mut self, it: v1::Keep, core: &mut Core) {
         if it.r#ref > 0 {
+            if self.is_owed_much(it.r#ref) {
+                return;
+            }
             let values = self.kept(&it, core);
             match values {
                 Ok(values) => self.show_kept(it.r#ref, values),
@@ -847,6 +896,17 @@ impl Attached {
             .collect())
     }
 
+    /// Refuses a question where the answers to those before it have not been taken.
+    fn is_owed_much(&mut self, reference: u64) -> bool {
+        let is_much = self.channel.owed().1 > OWED_BYTES;
+        if is_much {
+            let message = "the answers to earlier questions of this session were not taken yet";
+            let error = Error::exhausted("session_bytes", message).retry_after(100);
+            self.refuse(reference, &error);
+        }
+        is_much
+    }
+
     fn show_kept(&mut self, reference: u64, values: Vec<v1::KeptValue>) {
         let size = |it: &v1::KeptValue| {
             it.key.len() + it.value.as_ref().map_or(0, |value| value.data.len())
@@ -857,7 +917,7 @@ impl Attached {
                 values: page,
                 last,
             };
-            self.channel.push(Body::Kept(kept), Class::Data);
+            self.owe(Body::Kept(kept), Class::Data);
         }
     }
 
@@ -926,6 +986,9 @@ impl Attached {
                 return;
             }
         };
+        if self.is_owed_much(it.r#ref) {
+            return;
+        }
         let entries = core.directory(&self.namespace, kind);
         let entries: Vec<Bytes> = entries.into_iter().map(Bytes::from).collect();
         for (page, last) in pages(entries, Bytes::len) {
@@ -934,19 +997,20 @@ impl Attached {
                 entries: page,
                 last,
             };
-            self.channel.push(Body::Entries(entries), Class::Data);
+            self.owe(Body::Entries(entries), Class::Data);
         }
     }
 
     fn read(&mut self, it: v1::Read, limits: &Limits) {
-        if self.reads.len() >= limits.reads {
-            let message = format!(
-                "this session reads the log {} times at once",
-                self.reads.len()
-            );
+        if self.reading >= limits.reads {
+            let message = format!("this session reads the log {} times at once", self.reading);
             self.refuse(it.r#ref, &Error::exhausted("session_reads", message));
             return;
         }
+        if self.is_owed_much(it.r#ref) {
+            return;
+        }
+        self.reading += 1;
         self.reads.push(ReadErrand {
             reference: it.r#ref,
             namespace: self.namespace.clone(),
@@ -957,10 +1021,11 @@ impl Attached {
 
     /// What reading the log has given.
     pub(crate) fn has_read(&mut self, reference: u64, read: Result<Vec<v1::Page>, Error>) {
+        self.reading = self.reading.saturating_sub(1);
         match read {
             Ok(pages) => {
                 for page in pages {
-                    self.channel.push(Body::Page(page), Class::Data);
+                    self.owe(Body::Page(page), Class::Data);
                 }
             }
             Err(error) => self.refuse(reference, &error),
@@ -971,16 +1036,21 @@ impl Attached {
 
     /// Takes what the core has for this session, as far as the client has granted.
     pub(crate) fn pump(&mut self, core: &mut Core, at: Moment, limits: &Limits) {
+        if self.channel.held_bytes() > HELD_BYTES || self.channel.held() > HELD_FRAMES {
+            // It takes nothing: what is for it waits in the core, whose own bounds hold.
+            return;
+        }
         self.notices(core, at);
         self.deliver(core, at, limits);
         self.regrant(limits);
     }
 
     fn regrant(&mut self, limits: &Limits) {
-        let frames = self.dealt.frames + limits.window_frames;
-        let bytes = self.dealt.bytes + limits.window_bytes;
-        let is_worth_it = frames - self.granted.frames >= limits.window_frames / 4
-            || bytes - self.granted.bytes >= limits.window_bytes / 4;
+        let frames = self.dealt.frames.saturating_add(limits.window_frames);
+        let bytes = self.dealt.bytes.saturating_add(limits.window_bytes);
+        let is_worth_it = frames.saturating_sub(self.granted.frames)
+            >= quarter(limits.window_frames)
+            || bytes.saturating_sub(self.granted.bytes) >= quarter(limits.window_bytes);
         if is_worth_it {
             let credit = self.grant(limits);
             self.control(Body::Credit(credit));
@@ -1114,7 +1184,12 @@ impl Attached {
     }
 
     fn has_credit(&self) -> bool {
-        self.gone.frames < self.allowed.frames && self.gone.bytes < self.allowed.bytes
+        self.bugs().has(Planted::GrantIgnored)
+            || self.gone.frames < self.allowed.frames && self.gone.bytes < self.allowed.bytes
+    }
+
+    fn bugs(&self) -> Bugs {
+        self.channel.bugs
     }
 
     /// Takes from the registrations in turn, so that an event for several of them goes once.
@@ -1241,6 +1316,11 @@ impl Attached {
         };
         self.channel.push(Body::ActionCall(call), Class::Data);
     }
+}
+
+/// More credit is told when there is so much of it.
+pub(crate) fn quarter(window: u64) -> u64 {
+    (window / 4).max(1)
 }
 
 /// Where a new group begins.

@@ -10,6 +10,8 @@ use loom_core::Error;
 use loom_proto::Message;
 use loom_proto::v1::{Frame, Packet, Part, frame::Body};
 
+use crate::planted::{Bugs, Planted};
+
 /// A packet has at most so many bytes, head included.
 pub const PACKET_BYTES: usize = 64 << 10;
 /// What the head of a packet and the heads of its frames take at most, beside the frames themselves.
@@ -40,6 +42,8 @@ pub(crate) enum Class {
 struct Held {
     frame: Frame,
     bytes: usize,
+    /// It answers what has spent no credit: so many bytes are owed for it.
+    owed: Option<usize>,
 }
 
 /// A large frame that is being cut.
@@ -48,6 +52,7 @@ struct Cutting {
     id: u64,
     whole: Bytes,
     at: usize,
+    owed: Option<usize>,
 }
 
 /// A large frame that is being put together.
@@ -73,15 +78,20 @@ pub(crate) struct Channel {
     /// Sent and not confirmed; the first has the number `base`.
     unconfirmed: VecDeque<Held>,
     base: u64,
+    unconfirmed_bytes: usize,
     /// How many of them were sent over this connection.
     sent: usize,
     queued_bytes: usize,
+    /// Answers to what spends no credit that were not confirmed.
+    owed: usize,
+    owed_bytes: usize,
     /// All frames up to this one have come.
     received: u64,
     /// Frames and bytes that came since the other side was told.
     untold: u64,
     untold_bytes: usize,
     partials: BTreeMap<u64, Partial>,
+    pub(crate) bugs: Bugs,
 }
 
 impl Channel {
@@ -96,13 +106,17 @@ impl Channel {
             cutting: [None, None],
             parts: 0,
             unconfirmed: VecDeque::new(),
+            unconfirmed_bytes: 0,
             base: 1,
             sent: 0,
             queued_bytes: 0,
+            owed: 0,
+            owed_bytes: 0,
             received: 0,
             untold: 0,
             untold_bytes: 0,
             partials: BTreeMap::new(),
+            bugs: Bugs::default(),
         }
     }
 
@@ -113,10 +127,23 @@ impl Channel {
 
     /// Puts a frame behind those of its class.
     pub(crate) fn push(&mut self, body: Body, class: Class) {
+        self.put(body, class, false);
+    }
+
+    /// As [`Self::push`], for the answer to something that spends no credit: how much of that may wait is bounded by what
+    /// [`Self::owed`] says.
+    pub(crate) fn push_owed(&mut self, body: Body, class: Class) {
+        self.put(body, class, true);
+    }
+
+    fn put(&mut self, body: Body, class: Class, is_owed: bool) {
         let frame = Frame { body: Some(body) };
         let bytes = frame.encoded_len();
         self.queued_bytes += bytes;
-        let held = Held { frame, bytes };
+        let owed = is_owed.then_some(bytes);
+        self.owed += usize::from(is_owed);
+        self.owed_bytes += owed.unwrap_or_default();
+        let held = Held { frame, bytes, owed };
         match class {
             Class::Control => self.control.push_back(held),
             Class::Data => self.data.push_back(held),
@@ -131,6 +158,16 @@ impl Channel {
     /// Bytes that wait to be sent for the first time.
     pub(crate) fn queued_bytes(&self) -> usize {
         self.queued_bytes
+    }
+
+    /// Bytes that were not confirmed, sent or not.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.queued_bytes + self.unconfirmed_bytes
+    }
+
+    /// Answers to what spends no credit that were not confirmed: frames, and their bytes.
+    pub(crate) fn owed(&self) -> (usize, usize) {
+        (self.owed, self.owed_bytes)
     }
 
     /// Frames that were not confirmed, sent or not.
@@ -151,6 +188,16 @@ impl Channel {
     /// # Errors
     /// `INVALID_PARAMS` for a number that was never sent, or one that was confirmed and taken back.
     pub(crate) fn resume(&mut self, received: u64) -> Result<(), Error> {
+        if self.bugs.has(Planted::ResendDropped) {
+            self.unconfirmed.clear();
+            self.unconfirmed_bytes = 0;
+            self.base = received + 1;
+        }
+        if !self.can_resume(received) {
+            let message =
+                "it knows of other frames than were sent, or misses some that were let go";
+            return Err(Error::invalid("received", message));
+        }
         self.confirm(received)?;
         self.sent = 0;
         self.untold = 0;
@@ -162,6 +209,9 @@ impl Channel {
     pub(crate) fn pause(&mut self) {
         self.loose.clear();
         self.sent = 0;
+        if self.bugs.has(Planted::PartsForgotten) {
+            self.partials.clear();
+        }
     }
 
     fn confirm(&mut self, received: u64) -> Result<(), Error> {
@@ -177,7 +227,11 @@ impl Channel {
             return Ok(());
         }
         while self.base <= received {
-            self.unconfirmed.pop_front();
+            if let Some(held) = self.unconfirmed.pop_front() {
+                self.unconfirmed_bytes -= held.bytes;
+                self.owed -= usize::from(held.owed.is_some());
+                self.owed_bytes -= held.owed.unwrap_or_default();
+            }
             self.base += 1;
             self.sent = self.sent.saturating_sub(1);
         }
@@ -186,7 +240,8 @@ impl Channel {
 
     /// Whether the other side could resume here: nothing that it has not was let go.
     pub(crate) fn can_resume(&self, received: u64) -> bool {
-        received + 1 >= self.base && received < self.base + self.unconfirmed.len() as u64
+        let last = self.base + self.unconfirmed.len() as u64 - 1;
+        (self.base - 1..=last).contains(&received) || self.bugs.has(Planted::ResendDropped)
     }
 
     /// Takes a packet in; the frames are in order, each of them once.
@@ -197,7 +252,7 @@ impl Channel {
         if packet.received > 0 {
             self.confirm(packet.received)?;
         }
-        if packet.first == 0 {
+        if packet.first == 0 || packet.frames.is_empty() {
             return Ok(packet.frames);
         }
         if packet.first > self.received + 1 {
@@ -205,9 +260,10 @@ impl Channel {
         }
         let known = usize::try_from(self.received + 1 - packet.first).unwrap_or(usize::MAX);
         let count = packet.frames.len();
-        if known >= count && count > 0 {
+        if known >= count {
             self.untold += 1;
-            return Ok(Vec::new());
+            let again = self.bugs.has(Planted::DuplicateTaken);
+            return Ok(if again { packet.frames } else { Vec::new() });
         }
         let fresh = (count - known) as u64;
         self.received += fresh;
@@ -244,7 +300,8 @@ impl Channel {
                 return Err(broken("a frame in parts is larger than one may be")
                     .limit("kept_payload_bytes"));
             }
-            if self.partials.len() >= PARTIALS || bytes == 0 {
+            let all: usize = self.partials.values().map(|it| it.bytes).sum();
+            if self.partials.len() >= PARTIALS || all + bytes > 2 * self.most || bytes == 0 {
                 return Err(broken(
                     "too many frames in parts at once, or one without a size",
                 ));
@@ -330,6 +387,7 @@ impl Channel {
     fn peek(&mut self) -> Option<usize> {
         if self.sent >= self.unconfirmed.len() {
             let held = self.next()?;
+            self.unconfirmed_bytes += held.bytes;
             self.unconfirmed.push_back(held);
         }
         self.unconfirmed.get(self.sent).map(|held| held.bytes)
@@ -357,6 +415,7 @@ impl Channel {
                 id: self.parts,
                 whole: held.frame.encode_to_vec().into(),
                 at: 0,
+                owed: held.owed,
             });
         }
         cut(cutting)
@@ -389,6 +448,7 @@ fn cut(cutting: &mut Option<Cutting>) -> Option<Held> {
         last,
     };
     going.at = end;
+    let owed = going.owed.filter(|_| last);
     if last {
         *cutting = None;
     }
@@ -396,5 +456,5 @@ fn cut(cutting: &mut Option<Cutting>) -> Option<Held> {
         body: Some(Body::Part(part)),
     };
     let bytes = frame.encoded_len();
-    Some(Held { frame, bytes })
+    Some(Held { frame, bytes, owed })
 }

@@ -16,6 +16,7 @@ use crate::authority::{ANYWHERE, Authority};
 use crate::channel::{Channel, Class};
 use crate::convert::{show_envelope, show_error};
 use crate::limits::Limits;
+use crate::planted::{Bugs, Planted};
 
 /// A connection, as the driver numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,7 +151,11 @@ pub struct Hub {
     closing: Vec<(ConnId, Option<Packet>)>,
     errands: Vec<Errand>,
     draining: Option<u64>,
+    /// When the core is to be ticked, and when connections and sessions are to be looked through: not later than that.
+    core_due: Option<Nanos>,
+    scan_at: Option<Nanos>,
     counts: Counts,
+    pub(crate) bugs: Bugs,
 }
 
 impl Hub {
@@ -167,7 +172,10 @@ impl Hub {
             closing: Vec::new(),
             errands: Vec::new(),
             draining: None,
+            core_due: None,
+            scan_at: None,
             counts: Counts::default(),
+            bugs: Bugs::default(),
         }
     }
 
@@ -243,6 +251,7 @@ impl Hub {
             hello: None,
         };
         self.conns.insert(conn, state);
+        self.scan_by(at.now.plus_millis(self.config.limits.handshake_ms));
     }
 
     /// A connection is gone; its session is kept for a while.
@@ -259,11 +268,18 @@ impl Hub {
         let Some(entry) = session.and_then(|key| self.sessions.get_mut(&key)) else {
             return;
         };
-        if entry.conn == Some(conn) {
+        if entry.conn == Some(conn) || self.bugs.has(Planted::CleanedBySession) {
             entry.conn = None;
             entry.lost = at.now;
             entry.renewed = at.now;
+            if self.bugs.has(Planted::ReleasedAtOnce) {
+                entry.keep_ms = 0;
+            }
             entry.attached.channel.pause();
+            let end = at
+                .now
+                .plus_millis(entry.keep_ms.min(self.config.limits.heartbeat_ms));
+            self.scan_by(end);
         }
     }
 
@@ -273,19 +289,38 @@ impl Hub {
             return;
         };
         state.heard = at.now;
-        let done = match state.session {
-            None => self.greet(conn, packet, core, at),
-            Some(key) => self.take_in(key, packet, core, at),
+        let Some(key) = state.session else {
+            self.greet(conn, packet, core, at);
+            return;
         };
-        if let Err(error) = done {
+        let known = self.received_of(key);
+        if let Err(error) = self.take_in((conn, key), packet, core, at) {
             self.counts.broken += 1;
-            self.close(conn, &error, false, at);
+            // Where none of its frames was taken in, they come again over the next connection. Else some may be lost:
+            // the session cannot go on.
+            let keeps = known.is_some() && known == self.received_of(key);
+            self.close(conn, &error, keeps, at);
+            if !keeps {
+                self.end_session(key, None, core, at);
+            }
         }
+    }
+
+    fn received_of(&self, key: SessionKey) -> Option<u64> {
+        let entry = self.sessions.get(&key);
+        entry.map(|entry| entry.attached.channel.received())
     }
 
     // -- attaching --------------------------------------------------------------------------------
 
-    fn greet(
+    fn greet(&mut self, conn: ConnId, packet: Packet, core: &mut Core, at: Moment) {
+        if let Err(error) = self.greeted(conn, packet, core, at) {
+            self.counts.refused += 1;
+            self.close(conn, &error, false, at);
+        }
+    }
+
+    fn greeted(
         &mut self,
         conn: ConnId,
         packet: Packet,
@@ -305,14 +340,7 @@ impl Hub {
         {
             return Err(Error::invalid("hello", "a second hello"));
         }
-        match self.admit(conn, hello, core, at) {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.counts.refused += 1;
-                self.close(conn, &error, false, at);
-                Ok(())
-            }
-        }
+        self.admit(conn, hello, core, at)
     }
 
     fn admit(
@@ -330,7 +358,7 @@ impl Hub {
         if !hello.versions.contains(&VERSION) {
             let message = format!(
                 "this node speaks version {VERSION} of the protocol, the client {:?}",
-                hello.versions
+                hello.versions.iter().take(8).collect::<Vec<_>>()
             );
             return Err(Error::new(Code::NotSupported, message).field("versions"));
         }
@@ -396,7 +424,8 @@ impl Hub {
         let resumed = match self.sessions.get(&key) {
             Some(entry) => {
                 self.check_same(entry, hello, at)?;
-                let goes_on = hello.boot.as_ref() == self.config.boot
+                let is_known = hello.boot.as_ref() == self.config.boot;
+                let goes_on = (is_known || self.bugs.has(Planted::ResumedInVain))
                     && entry.attached.channel.can_resume(hello.received)
                     && self
                         .conns
@@ -427,7 +456,7 @@ impl Hub {
             let message = "this session was begun with another credential";
             return Err(Error::new(Code::Denied, message).field("session"));
         }
-        if hello.epoch <= entry.epoch {
+        if hello.epoch <= entry.epoch && !self.bugs.has(Planted::EpochIgnored) {
             let message = format!(
                 "attachment {} of this session is over: there was a newer one",
                 hello.epoch
@@ -440,6 +469,9 @@ impl Hub {
     fn fence(&mut self, conn: Option<ConnId>, at: Moment) {
         if let Some(conn) = conn {
             self.counts.fenced += 1;
+            if self.bugs.has(Planted::FencedHeard) {
+                return;
+            }
             let error = Error::fenced("this session has attached anew: this connection is over");
             self.close(conn, &error, true, at);
         }
@@ -472,7 +504,8 @@ impl Hub {
         };
         let session = core.attach_as(attach)?;
         let whole = self.conns.get(&conn).is_some_and(|state| state.whole);
-        let channel = Channel::new(self.config.limits.frame_bytes, whole);
+        let mut channel = Channel::new(self.config.limits.frame_bytes, whole);
+        channel.bugs = self.bugs;
         let attached = Attached::new(core, session, (&hello.name, &hello.namespace), channel)?;
         let most = self.config.limits.keep_ms;
         self.by_core.insert(session, key);
@@ -520,7 +553,12 @@ impl Hub {
         if let Some(credit) = hello.credit.filter(|_| !resumed) {
             entry.attached.allow(credit);
         }
-        let credit = entry.attached.grant(limits);
+        // One that goes on is told of nothing but what stands in credit frames: those come again if they were lost.
+        let credit = if resumed {
+            entry.attached.granted()
+        } else {
+            entry.attached.grant(limits)
+        };
         let welcome = v1::Welcome {
             version: VERSION,
             boot: Bytes::copy_from_slice(&self.config.boot),
@@ -539,6 +577,8 @@ impl Hub {
         self.counts.attached += 1;
         if let Some(state) = self.conns.get_mut(&conn) {
             state.session = Some(key);
+            let due = state.beat.plus_millis(limits.heartbeat_ms);
+            self.scan_by(due);
         }
         self.ready.insert(conn);
         Ok(())
@@ -548,14 +588,18 @@ impl Hub {
 
     fn take_in(
         &mut self,
-        key: SessionKey,
+        (conn, key): (ConnId, SessionKey),
         packet: Packet,
         core: &mut Core,
         at: Moment,
     ) -> Result<(), Error> {
         let limits = &self.config.limits;
-        let Some(entry) = self.sessions.get_mut(&key) else {
-            return Err(Error::fenced("this session has ended"));
+        let is_heard =
+            |entry: &&mut Entry| entry.conn == Some(conn) || self.bugs.has(Planted::FencedHeard);
+        let Some(entry) = self.sessions.get_mut(&key).filter(is_heard) else {
+            return Err(Error::fenced(
+                "this session has ended, or has attached anew",
+            ));
         };
         let numbered = packet.first > 0;
         for frame in entry.attached.channel.accept(packet)? {
@@ -571,16 +615,19 @@ impl Hub {
         for read in entry.attached.reads.drain(..) {
             self.errands.push(Errand::Read(key, read));
         }
-        if entry.attached.has_left {
-            let conn = entry.conn;
+        let due = entry.attached.due.take();
+        let (has_left, carrier) = (entry.attached.has_left, entry.conn);
+        self.tick_by(due);
+        if has_left {
             self.end_session(key, None, core, at);
-            self.closing
-                .extend(conn.into_iter().map(|conn| (conn, None)));
+            if let Some(conn) = carrier {
+                self.conns.remove(&conn);
+                self.ready.remove(&conn);
+                self.closing.push((conn, None));
+            }
             return Ok(());
         }
-        if let Some(conn) = entry.conn {
-            self.ready.insert(conn);
-        }
+        self.ready.extend(carrier);
         Ok(())
     }
 
@@ -596,6 +643,8 @@ impl Hub {
         // Without a connection all stays where its own bounds hold: in the core.
         if let Some(conn) = entry.conn {
             entry.attached.pump(core, at, &self.config.limits);
+            let due = entry.attached.due.take();
+            self.tick_by(due);
             self.ready.insert(conn);
         }
     }
@@ -637,7 +686,10 @@ impl Hub {
         if entry.attached.channel.queued_bytes() == 0 {
             entry.attached.pump(core, at, &self.config.limits);
         }
-        entry.attached.channel.transmit()
+        let due = entry.attached.due.take();
+        let packet = entry.attached.channel.transmit();
+        self.tick_by(due);
+        packet
     }
 
     /// Connections to be closed, each with what is to be sent before.
@@ -684,14 +736,34 @@ impl Hub {
 
     /// Ends what is due: handshakes, connections that are dead, sessions that did not come back; sends heartbeats.
     pub fn tick(&mut self, core: &mut Core, at: Moment) {
-        self.tick_conns(core, at);
+        if self.core_due.is_some_and(|due| due <= at.now) {
+            self.core_due = core.tick(at);
+        }
+        if self.scan_at.is_some_and(|due| due <= at.now) {
+            self.tick_conns(core, at);
+            self.tick_sessions(core, at);
+            self.scan_at = self.next_scan();
+        }
+    }
+
+    /// The core is to be ticked for what our sessions wait for.
+    fn tick_by(&mut self, due: Option<Nanos>) {
+        if let Some(due) = due {
+            self.core_due = Some(self.core_due.map_or(due, |known| known.min(due)));
+        }
+    }
+
+    /// Connections and sessions are to be looked through at this time, or before.
+    fn scan_by(&mut self, due: Nanos) {
+        self.scan_at = Some(self.scan_at.map_or(due, |known| known.min(due)));
+    }
+
+    fn tick_sessions(&mut self, core: &mut Core, at: Moment) {
         let kept: Vec<SessionKey> = self.sessions.keys().copied().collect();
-        let mut is_due = false;
         for key in kept {
             let Some(entry) = self.sessions.get_mut(&key) else {
                 continue;
             };
-            is_due |= entry.attached.due.take_if(|due| *due <= at.now).is_some();
             if entry.expires_ms.is_some_and(|end| end <= at.wall_ms) {
                 let error = Error::new(
                     Code::Unauthenticated,
@@ -703,7 +775,9 @@ impl Hub {
             if entry.conn.is_some() {
                 continue;
             }
-            if entry.lost.plus_millis(entry.keep_ms) <= at.now {
+            if entry.lost.plus_millis(entry.keep_ms) <= at.now
+                && !self.bugs.has(Planted::KeptForever)
+            {
                 self.counts.expired += 1;
                 self.end_session(key, None, core, at);
             } else {
@@ -711,17 +785,6 @@ impl Hub {
                 entry.renewed = at.now;
                 core.renew(entry.attached.core, at);
             }
-        }
-        if is_due {
-            self.tick_core(core, at);
-        }
-    }
-
-    /// Ends what calls and parked offers of our sessions wait for, and learns when the next of that is due.
-    fn tick_core(&mut self, core: &mut Core, at: Moment) {
-        let next = core.tick(at);
-        if let (Some(next), Some(entry)) = (next, self.sessions.values_mut().next()) {
-            entry.attached.due = Some(entry.attached.due.map_or(next, |due| due.min(next)));
         }
     }
 
@@ -762,8 +825,12 @@ impl Hub {
         }
     }
 
-    /// When [`Self::tick`] is due next.
+    /// When [`Self::tick`] is due next. It may find that nothing is: who is heard of meanwhile puts off what was due.
     pub fn next_deadline(&self) -> Option<Nanos> {
+        self.core_due.into_iter().chain(self.scan_at).min()
+    }
+
+    fn next_scan(&self) -> Option<Nanos> {
         let limits = &self.config.limits;
         let conns = self.conns.values().map(|state| match state.session {
             None => state.since.plus_millis(limits.handshake_ms),
@@ -772,12 +839,10 @@ impl Hub {
                 .plus_millis(limits.heartbeat_ms)
                 .min(state.heard.plus_millis(limits.silence_ms)),
         });
-        let sessions = self.sessions.values().flat_map(|entry| {
-            let renew = entry.conn.is_none().then(|| {
-                let end = entry.lost.plus_millis(entry.keep_ms);
-                end.min(entry.renewed.plus_millis(limits.heartbeat_ms))
-            });
-            [entry.attached.due, renew].into_iter().flatten()
+        let lost = self.sessions.values().filter(|entry| entry.conn.is_none());
+        let sessions = lost.map(|entry| {
+            let end = entry.lost.plus_millis(entry.keep_ms);
+            end.min(entry.renewed.plus_millis(limits.heartbeat_ms))
         });
         conns.chain(sessions).min()
     }

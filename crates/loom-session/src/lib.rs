@@ -22,6 +22,7 @@ mod client;
 mod convert;
 mod hub;
 mod limits;
+mod planted;
 mod queue;
 
 pub use crate::attached::ReadErrand;
@@ -32,3 +33,5 @@ pub use crate::client::{
 };
 pub use crate::hub::{ConnId, Counts, Errand, Hub, HubConfig, Looked, SessionKey, Shown, VERSION};
 pub use crate::limits::Limits;
+#[cfg(feature = "planted")]
+pub use crate::planted::Planted;

@@ -1,5 +1,7 @@
 //! Publishing, requesting, calling: what goes to the node and is answered once.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use loom_core::record::Level;
 use loom_core::{
@@ -199,6 +201,7 @@ impl Client {
                 frame,
                 deadline,
                 is_sent,
+                is_cancelled: false,
             },
         );
         self.deadlines.insert((deadline, number));
@@ -207,22 +210,28 @@ impl Client {
 
     /// Nobody waits for a call any more.
     pub fn cancel(&mut self, call: CallId) {
-        if !self.calls.contains_key(&call.0) {
+        let Some(calling) = self.calls.get_mut(&call.0) else {
             return;
-        }
-        if self.take_back(|body| call_of(body) == Some(call.0)) {
+        };
+        let is_first = !std::mem::replace(&mut calling.is_cancelled, true);
+        if !calling.is_sent && self.take_back(|body| call_of(body) == Some(call.0)) {
             self.end_call(
                 call.0,
                 Some(Code::Cancelled),
                 "the call was cancelled before it was sent",
             );
-        } else {
-            self.send(Body::Cancel(v1::Cancel {
-                call: call.0,
-                lease: 0,
-                code: 0,
-            }));
+        } else if is_first {
+            self.stop(call.0);
         }
+    }
+
+    /// Tells the node that nobody waits for a call any more.
+    fn stop(&mut self, call: u64) {
+        self.send(Body::Cancel(v1::Cancel {
+            call,
+            lease: 0,
+            code: 0,
+        }));
     }
 
     /// Grants `total` chunks in all to a streamed call.
@@ -247,6 +256,44 @@ impl Client {
         self.note(Note::Core(outcome));
     }
 
+    /// The node takes this session no more: everything that waits for it ends.
+    pub(super) fn end_all(&mut self, error: &Error) {
+        let waiting: BTreeSet<u64> = self.outbound.iter().filter_map(number_of).collect();
+        self.outbound.clear();
+        self.outbound_bytes = 0;
+        self.quoting.clear();
+        let unknown = Error::new(
+            Code::Indeterminate,
+            "the node ended the session before it said whether it has taken this",
+        );
+        for number in std::mem::take(&mut self.publishes).into_keys() {
+            let error = if waiting.contains(&number) {
+                error
+            } else {
+                &unknown
+            };
+            self.note(Note::Core(Notice::Refused(Ticket(number), error.clone())));
+        }
+        for number in std::mem::take(&mut self.asks).into_keys() {
+            self.note(Note::Core(Notice::Refused(Ticket(number), error.clone())));
+        }
+        self.gathered.clear();
+        let calls: Vec<(u64, bool)> = self
+            .calls
+            .iter()
+            .map(|(number, it)| (*number, it.is_sent && matches!(it.frame, Body::Call(_))))
+            .collect();
+        for (number, is_unknown) in calls {
+            let error = if is_unknown { &unknown } else { error };
+            self.end_call(number, Some(error.code), &error.message);
+        }
+        let new = self.registrations.iter().filter(|(_, it)| !it.is_accepted);
+        for number in new.map(|(number, _)| *number).collect::<Vec<_>>() {
+            self.registrations.remove(&number);
+            self.note(Note::Core(Notice::Refused(Ticket(number), error.clone())));
+        }
+    }
+
     /// Ends calls that the node should have ended, or cannot end as it is away.
     pub(super) fn end_overdue(&mut self, at: Moment) {
         loop {
@@ -264,7 +311,12 @@ impl Client {
                 .calls
                 .get(&number)
                 .is_some_and(|it| matches!(it.frame, Body::Call(_)));
-            self.take_back(|body| call_of(body) == Some(number));
+            if is_sent {
+                // Should it reach the node only now, it is not to begin what nobody waits for.
+                self.stop(number);
+            } else {
+                self.take_back(|body| call_of(body) == Some(number));
+            }
             if is_sent && is_call {
                 let message =
                     "the link to the node was lost, and it did not say in time how the call ended";
@@ -299,7 +351,9 @@ impl Client {
 
     /// Sends a frame that spends credit, or keeps it until there is some.
     fn hold(&mut self, body: Body, realtime: bool) -> Result<()> {
-        if self.outbound.is_empty() && self.may_send() {
+        // While the link is down nothing counts as sent: it can be taken back, and realtime events give way to newer ones.
+        let is_up = self.wire.is_some_and(|wire| wire.is_welcome);
+        if is_up && self.outbound.is_empty() && self.may_send() {
             self.spend(&body);
             self.send(body);
             return Ok(());
@@ -372,8 +426,8 @@ impl Client {
     }
 
     fn spend(&mut self, body: &Body) {
-        self.gone.frames += 1;
-        self.gone.bytes += data_of(body) as u64;
+        self.gone.frames = self.gone.frames.saturating_add(1);
+        self.gone.bytes = self.gone.bytes.saturating_add(data_of(body) as u64);
     }
 
     /// Sends what waits, as far as there is credit.
@@ -418,6 +472,14 @@ pub(super) fn call_of(body: &Body) -> Option<u64> {
         Body::Request(it) => Some(it.call),
         Body::Call(it) => Some(it.call),
         _ => None,
+    }
+}
+
+/// What a frame that spends credit is known by.
+pub(super) fn number_of(body: &Body) -> Option<u64> {
+    match body {
+        Body::Publish(it) => (it.r#ref > 0).then_some(it.r#ref),
+        _ => call_of(body),
     }
 }
 

@@ -9,6 +9,7 @@ use loom_proto::v1::{self, frame::Body};
 
 use super::{Client, Gathered, Note};
 use crate::convert::{ack_of, boxed, code_of, id_of, position_of, read_envelope, read_error};
+use crate::planted::Planted;
 
 impl Client {
     /// Takes a frame of the node in.
@@ -32,6 +33,9 @@ impl Client {
             ),
             Body::Error(error) => self.refused(error),
             Body::Credit(credit) => {
+                if self.bugs.has(Planted::CreditAsDelta) {
+                    self.allowed.frames += credit.frames;
+                }
                 self.allowed.frames = self.allowed.frames.max(credit.frames);
                 self.allowed.bytes = self.allowed.bytes.max(credit.bytes);
             }
@@ -56,8 +60,8 @@ impl Client {
             Body::Entries(it) => self.entries(it),
             Body::Kept(it) => self.kept(it),
             Body::Page(it) => self.page(it, at)?,
-            // It says when it goes; until then all goes on.
-            Body::Drain(_) => {}
+            // It says when it goes; until then all goes on. It waits to know that this has come.
+            Body::Drain(_) => self.confirm(),
             _ => return Err(Error::invalid("frame", "a node does not send this frame")),
         }
         Ok(())
@@ -166,10 +170,10 @@ impl Client {
             .get(&number)
             .is_some_and(|found| found.is_accepted)
         {
-            self.registrations.remove(&number);
+            self.forget(number);
             self.note(Note::Core(Notice::Removed(Handle(number), error)));
         } else if number > 0 {
-            self.registrations.remove(&number);
+            self.forget(number);
             self.gathered.remove(&number);
             self.publishes.remove(&number);
             self.asks.remove(&number);
@@ -221,6 +225,9 @@ impl Client {
     }
 
     fn entries(&mut self, it: v1::Entries) {
+        if !self.asks.contains_key(&it.r#ref) {
+            return;
+        }
         self.gather(it.r#ref).entries.extend(it.entries);
         if it.last {
             let all = self.gathered.remove(&it.r#ref).unwrap_or_default();
@@ -231,6 +238,9 @@ impl Client {
     }
 
     fn kept(&mut self, it: v1::Kept) {
+        if !self.asks.contains_key(&it.r#ref) {
+            return;
+        }
         let values = it.values.into_iter();
         let values = values.map(|it| (it.key, it.value.unwrap_or_default().data, it.until_ms));
         self.gather(it.r#ref).kept.extend(values);
@@ -243,6 +253,9 @@ impl Client {
     }
 
     fn page(&mut self, it: v1::Page, at: Moment) -> Result<()> {
+        if !self.asks.contains_key(&it.r#ref) {
+            return Ok(());
+        }
         for event in it.events {
             let env = self.envelope(event, false, at)?;
             self.gather(it.r#ref).events.push(env);

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use loom_core::{Code, Delivery, Error, Handle, LeaseId, Moment, Notice, Result};
+use loom_core::{Code, Delivery, Error, Handle, LeaseId, Moment, Notice, Position, Result};
 use loom_proto::v1::{self, frame::Body};
 
 use super::{ACKED, Client, Held, Note};
 use crate::convert::payload;
+use crate::planted::Planted;
 
 impl Client {
     /// Ends lease `done` well, if one is given, and gives the next work of a handle. Without work, one READY comes when there
@@ -35,20 +36,33 @@ impl Client {
                 found.armed = true;
                 return Ok(None);
             };
-            self.dealt.frames += 1;
-            self.dealt.bytes += delivery.envelope.size() as u64;
             let Some(lease) = delivery.lease else {
+                continue;
+            };
+            self.deal(lease.0, delivery.envelope.size());
+            let Some(found) = self.leases.get_mut(&lease.0) else {
                 continue;
             };
             if is_over(&delivery, at) {
                 self.expire(lease, lane);
                 continue;
             }
-            if let Some(held) = self.leases.get_mut(&lease.0) {
-                held.begun = true;
-            }
+            found.begun = true;
             return Ok(Some(delivery));
         }
+    }
+
+    /// A delivery was dealt with: what it has spent is granted anew. One of an earlier life of the node, or of a session
+    /// before, has spent nothing here.
+    pub(super) fn deal(&mut self, lease: u64, bytes: usize) {
+        if self.leases.get(&lease).is_some_and(|it| it.wire.is_some()) {
+            self.deal_with(bytes);
+        }
+    }
+
+    fn deal_with(&mut self, bytes: usize) {
+        self.dealt.frames = self.dealt.frames.saturating_add(1);
+        self.dealt.bytes = self.dealt.bytes.saturating_add(bytes as u64);
     }
 
     /// Its time is over before it was begun: the node is told, and counts it.
@@ -93,6 +107,8 @@ impl Client {
         let wire = held.wire;
         if let Some(wire) = wire {
             self.by_wire.remove(&wire);
+        } else if let Some(position) = held.position {
+            self.orphans.remove(&(held.handle, position));
         }
         self.release_quietly(held.handle, held.lane);
         Some((held, wire))
@@ -112,14 +128,11 @@ impl Client {
         if let Some(found) = self.registrations.get_mut(&held.handle) {
             found.done += 1;
         }
-        if let (true, Some(position)) = (held.durable, held.position) {
-            if self.acked.len() >= ACKED {
-                self.acked.pop_front();
-            }
-            self.acked.push_back((held.handle, position));
+        if let (true, Some(position)) = (held.durable && !held.again, held.position) {
+            self.remember((held.handle, position));
         }
         let Some(wire) = wire else { return };
-        if self.quoting.contains_key(&wire) {
+        if self.quoting.contains_key(&wire) && !self.bugs.has(Planted::AckOvertakes) {
             let ack = v1::Ack {
                 leases: vec![wire],
                 goes_on: false,
@@ -128,6 +141,19 @@ impl Client {
         } else {
             self.acks.push(wire);
         }
+    }
+
+    /// A durable turn has ended well here: should it come again, the node had not heard of that.
+    fn remember(&mut self, turn: (u64, Position)) {
+        if !self.acked_known.insert(turn) {
+            return;
+        }
+        if self.acked.len() >= ACKED
+            && let Some(oldest) = self.acked.pop_front()
+        {
+            self.acked_known.remove(&oldest);
+        }
+        self.acked.push_back(turn);
     }
 
     /// Puts the ends that were gathered behind what was sent before them.
@@ -258,6 +284,9 @@ impl Client {
     /// # Errors
     /// `FENCED` where the turn is over.
     pub fn nak(&mut self, lease: LeaseId, after_ms: Option<u64>) -> Result<()> {
+        if let Some(held) = self.leases.get_mut(&lease.0) {
+            held.again = true;
+        }
         self.about(lease, |lease| Body::Nak(v1::Nak { lease, after_ms }))
     }
 
@@ -305,7 +334,9 @@ impl Client {
     pub(super) fn deliver(&mut self, handle: u64, wire: u64, lane: u64, mut delivery: Delivery) {
         let position = delivery.envelope.position;
         self.newest = self.newest.max(position);
+        let bytes = delivery.envelope.size();
         if delivery.durable && self.is_known(handle, wire, position) {
+            self.deal_with(bytes);
             return;
         }
         let lease = self.number();
@@ -318,13 +349,14 @@ impl Client {
             position,
             durable: delivery.durable,
             begun: false,
+            again: false,
             credit: delivery.work.map_or(0, |work| work.credit),
             chunks: 0,
         };
         self.leases.insert(lease, held);
         self.by_wire.insert(wire, lease);
         let Some(found) = self.registrations.get_mut(&handle) else {
-            self.give_up(lease);
+            self.give_up(lease, bytes);
             return;
         };
         if found.queue.push(lane, delivery) {
@@ -333,22 +365,19 @@ impl Client {
     }
 
     /// A durable event that comes again: its turn still runs here, or has ended well here and the node had not heard of it.
-    fn is_known(&mut self, handle: u64, wire: u64, position: Option<loom_core::Position>) -> bool {
+    fn is_known(&mut self, handle: u64, wire: u64, position: Option<Position>) -> bool {
         let Some(position) = position else {
             return false;
         };
-        let running = self.leases.iter_mut().find(|(_, held)| {
-            held.wire.is_none() && held.handle == handle && held.position == Some(position)
-        });
-        if let Some((lease, held)) = running {
+        if let Some(lease) = self.orphans.remove(&(handle, position))
+            && let Some(held) = self.leases.get_mut(&lease)
+        {
             held.wire = Some(wire);
-            let lease = *lease;
             self.by_wire.insert(wire, lease);
-            self.dealt.frames += 1;
             return true;
         }
-        if self.acked.contains(&(handle, position)) {
-            self.dealt.frames += 1;
+        let is_over = self.acked_known.contains(&(handle, position));
+        if is_over && !self.bugs.has(Planted::AckedForgotten) {
             self.acks.push(wire);
             return true;
         }

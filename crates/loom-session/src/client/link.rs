@@ -5,8 +5,10 @@ use loom_core::{Code, Error, Moment, Nanos, Result};
 use loom_proto::v1::{self, Packet, frame::Body};
 
 use super::{Client, LinkChange, LinkState, Note, Why, Wire};
+use crate::attached::quarter;
 use crate::convert::read_error;
 use crate::hub::VERSION;
+use crate::planted::Planted;
 
 impl Client {
     /// When a connection is to be tried; none: there is one, or none is wanted any more.
@@ -37,6 +39,7 @@ impl Client {
             namespace: self.config.namespace.clone(),
             boot: self
                 .boot
+                .filter(|_| !self.is_spoiled)
                 .map(|boot| Bytes::copy_from_slice(&boot))
                 .unwrap_or_default(),
             received: self.channel.received(),
@@ -61,7 +64,8 @@ impl Client {
             .min(limits.reconnect_cap_ms);
         self.failures = self.failures.saturating_add(1);
         let pause = self.ids.draw() % (most + 1);
-        self.retry_at = Some(at.now.plus_millis(pause));
+        let is_final = self.bugs.has(Planted::EndIsFinal) && *why == Why::Ended;
+        self.retry_at = Some(at.now.plus_millis(pause)).filter(|_| !is_final);
         if self.state == LinkState::Up {
             let reason = match why {
                 Why::Broken(reason) => reason.clone(),
@@ -88,6 +92,22 @@ impl Client {
     /// # Errors
     /// What ends the connection: the driver closes it and says [`Self::disconnected`].
     pub fn received(&mut self, packet: Packet, at: Moment) -> Result<()> {
+        let known = self.channel.received();
+        let done = self.take_packet(packet, at);
+        // What came with a frame that cannot be taken is lost, and does not come again.
+        self.is_spoiled |= done.is_err() && self.channel.received() != known;
+        done
+    }
+
+    /// Lets the node know what has come, without waiting for more.
+    pub(super) fn confirm(&mut self) {
+        self.channel.push_loose(Body::Heartbeat(v1::Heartbeat {
+            alive: std::mem::take(&mut self.has_renewed),
+            stack: self.stack.clone(),
+        }));
+    }
+
+    fn take_packet(&mut self, packet: Packet, at: Moment) -> Result<()> {
         let Some(wire) = &mut self.wire else {
             return Ok(());
         };
@@ -125,6 +145,7 @@ impl Client {
                 error.message.clone(),
             );
             self.retry_at = None;
+            self.end_all(&error);
         }
         error
     }
@@ -153,12 +174,16 @@ impl Client {
             .filter_map(|text| loom_core::Filter::parse(text, limits).ok())
             .collect();
         self.namespace = welcome.namespace;
-        self.failures = 0;
+        if !std::mem::take(&mut self.is_spoiled) {
+            self.failures = 0;
+        }
         self.retry_at = None;
         let is_first = self.boot.is_none();
         self.boot = Some(boot);
         if welcome.resumed {
-            self.channel.resume(welcome.received)?;
+            let resumed = self.channel.resume(welcome.received);
+            self.is_spoiled = resumed.is_err();
+            resumed?;
         } else {
             self.restart(welcome.credit.unwrap_or_default(), is_first, at);
         }
@@ -170,10 +195,10 @@ impl Client {
     /// Lets the node send more, when enough was taken.
     fn regrant(&mut self) {
         let limits = &self.config.limits;
-        let frames = self.dealt.frames + limits.window_frames;
-        let bytes = self.dealt.bytes + limits.window_bytes;
-        if frames.saturating_sub(self.granted.frames) >= limits.window_frames / 4
-            || bytes.saturating_sub(self.granted.bytes) >= limits.window_bytes / 4
+        let frames = self.dealt.frames.saturating_add(limits.window_frames);
+        let bytes = self.dealt.bytes.saturating_add(limits.window_bytes);
+        if frames.saturating_sub(self.granted.frames) >= quarter(limits.window_frames)
+            || bytes.saturating_sub(self.granted.bytes) >= quarter(limits.window_bytes)
         {
             self.granted.frames = frames;
             self.granted.bytes = bytes;
@@ -229,10 +254,7 @@ impl Client {
         }
         if wire.beat.plus_millis(limits.heartbeat_ms) <= at.now {
             wire.beat = at.now;
-            let alive = std::mem::take(&mut self.has_renewed);
-            let stack = self.stack.clone();
-            self.channel
-                .push_loose(Body::Heartbeat(v1::Heartbeat { alive, stack }));
+            self.confirm();
         }
         Ok(())
     }

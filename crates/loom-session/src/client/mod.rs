@@ -22,6 +22,7 @@ use rustc_hash::FxHashMap;
 use crate::attached::Flow;
 use crate::channel::{Channel, Class};
 use crate::limits::Limits;
+use crate::planted::Bugs;
 use crate::queue::Queue;
 
 pub use self::calls::{Invocation, Sending, Sent};
@@ -125,6 +126,8 @@ struct Held {
     position: Option<Position>,
     durable: bool,
     begun: bool,
+    /// It is to be given again: its end is none that it could be known by.
+    again: bool,
     /// Chunks that may be sent in all, and were.
     credit: u64,
     chunks: u64,
@@ -136,6 +139,7 @@ struct Calling {
     frame: Body,
     deadline: Nanos,
     is_sent: bool,
+    is_cancelled: bool,
 }
 
 /// Answers that come in several frames.
@@ -165,10 +169,12 @@ pub struct Client {
     wire: Option<Wire>,
     epoch: u64,
     boot: Option<[u8; 16]>,
+    /// Something that the node has sent was lost here: the session cannot go on, it begins anew.
+    is_spoiled: bool,
     /// The namespace as the node says it.
     namespace: String,
     durable: Vec<loom_core::Filter>,
-    channel: Channel,
+    pub(crate) channel: Channel,
     failures: u32,
     retry_at: Option<Nanos>,
     next: u64,
@@ -182,6 +188,9 @@ pub struct Client {
     by_wire: FxHashMap<u64, u64>,
     /// Durable turns that ended well lately, the oldest first: what of them comes again was not heard of.
     acked: VecDeque<(u64, Position)>,
+    acked_known: BTreeSet<(u64, Position)>,
+    /// Durable turns that run here and that the node does not know of any more, by what they are turns of.
+    orphans: BTreeMap<(u64, Position), u64>,
     acks: Vec<u64>,
     /// What waits for credit, in order, and how many of it quote a lease.
     outbound: VecDeque<Body>,
@@ -198,6 +207,7 @@ pub struct Client {
     newest: Option<Position>,
     dropped: u64,
     origin: Option<Arc<Origin>>,
+    pub(crate) bugs: Bugs,
 }
 
 /// Ended durable turns that are remembered.
@@ -216,6 +226,7 @@ impl Client {
             wire: None,
             epoch: 0,
             boot: None,
+            is_spoiled: false,
             durable: Vec::new(),
             channel,
             failures: 0,
@@ -230,6 +241,8 @@ impl Client {
             leases: FxHashMap::default(),
             by_wire: FxHashMap::default(),
             acked: VecDeque::new(),
+            acked_known: BTreeSet::new(),
+            orphans: BTreeMap::new(),
             acks: Vec::new(),
             outbound: VecDeque::new(),
             outbound_bytes: 0,
@@ -245,6 +258,7 @@ impl Client {
             newest: None,
             dropped: 0,
             origin: None,
+            bugs: Bugs::default(),
         }
     }
 
@@ -300,6 +314,19 @@ impl Client {
         }
     }
 
+    /// What spends no credit is kept for a node that is away within the same bounds.
+    fn check_room(&self) -> Result<()> {
+        self.check_open()?;
+        let limits = &self.config.limits;
+        let has_room = (self.channel.held() as u64) < limits.window_frames.saturating_mul(2)
+            && (self.channel.held_bytes() as u64) < limits.window_bytes.saturating_mul(2);
+        if has_room {
+            return Ok(());
+        }
+        let message = "the node has not taken what was said before, and no more can be kept";
+        Err(Error::exhausted("session_frames", message).retry_after(100))
+    }
+
     fn send(&mut self, body: Body) {
         self.channel.push(body, Class::Data);
     }
@@ -312,7 +339,12 @@ impl Client {
     /// # Errors
     /// When the link was closed or refused.
     pub fn enrol(&mut self, make: impl FnOnce(u64) -> Body) -> Result<Handle> {
-        self.check_open()?;
+        self.check_room()?;
+        if self.registrations.len() >= self.config.limits.registrations {
+            let most = self.config.limits.registrations;
+            let message = format!("this session has {most} registrations already");
+            return Err(Error::exhausted("registrations", message));
+        }
         let number = self.number();
         let frame = make(number);
         self.registrations.insert(
@@ -334,7 +366,7 @@ impl Client {
     /// # Errors
     /// `FENCED` for a registration that is not there.
     pub fn tell(&mut self, handle: Handle, frame: Body) -> Result<()> {
-        self.check_open()?;
+        self.check_room()?;
         let Some(found) = self.registrations.get_mut(&handle.0) else {
             return Err(Error::fenced("this registration was removed"));
         };
@@ -356,22 +388,30 @@ impl Client {
 
     /// Takes a registration back.
     pub fn remove(&mut self, handle: Handle) {
-        if let Some(mut gone) = self.registrations.remove(&handle.0) {
-            for delivery in gone.queue.restart(|_| false, |lane| lane) {
-                if let Some(lease) = delivery.lease {
-                    self.give_up(lease.0);
-                }
-            }
+        if self.forget(handle.0) {
             self.send(Body::Unsubscribe(v1::Unsubscribe { handle: handle.0 }));
         }
     }
 
+    /// Forgets a registration, and gives up what was delivered to it and was not begun. `false`: it was not there.
+    fn forget(&mut self, handle: u64) -> bool {
+        let Some(mut gone) = self.registrations.remove(&handle) else {
+            return false;
+        };
+        for delivery in gone.queue.restart(|_| false, |lane| lane) {
+            if let Some(lease) = delivery.lease {
+                self.give_up(lease.0, delivery.envelope.size());
+            }
+        }
+        true
+    }
+
     /// A delivery that nobody begins any more.
-    fn give_up(&mut self, lease: u64) {
+    fn give_up(&mut self, lease: u64, bytes: usize) {
+        self.deal(lease, bytes);
         let Some(held) = self.leases.remove(&lease) else {
             return;
         };
-        self.dealt.frames += 1;
         if let Some(wire) = held.wire {
             self.by_wire.remove(&wire);
             let detail = br#"{"message":"its receiver was removed before it began"}"#;
@@ -390,7 +430,7 @@ impl Client {
     /// # Errors
     /// When the link was closed or refused; `EXHAUSTED` for too many questions at once.
     pub fn ask(&mut self, make: impl FnOnce(u64) -> Body) -> Result<Ticket> {
-        self.check_open()?;
+        self.check_room()?;
         if self.asks.len() >= ASKS {
             let message = format!("{ASKS} questions to the node have no answer yet");
             return Err(Error::exhausted("session_frames", message).retry_after(100));
@@ -405,9 +445,9 @@ impl Client {
     /// Says something that has no answer.
     ///
     /// # Errors
-    /// When the link was closed or refused.
+    /// When the link was closed or refused; `EXHAUSTED` where the node has not taken what was said before.
     pub fn say(&mut self, frame: Body) -> Result<()> {
-        self.check_open()?;
+        self.check_room()?;
         self.send(frame);
         Ok(())
     }

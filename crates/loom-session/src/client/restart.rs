@@ -1,15 +1,16 @@
 //! The node knows nothing of this session (any more): everything is registered again, and what was under way is sent
 //! again where that repeats nothing, else ended as unknown.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use loom_core::{Code, Error, Moment, Notice, Ticket};
 use loom_proto::v1::{self, frame::Body};
 
-use super::calls::call_of;
+use super::calls::number_of;
 use super::{Client, Note};
 use crate::attached::Flow;
 use crate::channel::Channel;
+use crate::planted::Planted;
 
 /// Numbers of lanes that a node gives stay below this.
 const LANES: u64 = 1 << 40;
@@ -19,6 +20,7 @@ impl Client {
     pub(super) fn restart(&mut self, credit: v1::Credit, is_first: bool, at: Moment) {
         let (config, old) = (self.config.clone(), self.epoch);
         self.channel = Channel::new(config.limits.frame_bytes, config.whole);
+        self.channel.bugs = self.bugs;
         self.gone = Flow::default();
         self.allowed = Flow {
             frames: credit.frames,
@@ -41,8 +43,9 @@ impl Client {
         let waiting = std::mem::take(&mut self.outbound);
         self.outbound_bytes = 0;
         self.quoting.clear();
-        self.publish_again(&waiting);
-        self.call_again(&waiting, at);
+        let unsent: BTreeSet<u64> = waiting.iter().filter_map(number_of).collect();
+        self.publish_again(&unsent);
+        self.call_again(&unsent, at);
         self.ask_again();
         for body in waiting {
             self.keep_waiting(body);
@@ -55,8 +58,13 @@ impl Client {
     fn forget_leases(&mut self, epoch: u64) {
         self.by_wire.clear();
         self.acks.clear();
-        for held in self.leases.values_mut() {
-            held.wire = None;
+        self.orphans.clear();
+        let forgets = !self.bugs.has(Planted::OldLeaseQuoted);
+        for (lease, held) in &mut self.leases {
+            held.wire = held.wire.filter(|_| !forgets);
+            if let Some(position) = held.position.filter(|_| held.durable && held.begun) {
+                self.orphans.insert((held.handle, position), *lease);
+            }
         }
         let rename = |lane: u64| {
             if lane < LANES {
@@ -81,22 +89,20 @@ impl Client {
     }
 
     /// Durable publishes carry an id that the node knows them by; whether another one was taken nobody can say.
-    fn publish_again(&mut self, waiting: &VecDeque<Body>) {
-        let unsent = |number: u64| {
-            waiting
-                .iter()
-                .any(|body| matches!(body, Body::Publish(it) if it.r#ref == number))
-        };
+    fn publish_again(&mut self, unsent: &BTreeSet<u64>) {
         let all = std::mem::take(&mut self.publishes);
         let mut kept = BTreeMap::new();
         for (number, publish) in all {
-            if unsent(number) {
+            if unsent.contains(&number) {
                 kept.insert(number, publish);
             } else if publish.options.as_ref().is_some_and(|it| !it.id.is_empty()) {
-                let again = v1::Publish {
+                let mut again = v1::Publish {
                     lease: 0,
                     ..publish.clone()
                 };
+                if self.bugs.has(Planted::SentAgainUnnamed) {
+                    again.options = None;
+                }
                 self.keep_waiting(Body::Publish(again));
                 kept.insert(number, publish);
             } else {
@@ -110,10 +116,10 @@ impl Client {
         self.publishes = kept;
     }
 
-    fn call_again(&mut self, waiting: &VecDeque<Body>, at: Moment) {
+    fn call_again(&mut self, unsent: &BTreeSet<u64>, at: Moment) {
         let numbers: Vec<u64> = self.calls.keys().copied().collect();
         for number in numbers {
-            if waiting.iter().any(|body| call_of(body) == Some(number)) {
+            if unsent.contains(&number) {
                 continue;
             }
             let Some(calling) = self.calls.get(&number) else {
