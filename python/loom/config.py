@@ -222,6 +222,12 @@ def _user_folder(env: Mapping[str, str], variable: str, usual: str, ours: str) -
     return Path(env.get("HOME") or ".") / usual
 
 
+def cache_directory() -> Path:
+    """Return the folder for what can be made anew."""
+    home = os.environ.get("LOOM_HOME") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "loom"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

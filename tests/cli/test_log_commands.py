@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from loom.cli.looking import moment
 from loom.cli.main import main
 from loom.errors import InvalidParams
+from loom.node.looking import moment
 
 APP = '''
 import loom

@@ -3,10 +3,10 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from loom.cli.place import Place
 from loom.config import LogConfig
 from loom.errors import Conflict
 from loom.link import Link, Local, open_local
+from loom.node.place import Place
 
 
 @asynccontextmanager

@@ -3,74 +3,83 @@
 import asyncio
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loom.cli.alone import alone
-from loom.cli.looking import Looking, as_raw, open_view, tell_stop
-from loom.cli.place import Place
+from loom.cli.asked import Where, at_node, collected, control
 from loom.cli.show import end_with, print_json, print_table, printable, show_times
 from loom.codec import decode
 from loom.envelope import Receipt
-from loom.errors import Conflict, InvalidParams, LoomError, NotFound
+from loom.errors import InvalidParams, LoomError
+from loom.node.asking import OPEN, dead_letters, letter, letter_id, open_letter
+from loom.node.looking import as_raw, open_view, tell_stop
+from loom.node.place import Place
+
+if TYPE_CHECKING:
+    from loom.context import Context
 
 _REDRIVE: Final = "loom.dlq"  # the session that redrives
 _STOP: Final = "stop the app that has it open; one engine alone publishes a dead letter anew"
-_CHAIN: Final = 100  # events of a chain that are shown
-_OPEN: Final = "redriven_n IS NULL"
 
 
-def show_dead(
-    data: str | None, namespace: str | None, *, redriven: bool, limit: int, as_json: bool
-) -> int:
+def show_dead(where: Where, *, redriven: bool, limit: int, as_json: bool) -> int:
     """Print dead letters, the newest last; return the exit code."""
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        found = where.collect("dead.list", redriven=redriven, limit=limit)
+        return _show_dead(found, where, as_json=as_json)
+    with open_view(where.place) as looking:
         looking.catch_up()
-        found: list[dict[str, Any]] = []
-        if not looking.is_empty:
-            where = "1" if redriven else _OPEN
-            sql = f"SELECT * FROM dead_letters WHERE {where} ORDER BY time_ms DESC, n DESC LIMIT ?"  # noqa: S608
-            found = [_told(row) for row in looking.rows(sql, (limit or -1,))][::-1]
-        if as_json:
-            for letter in found:
-                print_json(letter)
-        elif found:
-            _print(found, data)
-        else:
-            sys.stderr.write("no event was given up\n")
+        found = dead_letters(looking, redriven=redriven, limit=limit)
+        _show_dead(found, where, as_json=as_json)
         return tell_stop(looking)
     return 0
 
 
-def show_letter(data: str | None, namespace: str | None, letter: str, *, as_json: bool) -> int:
+def _show_dead(found: list[dict[str, Any]], where: Where, *, as_json: bool) -> int:
+    if as_json:
+        for letter in found:
+            print_json(letter)
+    elif found:
+        _print(found, where.data)
+    else:
+        sys.stderr.write("no event was given up\n")
+    return 0
+
+
+def show_letter(where: Where, given: str, *, as_json: bool) -> int:
     """Print one dead letter: what it was, why it died, and what led to it; return the exit code."""
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        _show_letter(where.ask("dead.show", id=given), as_json=as_json)
+        return 0
+    with open_view(where.place) as looking:
         looking.catch_up()
-        told = _told(find_letter(looking, letter))
-        events = looking.rows("SELECT * FROM events WHERE n = ?", (told["n"],))
-        chain = _chain(looking, told["event_id"])
-        payload = as_raw(events[0]) if events else None
-        if as_json:
-            print_json({**told, "data": payload, "chain": chain})
-            return tell_stop(looking)
-        for name in ("id", "topic", "agent", "attempts", "error", "position", "run_id"):
-            sys.stdout.write(f"{name:<9} {printable(str(told[name]))}\n")
-        if told["redriven"]:
-            sys.stdout.write("redriven  yes\n")
-        if events:
-            data_of = events[0]["data"]
-            size = f"{events[0]['bytes']:,} bytes"
-            sys.stdout.write(f"data      {size if data_of is None else printable(data_of)}\n")
-        sys.stdout.write("\nhow it came about\n")
-        for step in chain:
-            at = time.strftime("%H:%M:%S", time.localtime(step["time"]))
-            sys.stdout.write(f"  {at} {printable(step['topic'])} ← {printable(step['agent'])}\n")
+        _show_letter(letter(looking, given), as_json=as_json)
         return tell_stop(looking)
     return 0
+
+
+def _show_letter(told: dict[str, Any], *, as_json: bool) -> None:
+    event: dict[str, Any] = told.pop("event")
+    if as_json:
+        chain = told.pop("chain")
+        print_json({**told, "data": as_raw(event) if event else None, "chain": chain})
+        return
+    for name in ("id", "topic", "agent", "attempts", "error", "position", "run_id"):
+        sys.stdout.write(f"{name:<9} {printable(str(told[name]))}\n")
+    if told["redriven"]:
+        sys.stdout.write("redriven  yes\n")
+    if event:
+        size = f"{event['bytes']:,} bytes"
+        data = event["data"]
+        sys.stdout.write(f"data      {size if data is None else printable(data)}\n")
+    sys.stdout.write("\nhow it came about\n")
+    for step in told["chain"]:
+        at = time.strftime("%H:%M:%S", time.localtime(step["time"]))
+        sys.stdout.write(f"  {at} {printable(step['topic'])} ← {printable(step['agent'])}\n")
 
 
 def redrive(
-    data: str | None,
-    namespace: str | None,
+    where: Where,
     letters: list[str],
     *,
     every: bool,
@@ -92,32 +101,50 @@ def redrive(
         )
     if payload is not None:
         _check_payload(payload, letters)
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        return _redrive_at_node(where, letters, every=every, payload=payload, as_json=as_json)
+    with open_view(where.place) as looking:
         looking.catch_up()
         if every:
-            sql = f"SELECT * FROM dead_letters WHERE {_OPEN} ORDER BY n"  # noqa: S608
+            sql = f"SELECT * FROM dead_letters WHERE {OPEN} ORDER BY n"  # noqa: S608
             wanted = [] if looking.is_empty else looking.rows(sql)
         else:
-            wanted = [find_letter(looking, letter) for letter in dict.fromkeys(letters)]
+            wanted = [open_letter(looking, letter) for letter in dict.fromkeys(letters)]
         place, code = looking.place, tell_stop(looking)
-    for row in wanted:
-        if row["redriven_n"] is not None:
-            raise Conflict(
-                f"{_id(row)} was published anew already",
-                field="id",
-                hint="`loom dlq list` shows those that wait",
-            )
     if not wanted:
         sys.stderr.write("no event was given up\n")
         return code
     sent = asyncio.run(_redrive(place, wanted, payload))
     for row, receipt in zip(wanted, sent, strict=True):
         if as_json:
-            print_json({"id": _id(row), "event_id": receipt.id, "position": receipt.position})
+            print_json({"id": letter_id(row), "event_id": receipt.id, "position": receipt.position})
         else:
             topic, agent = printable(row["topic"] or ""), printable(row["name"] or "")
-            sys.stdout.write(f"{_id(row)} → {receipt.id}  {topic} for {agent}\n")
+            sys.stdout.write(f"{letter_id(row)} → {receipt.id}  {topic} for {agent}\n")
     return code
+
+
+def _redrive_at_node(
+    where: Where, letters: list[str], *, every: bool, payload: str | None, as_json: bool
+) -> int:
+    async def each(ctx: "Context[Any]") -> list[dict[str, Any]]:
+        ids = dict.fromkeys(letters)
+        if every:
+            ids = [one["id"] for one in await collected(ctx, "dead.list", {"limit": 0})]
+        data = None if payload is None else decode(payload.encode())
+        more = {} if payload is None else {"data": data, "replace": True}
+        return [await control(ctx, "dead.redrive", {"id": one, **more}) for one in ids]
+
+    sent = asyncio.run(at_node(where, each))
+    if not sent:
+        sys.stderr.write("no event was given up\n")
+    for told in sent:
+        if as_json:
+            print_json({name: told[name] for name in ("id", "event_id", "position")})
+        else:
+            topic, agent = printable(told["topic"] or ""), printable(told["agent"] or "")
+            sys.stdout.write(f"{told['id']} → {told['event_id']}  {topic} for {agent}\n")
+    return 0
 
 
 def _check_payload(payload: str, letters: list[str]) -> None:
@@ -139,59 +166,6 @@ async def _redrive(place: Place, wanted: list[Any], payload: str | None) -> list
         return [await link.redrive(row["consumer"], row["n"], data) for row in wanted]
 
 
-def find_letter(looking: Looking, letter: str) -> Any:
-    """Return the row of a dead letter by its id, ``CONSUMER.POSITION`` as the list shows it.
-
-    Raises:
-        InvalidParams: it is no such id.
-        NotFound: there is no such letter; the hint names those there are.
-    """
-    consumer, dot, n = letter.partition(".")
-    if not (dot and consumer.isdecimal() and n.isdecimal()):
-        raise InvalidParams(
-            f"{letter!r} is no id of a dead letter",
-            field="id",
-            hint="take one of `loom dlq list`, such as 1.42",
-        )
-    if not looking.is_empty:
-        sql = "SELECT * FROM dead_letters WHERE consumer = ? AND n = ?"
-        for row in looking.rows(sql, (int(consumer), int(n))):
-            return row
-        newest = f"SELECT * FROM dead_letters WHERE {_OPEN} ORDER BY n DESC LIMIT 3"  # noqa: S608
-        there = [_id(row) for row in looking.rows(newest)]
-    else:
-        there = []
-    raise NotFound(
-        f"there is no dead letter {letter}",
-        field="id",
-        hint=f"there is: {', '.join(there)}" if there else "no event was given up",
-    )
-
-
-def _id(row: Any) -> str:
-    return f"{row['consumer']}.{row['n']}"
-
-
-def _told(row: Any) -> dict[str, Any]:
-    message = row["message"] or ""
-    return {
-        "id": _id(row),
-        "n": row["n"],
-        "agent": row["name"],
-        "event_id": row["event"],
-        "topic": row["topic"],
-        "run_id": row["run"],
-        "thread_id": row["thread"],
-        "attempts": row["attempt"],
-        "code": row["code"],
-        "message": message,
-        "error": f"{row['code']}: {message}" if row["code"] else message or "given up by its agent",
-        "time": row["time_ms"] / 1000,
-        "redriven": row["redriven_n"] is not None,
-        "position": row["n"],
-    }
-
-
 def _print(found: list[dict[str, Any]], data: str | None) -> None:
     times = show_times([letter["time"] for letter in found])
     rows = [
@@ -210,27 +184,7 @@ def _print(found: list[dict[str, Any]], data: str | None) -> None:
     )
     if not all(letter["redriven"] for letter in found):
         end_with(
-            "`loom dlq show ID` shows its data; `loom dlq redrive ID`, with the app stopped, "
-            "publishes it anew",
+            "`loom dlq show ID` shows its data; `loom dlq redrive ID`, with the app stopped or "
+            "at a node, publishes it anew",
             data,
         )
-
-
-def _chain(looking: Looking, event: str | None) -> list[dict[str, Any]]:
-    """Return what led to an event, the root first."""
-    chain: list[dict[str, Any]] = []
-    while event is not None and len(chain) < _CHAIN:
-        rows = looking.rows("SELECT * FROM events WHERE id = ? LIMIT 1", (event,))
-        if not rows:
-            break
-        row = rows[0]
-        chain.append(
-            {
-                "id": row["id"],
-                "topic": row["topic"],
-                "agent": row["agent"],
-                "time": row["time_ms"] / 1000,
-            }
-        )
-        event = row["causation"]
-    return chain[::-1]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from loom.cli.asked import UrlOption, Where
 from loom.cli.helping import examples
 from loom.cli.place import DataOption, NamespaceOption, data_directory
 
@@ -78,6 +79,7 @@ def logs(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     agent: Annotated[str | None, typer.Option(metavar="NAME", help="Only of this agent.")] = None,
     thread: Annotated[
         str | None,
@@ -147,7 +149,7 @@ def logs(
         grep=grep,
         limit=limit,
     )
-    raise typer.Exit(show_logs(data, namespace, wanted, follow=follow, as_json=json))
+    raise typer.Exit(show_logs(Where(data, namespace, url), wanted, follow=follow, as_json=json))
 
 
 @runs.callback()
@@ -156,6 +158,7 @@ def list_runs(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     limit: Annotated[
         int, typer.Option(metavar="N", min=0, help=f"So many of the newest. {_ALL}")
     ] = 50,
@@ -169,7 +172,7 @@ def list_runs(
         return
     from loom.cli.runs import show_runs
 
-    raise typer.Exit(show_runs(data, namespace, limit=limit, state=state, as_json=json))
+    raise typer.Exit(show_runs(Where(data, namespace, url), limit=limit, state=state, as_json=json))
 
 
 @runs.command(name="show", epilog=examples("loom runs show 4f21 --data ./data"))
@@ -178,12 +181,13 @@ def runs_show(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show one run: its sums, its agents, its calls, its errors."""
     from loom.cli.runs import show_run
 
-    raise typer.Exit(show_run(data, namespace, run, as_json=json))
+    raise typer.Exit(show_run(Where(data, namespace, url), run, as_json=json))
 
 
 def sql(
@@ -223,6 +227,7 @@ def dlq_list(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     redriven: Annotated[
         bool, typer.Option("--redriven", help="Also those that were published anew.")
     ] = False,
@@ -234,7 +239,9 @@ def dlq_list(
     """List the events that were given up, with their last errors."""
     from loom.cli.dlq import show_dead
 
-    raise typer.Exit(show_dead(data, namespace, redriven=redriven, limit=limit, as_json=json))
+    raise typer.Exit(
+        show_dead(Where(data, namespace, url), redriven=redriven, limit=limit, as_json=json)
+    )
 
 
 @dlq.command(name="show", epilog=examples("loom dlq show 1.42 --data ./data"))
@@ -243,12 +250,13 @@ def dlq_show(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show one event that was given up, and what led to it."""
     from loom.cli.dlq import show_letter
 
-    raise typer.Exit(show_letter(data, namespace, letter, as_json=json))
+    raise typer.Exit(show_letter(Where(data, namespace, url), letter, as_json=json))
 
 
 @dlq.command(
@@ -267,6 +275,7 @@ def dlq_redrive(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     every: Annotated[bool, typer.Option("--all", help="All that there are.")] = False,
     payload: Annotated[
         str | None, typer.Option(metavar="JSON", help="Other data than it had.")
@@ -275,13 +284,13 @@ def dlq_redrive(
 ) -> None:
     """Publish dead letters anew.
 
-    Each goes out once, and to the agent alone that gave it up. The app must be stopped: the log is
-    opened for this. The agent gets them at its next start.
+    Each goes out once, and to the agent alone that gave it up. Without a node the app must be
+    stopped: the log is opened for this, and the agent gets them at its next start.
     """
     from loom.cli.dlq import redrive
 
     given = letters or []
-    code = redrive(data, namespace, given, every=every, payload=payload, as_json=json)
+    code = redrive(Where(data, namespace, url), given, every=every, payload=payload, as_json=json)
     raise typer.Exit(code)
 
 
@@ -293,6 +302,7 @@ def effects_list(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Only those that nobody knows the end of.")
     ] = False,
@@ -304,7 +314,9 @@ def effects_list(
     """List the calls that change something, and what became of them."""
     from loom.cli.effects import show_effects
 
-    raise typer.Exit(show_effects(data, namespace, unknown=unknown, limit=limit, as_json=json))
+    raise typer.Exit(
+        show_effects(Where(data, namespace, url), unknown=unknown, limit=limit, as_json=json)
+    )
 
 
 @effects.command(name="show", epilog=examples("loom effects show 4f21 --data ./data"))
@@ -313,12 +325,13 @@ def effects_show(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show one effect: who wanted what, and what is known of it."""
     from loom.cli.effects import show_effect
 
-    raise typer.Exit(show_effect(data, namespace, effect, as_json=json))
+    raise typer.Exit(show_effect(Where(data, namespace, url), effect, as_json=json))
 
 
 @effects.command(
@@ -342,18 +355,20 @@ def effects_resolve(
     note: Annotated[str, typer.Option(metavar="TEXT", help="How you know.")] = "",
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Say what became of an unknown effect.
 
-    The app must be stopped: the log is opened for this. In a running app: app.effects.resolve.
+    Without a node the app must be stopped: the log is opened for this. In a running app:
+    app.effects.resolve.
     """
     from loom.cli.effects import resolve_effect
 
     if done is None:
         raise typer.BadParameter("say what became of it: --done or --failed")
     code = resolve_effect(
-        data, namespace, effect, done=done, result=result, note=note, as_json=json
+        Where(data, namespace, url), effect, done=done, result=result, note=note, as_json=json
     )
     raise typer.Exit(code)
 

@@ -1,7 +1,7 @@
 """``loom logs``: what the log has of events, errors and itself, line by line."""
 
+import asyncio
 import os
-import re
 import shutil
 import sqlite3
 import sys
@@ -9,31 +9,22 @@ import textwrap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Final
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
-from loom.cli.looking import Looking, as_raw, moment, open_view, tell_stop
+from loom.cli.asked import Where, at_node, collected
 from loom.cli.show import of_engine, print_json, printable, short_id, short_ids
 from loom.codec import decode
-from loom.errors import CLASSES, InvalidParams, LoomError
-from loom.topics import check_filter, matches
+from loom.errors import LoomError
+from loom.node.asking import LINES, Checks, Wanted, checked
+from loom.node.looking import Looking, as_raw, open_view, tell_stop
 
-_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+if TYPE_CHECKING:
+    from loom.context import Context
+
 _AT_ONCE: Final = 1000  # rows whose columns are measured together
 _GIVES_WAY: Final = 10  # steps of priority
 _PAUSE: Final = 0.2  # seconds between two looks with --follow
-_LINES: Final = """
-SELECT n, 'event' AS type, time_ms, level, code, topic, agent, sender, thread, run, correlation,
-    causation, id, hop, durable, content_type, bytes, data, position FROM events
-UNION ALL
-SELECT n, 'error', time_ms, 'error', code, coalesce(name, kind), agent, NULL, thread, run, NULL,
-    event, NULL, NULL, NULL, 'text/plain', length(message), message, NULL
-FROM errors WHERE events = 0
-UNION ALL
-SELECT n, 'note', time_ms, level, NULL, kind, NULL, NULL, NULL, run, NULL,
-    NULL, NULL, NULL, NULL, 'text/plain', length(message), message, NULL FROM notes
-"""
 _MOST: Final = (
     23,
     8,
@@ -52,30 +43,13 @@ _STYLES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which lines; None: all."""
-
-    agent: str | None = None
-    thread: str | None = None
-    correlation: str | None = None
-    run: str | None = None
-    topic: str | None = None
-    level: str | None = None
-    code: str | None = None
-    since: str | None = None
-    until: str | None = None
-    grep: str | None = None
-    limit: int = 0
-
-
-def show_logs(
-    data: str | None, namespace: str | None, wanted: Wanted, *, follow: bool, as_json: bool
-) -> int:
+def show_logs(where: Where, wanted: Wanted, *, follow: bool, as_json: bool) -> int:
     """Print what is wanted, oldest first; return the exit code."""
-    checks = _checked(wanted)
+    checks = checked(wanted)
     show = _json_lines if as_json else TextLines(is_terminal=sys.stdout.isatty()).show
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        return asyncio.run(at_node(where, lambda ctx: _of_node(ctx, wanted, show, follow=follow)))
+    with open_view(where.place) as looking:
         looking.catch_up()
         last = -1
         if not looking.is_empty:
@@ -95,10 +69,32 @@ def show_logs(
     return 0
 
 
+async def _of_node(
+    ctx: "Context[Any]",
+    wanted: Wanted,
+    show: Callable[[Sequence[Any]], None],
+    *,
+    follow: bool,
+) -> int:
+    args = asdict(wanted)
+    rows = await collected(ctx, "logs", args)
+    show(rows)
+    if not rows and not follow:
+        sys.stderr.write("nothing in the log fits that\n")
+    last = rows[-1]["n"] if rows else -1
+    while follow:
+        sys.stdout.flush()
+        await ctx.sleep(_PAUSE)
+        rows = await collected(ctx, "logs", {**args, "limit": _AT_ONCE, "after": last})
+        show(rows)
+        last = rows[-1]["n"] if rows else last
+    return 0
+
+
 def _print_first(
     looking: Looking,
     wanted: Wanted,
-    checks: "_Checks",
+    checks: Checks,
     show: Callable[[Sequence[sqlite3.Row]], None],
     *,
     follow: bool,
@@ -106,7 +102,7 @@ def _print_first(
     (newest,) = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0]
     where, values = checks.where(looking, wanted)
     if wanted.limit:
-        sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n DESC LIMIT ?"  # noqa: S608
+        sql = f"SELECT * FROM ({LINES}) WHERE {where} ORDER BY n DESC LIMIT ?"  # noqa: S608
         rows = looking.rows(sql, (*values, wanted.limit + 1))
         if len(rows) > wanted.limit:
             sys.stderr.write(f"… the newest {wanted.limit}; --limit 0 shows all\n")
@@ -114,7 +110,7 @@ def _print_first(
         found = bool(rows)
     else:
         found = False
-        sql = f"SELECT * FROM ({_LINES}) WHERE {where} ORDER BY n"  # noqa: S608
+        sql = f"SELECT * FROM ({LINES}) WHERE {where} ORDER BY n"  # noqa: S608
         with closing(looking.db.execute(sql, values)) as cursor:
             while rows := cursor.fetchmany(_AT_ONCE):
                 show(rows)
@@ -127,7 +123,7 @@ def _print_first(
 def _print_new(
     looking: Looking,
     wanted: Wanted,
-    checks: "_Checks",
+    checks: Checks,
     show: Callable[[Sequence[sqlite3.Row]], None],
     last: int,
 ) -> int:
@@ -135,93 +131,9 @@ def _print_new(
     if newest == last:
         return last
     where, values = checks.where(looking, wanted)
-    sql = f"SELECT * FROM ({_LINES}) WHERE n > ? AND n <= ? AND {where} ORDER BY n"  # noqa: S608
+    sql = f"SELECT * FROM ({LINES}) WHERE n > ? AND n <= ? AND {where} ORDER BY n"  # noqa: S608
     show(looking.rows(sql, (last, newest, *values)))
     return newest
-
-
-@dataclass(frozen=True, slots=True)
-class _Checks:
-    """What was asked for, checked, and as it goes into SQL; times in milliseconds."""
-
-    topic: Callable[[str], bool] | None
-    grep: Callable[[str], bool] | None
-    since: float | None
-    until: float | None
-    code: str | None
-    levels: tuple[str, ...]
-
-    def where(self, looking: Looking, wanted: Wanted) -> tuple[str, list[object]]:
-        """Return the condition and its values; ids of runs and threads may be short."""
-        run, thread = wanted.run, wanted.thread
-        parts: list[tuple[str, object]] = [
-            ("agent = ?", wanted.agent),
-            ("run = ?", None if run is None else looking.resolve("run", run)),
-            ("thread = ?", None if thread is None else looking.resolve("thread", thread)),
-            ("? IN (correlation, id)", wanted.correlation),
-            ("code = ?", self.code),
-            ("time_ms >= ?", self.since),
-            ("time_ms < ?", self.until),
-        ]
-        if self.levels:
-            parts.extend(
-                (f"level <> '{level}'", ...) for level in _LEVELS if level not in self.levels
-            )
-        for name, test, column in (
-            ("loom_topic", self.topic, "topic"),
-            ("loom_grep", self.grep, "coalesce(data, '')"),
-        ):
-            if test is not None:
-                looking.db.create_function(name, 1, test, deterministic=True)
-                parts.append((f"{name}({column})", ...))
-        asked = [(part, value) for part, value in parts if value is not None]
-        values = [value for _, value in asked if value is not ...]
-        return " AND ".join(part for part, _ in asked) or "1", values
-
-
-def _checked(wanted: Wanted) -> _Checks:
-    now = time.time()
-    pattern = None if wanted.topic is None else check_filter(wanted.topic, field="topic")
-    return _Checks(
-        topic=None if pattern is None else lambda topic: matches(pattern, topic),
-        grep=None if wanted.grep is None else _grep(wanted.grep),
-        since=None if wanted.since is None else 1000 * moment(wanted.since, field="since", now=now),
-        until=None if wanted.until is None else 1000 * moment(wanted.until, field="until", now=now),
-        code=None if wanted.code is None else _code(wanted.code),
-        levels=() if wanted.level is None else _levels(wanted.level),
-    )
-
-
-def _grep(text: str) -> Callable[[str], bool]:
-    try:
-        pattern = re.compile(text, re.IGNORECASE)
-    except re.error as error:
-        raise InvalidParams(
-            f"{text!r} is no pattern: {error}",
-            field="grep",
-            hint="it is a regular expression; put \\ before a sign that means itself",
-        ) from None
-    return lambda data: pattern.search(data) is not None
-
-
-def _code(text: str) -> str:
-    codes = [error.CODE for error in CLASSES.values()]
-    code = text.upper().replace("-", "_")
-    if code not in codes:
-        close = get_close_matches(code, codes, 3, cutoff=0.5) or codes
-        raise InvalidParams(
-            f"there is no error code {text!r}", field="code", hint=f"such as: {', '.join(close)}"
-        )
-    return code
-
-
-def _levels(text: str) -> tuple[str, ...]:
-    level = text.lower()
-    if level not in _LEVELS:
-        raise InvalidParams(
-            f"there is no level {text!r}", field="level", hint=f"one of: {', '.join(_LEVELS)}"
-        )
-    return _LEVELS[_LEVELS.index(level) :]
 
 
 # -- as JSON --------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from loom.cli.looking import moment as time_of
-from loom.cli.place import find_log
+from loom.cli.place import data_directory
 from loom.cli.show import print_json, printable, show_time
 from loom.codec import encode
 from loom.errors import InvalidCursor, InvalidParams
+from loom.node.looking import moment as time_of
+from loom.node.place import find_log
 from loom.replay import Log, Moment, Rerun, open_log
 
 _INTERRUPTED = 130
@@ -58,7 +59,7 @@ def show_replay(data: str | None, namespace: str | None, wanted: Stretch, *, as_
 
 def opened(data: str | None, namespace: str | None) -> Log:
     """Open the log that a command is about."""
-    place = find_log(data, namespace)
+    place = find_log(data_directory(data), namespace)
     return open_log(place.data, namespace=place.namespace)
 
 

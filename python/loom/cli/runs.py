@@ -1,10 +1,9 @@
 """``loom runs``: what became of each root event, and of all that followed from it."""
 
-import sqlite3
 import sys
 from typing import Any
 
-from loom.cli.looking import Looking, open_view, tell_stop
+from loom.cli.asked import Where
 from loom.cli.show import (
     end_with,
     print_json,
@@ -14,99 +13,59 @@ from loom.cli.show import (
     show_time,
     show_times,
 )
+from loom.node.asking import RUN_PARTS, run, runs
+from loom.node.looking import open_view, tell_stop
 
 
-def show_runs(
-    data: str | None, namespace: str | None, *, limit: int, state: str | None, as_json: bool
-) -> int:
+def show_runs(where: Where, *, limit: int, state: str | None, as_json: bool) -> int:
     """Print the newest runs, the newest last; return the exit code."""
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        found = where.collect("runs", limit=limit, state=state)
+        return _show_runs(found, where, state, as_json=as_json)
+    with open_view(where.place) as looking:
         looking.catch_up()
         if looking.is_empty:
             sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")
-            return tell_stop(looking)
-        found = _runs(looking, limit, state)
-        if as_json:
-            for run in found:
-                print_json(run)
-        elif found:
-            _print_runs(found, data)
         else:
-            sys.stderr.write("there is no such run\n" if state else "nothing belongs to a run\n")
+            _show_runs(runs(looking, limit, state), where, state, as_json=as_json)
         return tell_stop(looking)
     return 0
 
 
-def show_run(data: str | None, namespace: str | None, run: str, *, as_json: bool) -> int:
+def _show_runs(
+    found: list[dict[str, Any]], where: Where, state: str | None, *, as_json: bool
+) -> int:
+    if as_json:
+        for told in found:
+            print_json(told)
+    elif found:
+        _print_runs(found, where.data)
+    else:
+        sys.stderr.write("there is no such run\n" if state else "nothing belongs to a run\n")
+    return 0
+
+
+def show_run(where: Where, given: str, *, as_json: bool) -> int:
     """Print one run: its sums, its agents, its calls, its errors; return the exit code."""
-    with open_view(data, namespace) as looking:
+    if where.node is not None:
+        _show_run(where.collect("runs", run=given)[0], as_json=as_json)
+        return 0
+    with open_view(where.place) as looking:
         looking.catch_up()
-        known = "" if looking.is_empty else looking.resolve("run", run)
-        if not known:
+        told = run(looking, given)
+        if told is None:
             sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")
-            return tell_stop(looking)
-        sql = "SELECT * FROM run_states WHERE run = ?"
-        (row,) = looking.rows(sql, (known,))
-        told = _told(row, is_operating=looking.is_operating)
-        parts = {name: looking.rows(sql, (known,)) for name, sql in _PARTS.items()}
-        if as_json:
-            rows = {name: [dict(row) for row in rows] for name, rows in parts.items()}
-            print_json({**told, **rows})
         else:
-            _print_run(told, parts)
+            _show_run(told, as_json=as_json)
         return tell_stop(looking)
     return 0
 
 
-_PARTS = {
-    "agents": "SELECT agent, count(*) AS turns, sum(code <> 'OK') AS failed, "
-    "max(attempt) AS attempts FROM turns WHERE run = ? GROUP BY agent ORDER BY min(n)",
-    "calls": "SELECT name, kind, count(*) AS calls, sum(code <> 'OK') AS failed, "
-    "sum(max(attempts - 1, 0)) AS retries, sum(micros) / 1000.0 AS ms FROM calls WHERE run = ? "
-    "GROUP BY kind, name ORDER BY min(n)",
-    "costs": "SELECT name, count(*) AS calls, sum(input_tokens) AS input_tokens, "
-    "sum(output_tokens) AS output_tokens, sum(cost) AS cost FROM costs WHERE run = ? "
-    "GROUP BY name ORDER BY min(n)",
-    "errors": "SELECT code, agent, name, message, max(records, events) AS times FROM errors "
-    "WHERE run = ? ORDER BY n LIMIT 100",
-}
-
-
-def _runs(looking: Looking, limit: int, state: str | None) -> list[dict[str, Any]]:
-    operating = looking.is_operating
-    rows = looking.db.execute("SELECT * FROM run_states ORDER BY first_n DESC")
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        told = _told(row, is_operating=operating)
-        if state in {None, told["state"]}:
-            found.append(told)
-        if limit and len(found) >= limit:
-            break
-    rows.close()
-    return found[::-1]
-
-
-def _told(row: sqlite3.Row, *, is_operating: bool) -> dict[str, Any]:
-    state = row["state"]
-    if state == "running" and not is_operating:
-        state = "incomplete"  # the process that ran it is gone
-    return {
-        "run": row["run"],
-        "root": row["root"],
-        "agent": row["agent"],
-        "thread_id": row["thread"],
-        "state": state,
-        "started": row["started_ms"] / 1000,
-        "seconds": (row["last_ms"] - row["started_ms"]) / 1000,
-        "events": row["events"],
-        "turns": row["turns"],
-        "calls": row["calls"],
-        "requests": row["requests"],
-        "errors": row["errors"],
-        "input_tokens": row["input_tokens"],
-        "output_tokens": row["output_tokens"],
-        "cost": row["cost"],
-    }
+def _show_run(told: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(told)
+    else:
+        _print_run(told, {name: told[name] for name in RUN_PARTS})
 
 
 def _print_runs(found: list[dict[str, Any]], data: str | None) -> None:
@@ -134,7 +93,7 @@ def _print_runs(found: list[dict[str, Any]], data: str | None) -> None:
     )
 
 
-def _print_run(told: dict[str, Any], parts: dict[str, list[sqlite3.Row]]) -> None:
+def _print_run(told: dict[str, Any], parts: dict[str, list[dict[str, Any]]]) -> None:
     at = show_time(told["started"])
     sums = f"{told['events']} events, {told['turns']} turns, {told['calls']} calls, "
     sums += f"{told['requests']} requests, {told['errors']} errors"
@@ -150,7 +109,7 @@ def _print_run(told: dict[str, Any], parts: dict[str, list[sqlite3.Row]]) -> Non
     for title, rows in parts.items():
         if rows:
             sys.stdout.write(f"\n{title}\n")
-            print_table(rows[0].keys(), [[_cell(value) for value in row] for row in rows])
+            print_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
 def _cell(value: object) -> str:

@@ -10,9 +10,11 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Final, Literal
 
-from loom.cli.looking import Looking, open_view, tell_stop
+from loom.cli.place import data_directory
 from loom.cli.show import print_json, print_table
 from loom.errors import DeadlineExceeded, Denied, InvalidParams
+from loom.node.looking import Looking, open_view, tell_stop
+from loom.node.place import find_log
 
 _ROWS: Final = 1000  # rows of a table for people
 _STEPS: Final = 1 << 14  # of SQLite's machine, between two looks at the clock
@@ -51,7 +53,7 @@ def show_query(
             hint='such as: loom sql "SELECT topic, count(*) FROM events GROUP BY topic"; '
             "--schema shows the tables",
         )
-    with open_view(data, namespace) as looking:
+    with open_view(find_log(data_directory(data), namespace)) as looking:
         looking.catch_up()
         if looking.is_empty:
             sys.stderr.write(f"nothing was logged yet in {looking.place.data}\n")

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,6 +190,30 @@ class TokenStore:
             InvalidParams: a name is none, it grants nothing, or it has ended already.
             Exhausted: there are too many.
         """
+        secret = new_secret()
+        token = self.accept(
+            hash_of(secret), name, namespace=namespace, grants=grants, expires=expires
+        )
+        return token, secret
+
+    def accept(
+        self,
+        sha256: str,
+        name: str,
+        *,
+        namespace: str,
+        grants: Grants,
+        expires: float | None = None,
+    ) -> Token:
+        """Keep a token that somebody else has made, who tells its hash only.
+
+        One that is kept already stays as it is.
+
+        Raises:
+            InvalidParams, Exhausted: as ``create`` does; or it is no hash.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise InvalidParams("that is no SHA-256 in hex", field="sha256")
         _check_label(name)
         if namespace != ANYWHERE:
             check_name(namespace, field="namespace")
@@ -201,8 +226,10 @@ class TokenStore:
         if expires is not None and not expires > 0:
             raise InvalidParams(f"it ends {-expires:g} s ago", field="expires", hint="such as 30d")
         now = self._wall()
-        secret = "loom_" + _text(secrets.token_bytes(_SECRET_BYTES))
         with self._changing() as tokens:
+            for known in tokens:
+                if known.sha256 == sha256:
+                    return known
             if len(tokens) >= TOKENS:
                 raise Exhausted(
                     f"there are {TOKENS} tokens",
@@ -213,7 +240,7 @@ class TokenStore:
             ids = iter(lambda: secrets.token_hex(_ID_BYTES), "")
             token = Token(
                 id=next(one for one in ids if one not in taken),
-                sha256=hash_of(secret),
+                sha256=sha256,
                 name=name,
                 namespace=namespace,
                 grants=grants,
@@ -221,7 +248,7 @@ class TokenStore:
                 expires=None if expires is None else now + expires,
             )
             tokens.append(token)
-        return token, secret
+        return token
 
     def revoke(self, id_: str, *, namespace: str | None = None) -> Token:
         """Take a token away; return what it was.
@@ -316,6 +343,12 @@ class TokenStore:
             os.close(lock)
 
 
+def new_secret() -> str:
+    """Return a token that nobody has."""
+    drawn = base64.urlsafe_b64encode(secrets.token_bytes(_SECRET_BYTES))
+    return "loom_" + drawn.decode().rstrip("=")
+
+
 def hash_of(token: str) -> str:
     """Return what is kept of a token: its SHA-256 in hex. It has 256 random bits: no salt."""
     return hashlib.sha256(token.encode("ascii", "replace")).hexdigest()
@@ -365,7 +398,3 @@ def _token(entry: Mapping[str, Any]) -> Token:
         created=float(entry["created"]),
         expires=None if expires is None else float(expires),
     )
-
-
-def _text(secret: bytes) -> str:
-    return base64.urlsafe_b64encode(secret).decode().rstrip("=")

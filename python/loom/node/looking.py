@@ -1,4 +1,4 @@
-"""What the commands share that look into the view of a log."""
+"""The view of a log, for those who look into it: commands, and a node that is asked."""
 
 import os
 import re
@@ -14,9 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from loom.cli.place import Place, find_log
+from loom.config import cache_directory
 from loom.errors import Internal, InvalidParams, LoomError, NotFound
 from loom.link.view import LogView, holder
+from loom.node.place import Place
 
 _INTERRUPTED: Final = 130
 _STEPS: Final = 1 << 14  # of SQLite's machine, between two looks at Ctrl-C
@@ -28,12 +29,12 @@ _SEE: Final = {"run": "`loom runs` lists them", "thread": '`loom sql "SELECT * F
 
 
 @contextmanager
-def open_view(data: str | None, namespace: str | None) -> Generator["Looking"]:
-    """Open the view of the log that a command is about; it is not brought up to date yet.
+def open_view(place: Place) -> Generator["Looking"]:
+    """Open the view of a log for a command; it is not brought up to date yet.
 
     Ctrl-C ends what SQLite does where that leaves everything in order; the exit code is 130 then.
     """
-    looking = Looking(find_log(data, namespace))
+    looking = Looking(place)
 
     def note(_number: int, _frame: object) -> None:
         looking.stop.set()
@@ -164,10 +165,8 @@ def _file(place: Place) -> Path:
     writable = os.access(own if own.is_dir() else place.data, os.W_OK)
     if writable and not (place.data / "MANIFEST").exists():
         return own / name
-    home = os.environ.get("LOOM_HOME") or os.environ.get("XDG_CACHE_HOME")
-    base = Path(home) if home else Path.home() / ".cache"
     of = sha256(str(place.data.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
-    return base / "loom" / "view" / of / name
+    return cache_directory() / "view" / of / name
 
 
 def moment(text: str, *, field: str, now: float) -> float:
