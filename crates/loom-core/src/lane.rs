@@ -345,6 +345,11 @@ impl Lanes {
 
     /// Ends the lease of a lane whose event was not started: the next one is ready in its place.
     pub(crate) fn skip(&mut self, place: u32) {
+        let lane = self.slots.get(place as usize);
+        if lane.is_some_and(|lane| lane.listed) {
+            // It was taken ahead, and stands behind all others since.
+            self.unlist(place);
+        }
         if self.let_go(place) {
             self.ready.push_front(place);
         }

@@ -9,6 +9,8 @@
 pub enum Planted {
     /// What a session may hear is looked at when it subscribes, and not when an event is for it.
     GrantsNotKept,
+    /// A lane gives its newest event to who takes ahead.
+    AheadReordered,
     /// Ready work of an agent that has a turn under way is not announced.
     LostWake,
     /// A lane gives its newest event first.
@@ -108,7 +110,9 @@ pub enum Planted {
 impl Planted {
     /// Those that show without a log, too; those of effects are in `tests/effects.rs`.
     #[cfg(feature = "planted")]
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
+        Self::GrantsNotKept,
+        Self::AheadReordered,
         Self::LostWake,
         Self::NewestFirst,
         Self::UncountedLoss,

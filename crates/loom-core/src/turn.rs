@@ -228,8 +228,12 @@ impl Core {
     /// The next event that is not over, still counted as queued in the books of its topic; `queue_items` bounds how many are skipped.
     fn next_item(&mut self, id: SubId, at: Moment) -> Option<(u32, Item)> {
         loop {
-            let newest = self.has(Planted::NewestFirst);
+            let (newest, reordered) = (
+                self.has(Planted::NewestFirst),
+                self.has(Planted::AheadReordered),
+            );
             let sub = self.subs.get_mut(id)?;
+            let newest = newest || (reordered && sub.ahead.is_some());
             let next = if sub.has_slot() {
                 sub.lanes.pop(newest)
             } else {

@@ -283,6 +283,31 @@ fn what_has_expired_is_not_handed_out() {
     w.check();
 }
 
+// requirement: AHEAD-ORDER
+#[test]
+fn a_lane_whose_first_event_has_expired_keeps_its_place_among_the_lanes() {
+    let mut w = World::new();
+    let s = w.session();
+    let a = w.agent(s, "a", &["a"]);
+    assert!(w.take_ahead(s, a).is_none());
+    let put = |w: &mut World, key: &str, ttl_ms| {
+        let options = Options {
+            key: Some(key.to_owned()),
+            ttl_ms,
+            ..Options::default()
+        };
+        let publish = Publish {
+            options: Some(Box::new(options)),
+            ..w.publish(s, "a")
+        };
+        done(w.offer(s, publish).unwrap()).id
+    };
+    put(&mut w, "k", Some(10));
+    let sent = [put(&mut w, "k", None), put(&mut w, "l", None)];
+    w.at.now = w.at.now.plus_millis(10);
+    assert_eq!(ids(&w.take_all(s, a)), sent);
+}
+
 // requirement: AHEAD-LANE
 #[test]
 fn a_request_into_a_lane_whose_turns_are_out_is_a_deadlock() {

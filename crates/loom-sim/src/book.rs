@@ -386,18 +386,14 @@ impl Book {
         };
         let sub = self.sub(index)?;
         let busy = sub.open.values().any(|open| *open == lane);
-        ensure(!busy, "LANE-ORDER", || {
+        ensure(!busy || sub.ahead.is_some(), "LANE-ORDER", || {
             format!("lane {lane} of {} has a turn already", sub.name)
         })?;
         sub.open.insert(lease, lane);
         sub.eased = true;
-        ensure(sub.open.len() <= sub.concurrency, "LANE-PARALLEL", || {
-            format!(
-                "{} has {} turns of {}",
-                sub.name,
-                sub.open.len(),
-                sub.concurrency
-            )
+        let most = sub.ahead.unwrap_or(sub.concurrency);
+        ensure(sub.open.len() <= most, "LANE-PARALLEL", || {
+            format!("{} has {} turns of {most}", sub.name, sub.open.len())
         })
     }
 

@@ -36,7 +36,7 @@ impl World {
                 .get(&taker)
                 .is_some_and(|call| !call.busy && !call.called);
             let streaming = matches!(taker, Taker::Sub(index)
-                if self.book.subs.get(index).is_some_and(|s| s.stream && !s.open.is_empty()));
+                if self.book.subs.get(index).is_some_and(|s| s.stream && s.ahead.is_none() && !s.open.is_empty()));
             if idle && !streaming {
                 let found = self.take(taker, None)?;
                 ensure(!found, "WAKE-LOOP", || {

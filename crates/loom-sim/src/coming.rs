@@ -1,9 +1,10 @@
 //! Coming and going: sessions, agents, streams and providers.
 
 use loom_core::{
-    AgentSpec, Code, DirectoryKind, Handle, Health, LeaseId, ProviderSpec, Qos, SessionId,
+    AgentSpec, Attach, Code, DirectoryKind, Handle, Health, LeaseId, ProviderSpec, Qos, SessionId,
 };
 
+use crate::afar::grants_of;
 use crate::calls::{CAPABILITIES, NAMES, VERSIONS};
 use crate::event::{State, space_name};
 use crate::fuse::Breaker;
@@ -28,12 +29,22 @@ impl World {
         }
         let space = usize::from(self.dice.chance(25));
         let name = format!("s{}", self.peers.len());
-        let session = self.core.attach(&space_name(space), &name);
+        let stay = self.afar.draw(self.limits.ahead_items);
+        let namespace = space_name(space);
+        let session = self.core.attach_as(Attach {
+            namespace: &namespace,
+            name: &name,
+            grants: grants_of(stay.may_hear, &self.limits),
+            ..Attach::default()
+        });
         let Ok((id, root)) = session.and_then(|id| Ok((id, self.core.root(id)?))) else {
             return broken("BAD-INPUT", "a session was refused");
         };
-        self.note(format!("attach {id:?} to n{space}"));
-        self.peers.push(Peer::new(id, space, name, root));
+        self.note(format!("attach {id:?} to n{space}, {stay:?}"));
+        self.peers.push(Peer {
+            stay,
+            ..Peer::new(id, space, name, root)
+        });
         Ok(())
     }
 
@@ -65,10 +76,14 @@ impl World {
         if live >= MOST_SUBS {
             return Ok(());
         }
-        let (session, space) = (peer.id, peer.space);
+        let (session, space, stay) = (peer.id, peer.space, peer.stay);
         let name = format!("a{}", self.book.subs.len());
         let grouped = self.dice.chance(habits.grouped);
-        let group = if grouped { self.dice.word(GROUPS) } else { "" };
+        let mut group = if grouped { self.dice.word(GROUPS) } else { "" };
+        let other = |sub: &Sub| sub.live && sub.group == group && sub.may_hear != stay.may_hear;
+        if self.book.subs.iter().any(other) {
+            group = "";
+        }
         // A lane can stay with one member only if all hear the same.
         let twin = self
             .book
@@ -103,8 +118,9 @@ impl World {
         self.note(format!(
             "register {name} at {session:?} in {group:?} for {filters:?}"
         ));
-        let Ok(handle) = handle else {
-            return broken("BAD-INPUT", format!("an agent was refused: {handle:?}"));
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(error) => return self.check_denied(&filters, stay, &error),
         };
         self.watch
             .enter((space, DirectoryKind::Agent, &name), handle, info);
@@ -118,6 +134,7 @@ impl World {
         sub.handle = handle;
         sub.filters = filters;
         sub.concurrency = concurrency as usize;
+        (sub.may_hear, sub.ahead) = (stay.may_hear, stay.most);
         self.enter_sub(sub);
         self.ask_waiting(space)
     }
@@ -127,6 +144,7 @@ impl World {
             return Ok(());
         };
         let (session, space, name) = (peer.id, peer.space, peer.name.clone());
+        let stay = peer.stay;
         let has = self
             .book
             .subs
@@ -142,8 +160,9 @@ impl World {
         let qos = if lossy { Qos::Realtime } else { Qos::Batched };
         let handle = self.core.subscribe(session, &texts, qos);
         self.note(format!("subscribe {name} to {filters:?} lossy {lossy}"));
-        let Ok(handle) = handle else {
-            return broken("BAD-INPUT", format!("a stream was refused: {handle:?}"));
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(error) => return self.check_denied(&filters, stay, &error),
         };
         let group = format!("stream of {name}");
         let mut sub = Sub::new(session, space, name, group);
@@ -151,6 +170,7 @@ impl World {
         sub.filters = filters;
         sub.stream = true;
         sub.lossy = lossy;
+        (sub.may_hear, sub.ahead) = (stay.may_hear, stay.most);
         self.enter_sub(sub);
         Ok(())
     }
@@ -371,8 +391,10 @@ impl World {
                     if let Ok(sub) = self.book.sub(index) {
                         sub.open.remove(&lease);
                     }
-                    // A turn that had answered is done, and a stream's; the event of any other is lost.
-                    let done = held.answered || self.is_stream(held.taker);
+                    // A turn that had answered is done, and a stream's that is not taken ahead; the event of any other
+                    // is lost.
+                    let ahead = self.stay_of(session).ahead;
+                    let done = held.answered || (self.is_stream(held.taker) && !ahead);
                     self.book.ended += u64::from(done);
                     self.decline(&held);
                 }

@@ -9,6 +9,13 @@ impl Dice {
         Self { state: seed }
     }
 
+    /// Dice of their own for one matter: what they show moves nothing else.
+    pub(crate) const fn apart(&self, matter: u64) -> Self {
+        Self {
+            state: self.state ^ matter,
+        }
+    }
+
     /// The next number (splitmix64).
     pub(crate) fn roll(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -159,6 +159,7 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
         dice.count(2, 8)
     };
     Limits {
+        ahead_items: 4,
         queue_items: if dice.chance(20) {
             dice.count(7, 20)
         } else {

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod actions;
+mod afar;
 mod book;
 mod calls;
 mod campaign;

@@ -7,7 +7,7 @@ use crate::habits::Habits;
 use crate::trace::{Check, broken, ensure};
 use crate::world::{Held, World};
 
-const TOPICS: &[&str] = &["a", "a.b", "a.c", "a.b.c", "b", "b.a", "x.y"];
+pub(crate) const TOPICS: &[&str] = &["a", "a.b", "a.c", "a.b.c", "b", "b.a", "x.y"];
 const KEYS: &[&str] = &["k0", "k1", "0190163d-8694-739b-aea5-966c26f8ad91"];
 const THREADS: &[&str] = &["t0", "t1"];
 

@@ -59,6 +59,7 @@ pub const RARE: &[&str] = &[
     "session closed with turns open",
     "subscription removed with turns open",
     "the engine's own event delivered",
+    "filter denied",
 ];
 
 /// How often each was seen.

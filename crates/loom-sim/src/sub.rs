@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use loom_core::{Handle, Health, Ident, LeaseId, SessionId};
 
+use crate::afar::{MayHear, may_hear};
 use crate::trace::{Check, ensure};
 
 /// One subscription of an agent, or an ordered stream.
@@ -23,6 +24,10 @@ pub(crate) struct Sub {
     pub(crate) lossy: bool,
     pub(crate) filters: Vec<String>,
     pub(crate) concurrency: usize,
+    /// What its session may hear.
+    pub(crate) may_hear: MayHear,
+    /// Its session takes ahead: how much may be out; none: one turn of a lane after the other.
+    pub(crate) ahead: Option<usize>,
     pub(crate) live: bool,
     pub(crate) health: Health,
     /// When it was quarantined last, and lost all that was queued.
@@ -78,6 +83,8 @@ impl Sub {
             lossy: false,
             filters: Vec::new(),
             concurrency: 1,
+            may_hear: None,
+            ahead: None,
             live: true,
             health: Health::Up,
             shed: None,
@@ -115,7 +122,9 @@ impl Sub {
     }
 
     pub(crate) fn hears(&self, topic: &str) -> bool {
-        self.filters.iter().any(|filter| hears(filter, topic))
+        let asks = self.filters.iter().any(|filter| hears(filter, topic));
+        let spawned = !self.stream && topic.strip_prefix("spawn.") == Some(self.name.as_str());
+        asks && (spawned || may_hear(self.may_hear, topic))
     }
 
     /// It may get events that this book does not know beforehand: the engine's own, and copies of replies.

@@ -8,6 +8,7 @@ use loom_core::{
     SessionId, Ticket,
 };
 
+use crate::afar::{Afar, Stay};
 use crate::book::Book;
 use crate::dice::Dice;
 
@@ -60,6 +61,7 @@ pub(crate) struct Peer {
     pub(crate) live: bool,
     /// It was woken since its inbox was empty last.
     pub(crate) woken: bool,
+    pub(crate) stay: Stay,
 }
 
 /// An open turn or invocation.
@@ -80,6 +82,8 @@ pub(crate) struct World {
     pub(crate) core: Core,
     pub(crate) limits: Limits,
     pub(crate) dice: Dice,
+    /// Which sessions are elsewhere, and what they may do.
+    pub(crate) afar: Afar,
     pub(crate) at: Moment,
     pub(crate) peers: Vec<Peer>,
     pub(crate) providers: Vec<Provider>,
@@ -104,6 +108,7 @@ impl World {
         Self {
             limits: core.limits().clone(),
             core,
+            afar: Afar::new(&dice),
             dice,
             at: Moment {
                 now: Nanos(1_000_000),
@@ -170,14 +175,18 @@ impl World {
 
     /// Ends a lease, if one is given, and takes the next work.
     pub(crate) fn take(&mut self, taker: Taker, done: Option<LeaseId>) -> Check<bool> {
-        let Some((session, handle, _)) = self.taker(taker) else {
+        let Some((session, handle, live)) = self.taker(taker) else {
             return Ok(false);
         };
         let held = done.and_then(|lease| self.held.get(&lease));
         if let Some(job) = held.and_then(|held| held.job) {
             self.end_overdue(job);
         }
-        let given = self.core.take(session, handle, done, self.at);
+        let given = if self.stay_of(session).ahead {
+            self.take_ahead((session, handle), done, live)
+        } else {
+            self.core.take(session, handle, done, self.at)
+        };
         self.note(format!("take {taker:?} {done:?} -> {}", show_taken(&given)));
         let delivery = match given {
             Ok(delivery) => delivery,
@@ -202,13 +211,30 @@ impl World {
         }
     }
 
-    /// What a stream gave is done when the next is asked for, or the stream ends.
+    /// A session elsewhere ends a turn by itself, and takes of what it still has.
+    fn take_ahead(
+        &mut self,
+        (session, handle): (SessionId, Handle),
+        done: Option<LeaseId>,
+        live: bool,
+    ) -> Result<Option<Delivery>, Error> {
+        if let Some(lease) = done {
+            self.core.done(session, lease, self.at)?;
+        }
+        if !live {
+            return Ok(None);
+        }
+        let given = self.core.take_ahead(session, handle, self.at)?;
+        Ok(given.map(|(delivery, _)| delivery))
+    }
+
+    /// What a stream gave is done when the next is asked for, or the stream ends, unless it is taken ahead.
     pub(crate) fn end_streamed(&mut self, taker: Taker) -> Check {
         let Taker::Sub(index) = taker else {
             return Ok(());
         };
         let sub = self.book.sub(index)?;
-        let current = if sub.stream {
+        let current = if sub.stream && sub.ahead.is_none() {
             sub.open.keys().next().copied()
         } else {
             None
@@ -297,6 +323,7 @@ impl Peer {
             root,
             live: true,
             woken: false,
+            stay: Stay::default(),
         }
     }
 }

@@ -53,6 +53,8 @@ macro_rules! catches {
 }
 
 catches! {
+    a_grant_that_is_looked_at_only_to_subscribe_is_caught: GrantsNotKept,
+    a_lane_that_is_given_ahead_out_of_order_is_caught: AheadReordered,
     work_that_is_not_announced_is_caught: LostWake,
     a_lane_that_gives_its_newest_event_first_is_caught: NewestFirst,
     a_loss_that_is_not_counted_is_caught: UncountedLoss,
