@@ -161,6 +161,17 @@ HEARTBEAT_MS: Final = 5_000
 SILENCE_MS: Final = 15_000
 RECONNECT_BASE_MS: Final = 100
 RECONNECT_CAP_MS: Final = 5_000
+WIRE_CONNECTIONS: Final = 2_048
+WIRE_HANDSHAKES: Final = 256
+WIRE_HANDSHAKE_BYTES: Final = 65_536
+WIRE_STREAMS: Final = 16
+WIRE_RESETS: Final = 20
+WIRE_HEADERS: Final = 64
+WIRE_HEADER_BYTES: Final = 16_384
+WIRE_WINDOW_BYTES: Final = 1_048_576
+WIRE_PING_MS: Final = 7_500
+WIRE_BATCH: Final = 16
+EXCHANGE_MS: Final = 60_000
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -990,5 +1001,71 @@ LIMITS: Final[Mapping[str, Limit]] = {
         RECONNECT_CAP_MS,
         RECONNECT_CAP_MS,
         "no pause between two tries is longer: a thousand clients are back within 15 s",
+    ),
+    "wire_connections": Limit(
+        "connections",
+        WIRE_CONNECTIONS,
+        WIRE_CONNECTIONS,
+        "connections to one node: each holds a socket and its buffers",
+    ),
+    "wire_handshakes": Limit(
+        "connections",
+        WIRE_HANDSHAKES,
+        WIRE_HANDSHAKES,
+        "of these, those that have shown no credential; the oldest has to go after a second when others wait",
+    ),
+    "wire_handshake_bytes": Limit(
+        "bytes",
+        WIRE_HANDSHAKE_BYTES,
+        WIRE_HANDSHAKE_BYTES,
+        "what a connection may send before it has shown a credential",
+    ),
+    "wire_streams": Limit(
+        "streams",
+        WIRE_STREAMS,
+        WIRE_STREAMS,
+        "HTTP/2 streams of one connection at once; a client needs one",
+    ),
+    "wire_resets": Limit(
+        "streams",
+        WIRE_RESETS,
+        WIRE_RESETS,
+        "streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection",
+    ),
+    "wire_headers": Limit(
+        "headers",
+        WIRE_HEADERS,
+        WIRE_HEADERS,
+        "headers of a request",
+    ),
+    "wire_header_bytes": Limit(
+        "bytes",
+        WIRE_HEADER_BYTES,
+        WIRE_HEADER_BYTES,
+        "headers of a request, all of them",
+    ),
+    "wire_window_bytes": Limit(
+        "bytes",
+        WIRE_WINDOW_BYTES,
+        WIRE_WINDOW_BYTES,
+        "what HTTP/2 may have under way on one stream: a round trip of 10 ms carries 100 MB/s",
+    ),
+    "wire_ping_ms": Limit(
+        "ms",
+        WIRE_PING_MS,
+        WIRE_PING_MS,
+        "HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s",
+    ),
+    "wire_batch": Limit(
+        "packets",
+        WIRE_BATCH,
+        WIRE_BATCH,
+        "packets that are written at once: more latency for those behind brings no more throughput",
+    ),
+    "exchange_ms": Limit(
+        "ms",
+        EXCHANGE_MS,
+        EXCHANGE_MS,
+        "so long an exchange waits for its answers",
     ),
 }

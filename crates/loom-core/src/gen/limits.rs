@@ -434,8 +434,41 @@ pub const RECONNECT_BASE_MS: u64 = 100;
 /// In ms: no pause between two tries is longer: a thousand clients are back within 15 s.
 pub const RECONNECT_CAP_MS: u64 = 5_000;
 
+/// In connections: connections to one node: each holds a socket and its buffers.
+pub const WIRE_CONNECTIONS: usize = 2_048;
+
+/// In connections: of these, those that have shown no credential; the oldest has to go after a second when others wait.
+pub const WIRE_HANDSHAKES: usize = 256;
+
+/// In bytes: what a connection may send before it has shown a credential.
+pub const WIRE_HANDSHAKE_BYTES: usize = 65_536;
+
+/// In streams: HTTP/2 streams of one connection at once; a client needs one.
+pub const WIRE_STREAMS: usize = 16;
+
+/// In streams: streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection.
+pub const WIRE_RESETS: usize = 20;
+
+/// In headers: headers of a request.
+pub const WIRE_HEADERS: usize = 64;
+
+/// In bytes: headers of a request, all of them.
+pub const WIRE_HEADER_BYTES: usize = 16_384;
+
+/// In bytes: what HTTP/2 may have under way on one stream: a round trip of 10 ms carries 100 MB/s.
+pub const WIRE_WINDOW_BYTES: usize = 1_048_576;
+
+/// In ms: HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s.
+pub const WIRE_PING_MS: u64 = 7_500;
+
+/// In packets: packets that are written at once: more latency for those behind brings no more throughput.
+pub const WIRE_BATCH: usize = 16;
+
+/// In ms: so long an exchange waits for its answers.
+pub const EXCHANGE_MS: u64 = 60_000;
+
 /// All their names, as an error quotes them; sorted.
-pub const NAMES: [&str; 138] = [
+pub const NAMES: [&str; 149] = [
     "ack_batch",
     "ack_delay_ms",
     "ack_state_bytes",
@@ -470,6 +503,7 @@ pub const NAMES: [&str; 138] = [
     "dedup_window_ms",
     "drain_batch",
     "error_detail_bytes",
+    "exchange_ms",
     "fanin_events",
     "fanout",
     "fanout_targets",
@@ -570,6 +604,16 @@ pub const NAMES: [&str; 138] = [
     "view_portion",
     "view_portion_bytes",
     "window_halving_ms",
+    "wire_batch",
+    "wire_connections",
+    "wire_handshake_bytes",
+    "wire_handshakes",
+    "wire_header_bytes",
+    "wire_headers",
+    "wire_ping_ms",
+    "wire_resets",
+    "wire_streams",
+    "wire_window_bytes",
     "worker_idle_seconds",
     "worker_processes",
     "worker_start_seconds",

@@ -433,3 +433,36 @@ export const RECONNECT_BASE_MS = 100
 
 /** In ms: no pause between two tries is longer: a thousand clients are back within 15 s. */
 export const RECONNECT_CAP_MS = 5000
+
+/** In connections: connections to one node: each holds a socket and its buffers. */
+export const WIRE_CONNECTIONS = 2048
+
+/** In connections: of these, those that have shown no credential; the oldest has to go after a second when others wait. */
+export const WIRE_HANDSHAKES = 256
+
+/** In bytes: what a connection may send before it has shown a credential. */
+export const WIRE_HANDSHAKE_BYTES = 65_536
+
+/** In streams: HTTP/2 streams of one connection at once; a client needs one. */
+export const WIRE_STREAMS = 16
+
+/** In streams: streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection. */
+export const WIRE_RESETS = 20
+
+/** In headers: headers of a request. */
+export const WIRE_HEADERS = 64
+
+/** In bytes: headers of a request, all of them. */
+export const WIRE_HEADER_BYTES = 16_384
+
+/** In bytes: what HTTP/2 may have under way on one stream: a round trip of 10 ms carries 100 MB/s. */
+export const WIRE_WINDOW_BYTES = 1_048_576
+
+/** In ms: HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s. */
+export const WIRE_PING_MS = 7500
+
+/** In packets: packets that are written at once: more latency for those behind brings no more throughput. */
+export const WIRE_BATCH = 16
+
+/** In ms: so long an exchange waits for its answers. */
+export const EXCHANGE_MS = 60_000

@@ -1,0 +1,20 @@
+//! Limits as HTTP wants them.
+
+use loom_core::spec::limits;
+
+const fn narrow(limit: usize) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "these limits are in the millions at most"
+    )]
+    let narrow = limit as u32;
+    narrow
+}
+
+pub(crate) const CONNECTIONS: u32 = narrow(limits::WIRE_CONNECTIONS);
+pub(crate) const STREAMS: u32 = narrow(limits::WIRE_STREAMS);
+pub(crate) const HEADER: u32 = narrow(limits::WIRE_HEADER_BYTES);
+/// Of one stream.
+pub(crate) const WINDOW: u32 = narrow(limits::WIRE_WINDOW_BYTES);
+/// Of all streams of a connection.
+pub(crate) const WINDOWS: u32 = 2 * WINDOW;
