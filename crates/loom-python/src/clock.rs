@@ -1,7 +1,7 @@
 //! The two clocks: the machine's, or one that moves only when it is told to.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use loom_core::{Moment, Nanos};
 
@@ -13,6 +13,8 @@ const TRUSTED_NANOS: u64 = 1_000_000_000;
 pub(crate) enum Clock {
     Real {
         start: Instant,
+        /// What it shows at the start.
+        base: u64,
         checked: AtomicU64,
         wall_start_ms: AtomicU64,
     },
@@ -28,10 +30,20 @@ pub(crate) enum Clock {
 )]
 impl Clock {
     pub(crate) fn real() -> Self {
+        Self::real_from(0.0)
+    }
+
+    /// The machine's, which shows so many seconds now.
+    pub(crate) fn real_from(seconds: f64) -> Self {
+        let base = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let base = u64::try_from(base.as_nanos()).unwrap_or_default();
         Self::Real {
             start: Instant::now(),
-            checked: AtomicU64::new(0),
-            wall_start_ms: AtomicU64::new(wall_ms(SystemTime::now())),
+            base,
+            checked: AtomicU64::new(base),
+            wall_start_ms: AtomicU64::new(
+                wall_ms(SystemTime::now()).saturating_sub(base / 1_000_000),
+            ),
         }
     }
 
@@ -53,10 +65,11 @@ impl Clock {
             }
             Self::Real {
                 start,
+                base,
                 checked,
                 wall_start_ms,
             } => {
-                let now = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                let now = base + u64::try_from(start.elapsed().as_nanos()).unwrap_or(0);
                 if now - checked.load(Ordering::Relaxed).min(now) > TRUSTED_NANOS {
                     let wall = wall_ms(SystemTime::now());
                     wall_start_ms.store(wall.saturating_sub(now / 1_000_000), Ordering::Relaxed);

@@ -10,17 +10,27 @@ use pyo3::types::PyBytes;
 use crate::clock::{seconds, seconds_of_millis};
 use crate::convert::{Refusal, parts};
 use crate::engine::Shared;
+use crate::remote::Remote;
 use crate::wake::Wake;
 
 /// What a publish was promised.
 #[pyclass(frozen, module = "loom._engine")]
 pub(crate) struct Receipt {
     inner: loom_core::Receipt,
+    /// It says how many the event was for.
+    is_counted: bool,
 }
 
 impl Receipt {
     pub(crate) fn new(inner: loom_core::Receipt) -> Self {
-        Self { inner }
+        let is_counted = true;
+        Self { inner, is_counted }
+    }
+
+    /// Of an event that was sent to a node, which does not answer it.
+    pub(crate) fn remote(inner: loom_core::Receipt) -> Self {
+        let is_counted = false;
+        Self { inner, is_counted }
     }
 }
 
@@ -37,9 +47,8 @@ impl Receipt {
     }
 
     #[getter]
-    #[expect(clippy::unnecessary_wraps, reason = "a remote engine does not say")]
     fn matched(&self) -> Option<usize> {
-        Some(self.inner.matched)
+        self.is_counted.then_some(self.inner.matched)
     }
 
     #[getter]
@@ -54,7 +63,8 @@ impl Receipt {
             "Receipt(id='{}', level='{}', matched={}, position={position})",
             self.id(),
             self.level(),
-            self.inner.matched,
+            self.matched()
+                .map_or_else(|| "None".to_owned(), |count| count.to_string()),
         )
     }
 }
@@ -79,10 +89,15 @@ pub(crate) enum Settle<'a> {
 }
 
 /// The session that a durable turn was given to.
-pub(crate) struct Holder {
-    pub(crate) shared: Weak<Shared>,
-    pub(crate) session: SessionId,
-    pub(crate) wake: Arc<Wake>,
+pub(crate) enum Holder {
+    /// Of an engine in this process.
+    Local {
+        shared: Weak<Shared>,
+        session: SessionId,
+        wake: Arc<Wake>,
+    },
+    /// At a node.
+    Remote(Weak<Remote>),
 }
 
 impl Delivery {
@@ -125,10 +140,17 @@ impl Delivery {
                 "only durable events are acknowledged: [log] durable, or emit(…, ack=…); see event.attempt and event.position",
             ));
         };
-        let Some(shared) = holder.shared.upgrade() else {
-            return Err(Error::fenced("the engine of this turn is gone"));
+        let gone = || Error::fenced("the engine of this turn is gone");
+        let (shared, session, wake) = match &**holder {
+            Holder::Remote(remote) => {
+                return remote.upgrade().ok_or_else(gone)?.settle(lease, how);
+            }
+            Holder::Local {
+                shared,
+                session,
+                wake,
+            } => (shared.upgrade().ok_or_else(gone)?, *session, wake),
         };
-        let session = holder.session;
         shared.outside(|core, at| match how {
             Settle::Ack => core.ack(session, lease, at),
             Settle::Nak(millis) => {
@@ -138,10 +160,14 @@ impl Delivery {
             Settle::Extend => core.extend(session, lease, at),
             Settle::Term(reason) => core.term(session, lease, reason, at),
         })??;
-        if holder.wake.is_pending() {
-            holder.wake.write();
+        if wake.is_pending() {
+            wake.write();
         }
         Ok(())
+    }
+
+    pub(crate) fn is_durable_turn(&self) -> bool {
+        self.inner.durable
     }
 
     pub(crate) fn is_of(&self, engine: u64) -> bool {

@@ -15,6 +15,7 @@ use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
 use crate::bell::Bell;
+use crate::bridge::{Bridge, RawCredential, TlsFiles};
 use crate::clock::{Clock, seconds, seconds_of_millis};
 use crate::convert::{effect_id, refusal, refuse, text};
 use crate::delivery::Delivery;
@@ -28,9 +29,14 @@ use crate::wake::{Wake, generation};
 pub(crate) struct State {
     pub(crate) core: Core,
     pub(crate) wakes: FxHashMap<SessionId, Arc<Wake>>,
+    /// Who is told of sessions that no loop here drains: a bridge.
+    watch: Option<Watch>,
     /// When the bell rings next; nothing is earlier than the start, where a virtual clock rings for nobody.
     rings: Nanos,
 }
+
+/// Is told that the inbox of a session got something.
+pub(crate) type Watch = Arc<dyn Fn(SessionId) + Send + Sync>;
 
 const NEVER: Nanos = Nanos(u64::MAX);
 
@@ -55,6 +61,11 @@ pub(crate) struct Shared {
 }
 
 static ENGINES: AtomicU64 = AtomicU64::new(1);
+
+/// A number that no other engine, and no other session at a node, has in this process.
+pub(crate) fn next_number() -> u64 {
+    ENGINES.fetch_add(1, Ordering::Relaxed)
+}
 
 impl Shared {
     pub(crate) fn number(&self) -> u64 {
@@ -195,6 +206,13 @@ impl Shared {
         done?
     }
 
+    /// Lets a bridge know of the sessions that it drains.
+    pub(crate) fn watch(&self, watch: Watch) {
+        if let Ok(mut state) = self.guard() {
+            state.watch = Some(watch);
+        }
+    }
+
     fn close(&self) -> loom_core::Result<()> {
         if self.is_forked() {
             return Ok(());
@@ -213,6 +231,9 @@ impl State {
         let mut others = Vec::new();
         for session in self.core.take_woken() {
             let Some(wake) = self.wakes.get(&session) else {
+                if let Some(watch) = &self.watch {
+                    watch(session);
+                }
                 continue;
             };
             wake.set_pending(true);
@@ -295,13 +316,14 @@ impl Engine {
         let state = Mutex::new(State {
             core,
             wakes: FxHashMap::default(),
+            watch: None,
             rings: if virtual_clock { Nanos(0) } else { NEVER },
         });
         let shared = Arc::new_cyclic(|me| Shared {
             state,
             clock,
             generation: generation(),
-            number: ENGINES.fetch_add(1, Ordering::Relaxed),
+            number: next_number(),
             store: OnceLock::new(),
             waiting: Waiting::default(),
             settings,
@@ -380,6 +402,22 @@ impl Engine {
             py,
             &serde_json::to_vec(&found).unwrap_or_default(),
         ))
+    }
+
+    #[pyo3(signature = (tcp, unix, tls, origins, credentials))]
+    fn serve(
+        &self,
+        py: Python<'_>,
+        tcp: Vec<String>,
+        unix: Option<std::path::PathBuf>,
+        tls: Option<TlsFiles>,
+        origins: Vec<String>,
+        credentials: Vec<RawCredential>,
+    ) -> PyResult<Bridge> {
+        py.detach(|| {
+            Bridge::serve(&self.shared, (tcp, unix), tls.as_ref(), origins, credentials)
+        })
+        .map_err(refuse)
     }
 
     fn now(&self) -> f64 {
@@ -523,7 +561,7 @@ impl Drop for Engine {
     }
 }
 
-fn random_id() -> u128 {
+pub(crate) fn random_id() -> u128 {
     let half = || u128::from(RandomState::new().hash_one(generation()));
     half() << 64 | half()
 }

@@ -17,6 +17,8 @@ const EVENTS: usize = 1_024;
 const RECORDS: usize = 1 << 16;
 /// What stands before a number that only this module has given out.
 const NEXT: char = '@';
+/// What stands before milliseconds since 1970, where they come as text.
+pub(crate) const TIME: &str = "time:";
 
 /// Where to begin.
 #[derive(Debug, Clone, Copy)]
@@ -42,17 +44,23 @@ impl Start {
                 Some("start"),
             ));
         };
-        let start = text("start", start)?;
+        Self::read(text("start", start)?).map_err(crate::convert::refuse)
+    }
+
+    /// Reads what stands for it in a text: "now", "beginning", a position, or what an earlier look gave.
+    pub(crate) fn read(start: &str) -> Result<Self> {
         if let Some(n) = start.strip_prefix(NEXT).and_then(|n| n.parse().ok()) {
             return Ok(Self::Next(n));
+        }
+        if let Some(ms) = start.strip_prefix(TIME).and_then(|ms| ms.parse().ok()) {
+            return Ok(Self::Time(ms));
         }
         match start {
             "now" => Ok(Self::Now),
             "beginning" => Ok(Self::Beginning),
             position => {
                 let read: Result<Position> = position.parse();
-                let read = read.map_err(|error| error.field("start"));
-                read.map(Self::At).map_err(crate::convert::refuse)
+                read.map(Self::At).map_err(|error| error.field("start"))
             }
         }
     }

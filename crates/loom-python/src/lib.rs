@@ -4,6 +4,7 @@
 //! offers and drains. It starts threads only for a log on disk, and they never touch Python.
 
 mod bell;
+mod bridge;
 mod clock;
 mod convert;
 mod delivery;
@@ -12,6 +13,7 @@ mod history;
 mod log;
 mod reader;
 mod records;
+mod remote;
 mod session;
 mod threads;
 mod view;
@@ -37,7 +39,11 @@ mod _engine {
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
+    use crate::bridge::Bridge;
+    #[pymodule_export]
     use crate::reader::LogReader;
+    #[pymodule_export]
+    use crate::remote::RemoteSession;
     #[pymodule_export]
     use crate::session::Session;
     #[pymodule_export]
@@ -65,6 +71,9 @@ mod _engine {
     const NOTICE_PROBE: u8 = crate::convert::PROBE;
     #[pymodule_export]
     const NOTICE_REMOVED: u8 = crate::convert::REMOVED;
+
+    #[pymodule_export]
+    const NOTICE_LINK: u8 = crate::remote::LINK;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

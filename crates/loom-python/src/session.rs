@@ -54,7 +54,7 @@ impl Session {
             shared: Arc::clone(shared),
             id,
             root,
-            holder: Arc::new(Holder {
+            holder: Arc::new(Holder::Local {
                 shared: Arc::downgrade(shared),
                 session: id,
                 wake: Arc::clone(&wake),
@@ -104,7 +104,7 @@ impl Drop for Session {
     }
 }
 
-fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
+pub(crate) fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
     values.iter().map(|value| text(field, value)).collect()
 }
 

@@ -269,7 +269,7 @@ class Remote:
         from loom._engine import EngineError, RemoteSession
 
         try:
-            session = RemoteSession(self.url, self._token, name, namespace)
+            session = RemoteSession(self.url, self._token, name, namespace, self.clock.now())
         except EngineError as error:
             raise refused(error) from None
         made = RemoteLink(
