@@ -44,7 +44,7 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 /// Keeps a client connected. It ends with [`Dialing::stop`], or when it is dropped.
 pub struct Dialing {
     line: Arc<Line>,
-    ended: mpsc::Receiver<()>,
+    ended: Mutex<mpsc::Receiver<()>>,
     runtime: Arc<Shared>,
 }
 
@@ -97,7 +97,7 @@ impl Dialing {
         }));
         Ok(Self {
             line,
-            ended,
+            ended: Mutex::new(ended),
             runtime,
         })
     }
@@ -115,8 +115,24 @@ impl Dialing {
             return true;
         }
         self.line.stopped.notify_one();
+        self.wait(within)
+    }
+
+    /// Waits until a client that was closed has said all, then ends it. `false`: it could not say all in time.
+    pub fn finish(&self, within: Duration) -> bool {
+        if !self.runtime.is_ours() {
+            return true;
+        }
+        self.line.kicked.notify_one();
+        let done = self.wait(within);
+        self.line.stopped.notify_one();
+        done
+    }
+
+    fn wait(&self, within: Duration) -> bool {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         !matches!(
-            self.ended.recv_timeout(within),
+            ended.recv_timeout(within),
             Err(mpsc::RecvTimeoutError::Timeout)
         )
     }
@@ -145,7 +161,9 @@ impl Line {
 
     async fn dial(&self, route: &Route) {
         loop {
-            self.wanted().await;
+            if !self.wanted().await {
+                return;
+            }
             let carrier = tokio::select! {
                 carrier = tokio::time::timeout(CONNECT, route.connect()) => {
                     carrier.unwrap_or_else(|_| Err(Broken::gone("nobody answered in time")))
@@ -163,16 +181,19 @@ impl Line {
         }
     }
 
-    /// Returns when a connection is wanted; what is due meanwhile is done.
-    async fn wanted(&self) {
+    /// Returns when a connection is wanted; what is due meanwhile is done. `false`: the client was closed.
+    async fn wanted(&self) -> bool {
         loop {
+            if self.step(|client, _| *client.state() == LinkState::Closed) {
+                return false;
+            }
             let (dial, due, at) = self.step(|client, at| {
                 // Without a connection there is none that could be dead.
                 let _ = client.tick(at);
                 (client.wants_connection(), client.next_deadline(), at.now)
             });
             if dial.is_some_and(|dial| dial <= at) {
-                return;
+                return true;
             }
             self.rest(dial.into_iter().chain(due).min(), at).await;
         }

@@ -127,7 +127,8 @@ fn tls(files: &TlsFiles) -> loom_core::Result<ServerTls> {
 fn address(text: &str) -> loom_core::Result<SocketAddr> {
     text.parse().map_err(|_| {
         let message = format!("{text:?} is no address and port");
-        Error::invalid("bind", message).hint("127.0.0.1:7420, [::1]:7420; port 0 is any that is free")
+        Error::invalid("bind", message)
+            .hint("127.0.0.1:7420, [::1]:7420; port 0 is any that is free")
     })
 }
 
@@ -149,7 +150,10 @@ impl Bridge {
     ) -> loom_core::Result<Self> {
         let wake = Wake::new().map_err(|error| Error::new(Code::Exhausted, error.to_string()))?;
         let config = ServeConfig {
-            listen: tcp.iter().map(|text| address(text)).collect::<Result<_, _>>()?,
+            listen: tcp
+                .iter()
+                .map(|text| address(text))
+                .collect::<Result<_, _>>()?,
             unix: unix.into_iter().collect(),
             tls: files.map(tls).transpose()?,
             origins,
@@ -171,7 +175,11 @@ impl Bridge {
         let serving = Serving::start(door, &config, hub)?;
         serving.allow(authority)?;
         Ok(Self {
-            addresses: serving.addresses().iter().map(ToString::to_string).collect(),
+            addresses: serving
+                .addresses()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             serving: Mutex::new(Some(serving)),
             opening,
         })
@@ -218,7 +226,11 @@ impl Bridge {
     fn drain(&self, py: Python<'_>, seconds: f64) -> PyResult<bool> {
         let within = Duration::try_from_secs_f64(seconds);
         let within = within.map_err(|_| {
-            refusal(Code::InvalidParams, "that is no number of seconds", Some("seconds"))
+            refusal(
+                Code::InvalidParams,
+                "that is no number of seconds",
+                Some("seconds"),
+            )
         })?;
         py.detach(|| match &*lock(&self.serving) {
             Some(serving) => serving.drain(within),

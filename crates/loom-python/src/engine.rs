@@ -405,6 +405,11 @@ impl Engine {
     }
 
     #[pyo3(signature = (tcp, unix, tls, origins, credentials))]
+    #[expect(
+        clippy::too_many_arguments,
+        clippy::needless_pass_by_value,
+        reason = "a bridge is opened once, with what Python extracted"
+    )]
     fn serve(
         &self,
         py: Python<'_>,
@@ -415,7 +420,13 @@ impl Engine {
         credentials: Vec<RawCredential>,
     ) -> PyResult<Bridge> {
         py.detach(|| {
-            Bridge::serve(&self.shared, (tcp, unix), tls.as_ref(), origins, credentials)
+            Bridge::serve(
+                &self.shared,
+                (tcp, unix),
+                tls.as_ref(),
+                origins,
+                credentials,
+            )
         })
         .map_err(refuse)
     }

@@ -31,6 +31,8 @@ mod _engine {
     use super::{Bound, PyModule, PyModuleMethods, PyResult};
 
     #[pymodule_export]
+    use crate::bridge::Bridge;
+    #[pymodule_export]
     use crate::convert::EngineError;
     #[pymodule_export]
     use crate::convert::{digest, has_null};
@@ -38,8 +40,6 @@ mod _engine {
     use crate::delivery::{Delivery, Receipt};
     #[pymodule_export]
     use crate::engine::Engine;
-    #[pymodule_export]
-    use crate::bridge::Bridge;
     #[pymodule_export]
     use crate::reader::LogReader;
     #[pymodule_export]

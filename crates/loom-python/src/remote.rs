@@ -5,13 +5,9 @@ use std::time::Duration;
 
 use ::bytes::Bytes;
 use loom_bridge::{Address, ClientTls, Dialing, Target, Way};
-use loom_core::{
-    CallId, Code, Handle, LeaseId, Level, Moment, Notice, Qos, Ticket,
-};
+use loom_core::{CallId, Code, Handle, LeaseId, Level, Moment, Notice, Qos, Ticket};
 use loom_proto::v1::{self, frame::Body};
-use loom_session::{
-    Client, ClientConfig, Invocation, LinkChange, LinkState, Note, Sending, Sent,
-};
+use loom_session::{Client, ClientConfig, Invocation, LinkChange, LinkState, Note, Sending, Sent};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
@@ -35,7 +31,9 @@ fn target(url: &str) -> loom_core::Result<Target> {
         let hint = "loom://host:7420, looms://host:7420, ws://, wss://, unix:///path";
         loom_core::Error::invalid("url", why).hint(hint)
     };
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("a url has a scheme"))?;
+    let (scheme, rest) = url
+        .split_once("://")
+        .ok_or_else(|| wrong("a url has a scheme"))?;
     let (way, tls) = match scheme {
         "loom" => (Way::Grpc, false),
         "looms" => (Way::Grpc, true),
@@ -43,7 +41,11 @@ fn target(url: &str) -> loom_core::Result<Target> {
         "wss" => (Way::WebSocket, true),
         "unix" => {
             let address = Address::Unix(rest.into());
-            return Ok(Target { way: Way::Grpc, address, tls: None });
+            return Ok(Target {
+                way: Way::Grpc,
+                address,
+                tls: None,
+            });
         }
         _ => return Err(wrong("there is no such scheme")),
     };
@@ -58,8 +60,15 @@ fn target(url: &str) -> loom_core::Result<Target> {
     if host.is_empty() {
         return Err(wrong("a url names a host"));
     }
-    let address = Address::Tcp { host: host.to_owned(), port };
-    Ok(Target { way, address, tls: tls.then(ClientTls::default) })
+    let address = Address::Tcp {
+        host: host.to_owned(),
+        port,
+    };
+    Ok(Target {
+        way,
+        address,
+        tls: tls.then(ClientTls::default),
+    })
 }
 
 /// What the session, its deliveries and the thread that carries it share.
@@ -79,15 +88,20 @@ impl Remote {
 
     fn guard(&self) -> loom_core::Result<MutexGuard<'_, Client>> {
         if self.generation != generation() {
-            let message = "this process was forked after the link was made; connect anew in the child";
+            let message =
+                "this process was forked after the link was made; connect anew in the child";
             return Err(loom_core::Error::fenced(message));
         }
-        let failed = |_| loom_core::Error::new(Code::Internal, "the link failed in an earlier call");
+        let failed =
+            |_| loom_core::Error::new(Code::Internal, "the link failed in an earlier call");
         self.client.lock().map_err(failed)
     }
 
     /// Does one step of the client; what it has to send goes out, and whoever drains is told of what came into the inbox.
-    fn step<T>(&self, step: impl FnOnce(&mut Client, Moment) -> loom_core::Result<T>) -> loom_core::Result<T> {
+    fn step<T>(
+        &self,
+        step: impl FnOnce(&mut Client, Moment) -> loom_core::Result<T>,
+    ) -> loom_core::Result<T> {
         let at = self.clock.moment();
         let mut client = self.guard()?;
         let done = step(&mut client, at);
@@ -122,7 +136,10 @@ pub(crate) struct RemoteSession {
 }
 
 impl RemoteSession {
-    fn step<T>(&self, step: impl FnOnce(&mut Client, Moment) -> loom_core::Result<T>) -> PyResult<T> {
+    fn step<T>(
+        &self,
+        step: impl FnOnce(&mut Client, Moment) -> loom_core::Result<T>,
+    ) -> PyResult<T> {
         self.remote.step(step).map_err(refuse)
     }
 
@@ -134,7 +151,11 @@ impl RemoteSession {
         if delivery.is_of(self.remote.number) {
             return Ok(delivery.lease_id());
         }
-        Err(refusal(Code::Fenced, "this delivery is of another engine", None))
+        Err(refusal(
+            Code::Fenced,
+            "this delivery is of another engine",
+            None,
+        ))
     }
 
     fn offer_it(&self, sending: Sending<'_>) -> PyResult<Sent> {
@@ -142,12 +163,15 @@ impl RemoteSession {
     }
 
     fn ask(&self, make: impl FnOnce(u64) -> Body) -> PyResult<u64> {
-        self.step(|client, _| client.ask(make)).map(|ticket| ticket.0)
+        self.step(|client, _| client.ask(make))
+            .map(|ticket| ticket.0)
     }
 }
 
 fn start_text(start: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
-    let Some(start) = start else { return Ok(String::new()) };
+    let Some(start) = start else {
+        return Ok(String::new());
+    };
     if let Ok(ms) = start.extract::<i64>() {
         return Ok(format!("{TIME}{}", ms.max(0)));
     }
@@ -163,11 +187,18 @@ fn copied(data: &[u8]) -> Bytes {
 }
 
 fn json(data: &[u8]) -> v1::Payload {
-    v1::Payload { data: copied(data), content_type: String::new() }
+    v1::Payload {
+        data: copied(data),
+        content_type: String::new(),
+    }
 }
 
 fn hash_of(data: &[u8]) -> Bytes {
-    if data.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&loom_core::digest(data)) }
+    if data.is_empty() {
+        Bytes::new()
+    } else {
+        Bytes::copy_from_slice(&loom_core::digest(data))
+    }
 }
 
 #[pymethods]
@@ -175,7 +206,14 @@ impl RemoteSession {
     /// `now`: the seconds of Python's monotonic clock, in which deadlines are shown.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "it is made once")]
-    fn new(py: Python<'_>, url: &str, token: &str, name: &str, namespace: &str, now: f64) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        token: &str,
+        name: &str,
+        namespace: &str,
+        now: f64,
+    ) -> PyResult<Self> {
         let target = target(url).map_err(refuse)?;
         let config = ClientConfig {
             session: random_id().to_be_bytes(),
@@ -224,14 +262,23 @@ impl RemoteSession {
     }
 
     #[getter]
-    #[expect(clippy::unused_self, reason = "it stands where a session in process has a number")]
+    #[expect(
+        clippy::unused_self,
+        reason = "it stands where a session in process has a number"
+    )]
     fn root(&self) -> u64 {
         0
     }
 
     #[pyo3(signature = (name, filters, group, concurrency, info, realtime, start = None, max_deliver = None, exclusive = false, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
-    #[expect(clippy::needless_pass_by_value, reason = "a list of Python's strings is extracted")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's strings is extracted"
+    )]
     fn register(
         &self,
         name: &Bound<'_, PyString>,
@@ -257,12 +304,17 @@ impl RemoteSession {
             max_deliver: max_deliver.unwrap_or(0),
             exclusive,
         };
-        self.step(|client, _| client.enrol(|handle| Body::Register(v1::Register { handle, ..frame })))
-            .map(|handle| handle.0)
+        self.step(|client, _| {
+            client.enrol(|handle| Body::Register(v1::Register { handle, ..frame }))
+        })
+        .map(|handle| handle.0)
     }
 
     #[pyo3(signature = (name, version, effect, concurrency, info, provider, probes, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn provide(
         &self,
         name: &Bound<'_, PyString>,
@@ -290,7 +342,10 @@ impl RemoteSession {
     }
 
     #[pyo3(signature = (filters, qos, /))]
-    #[expect(clippy::needless_pass_by_value, reason = "a list of Python's strings is extracted")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's strings is extracted"
+    )]
     fn subscribe(&self, filters: Vec<Bound<'_, PyString>>, qos: u8) -> PyResult<u64> {
         let filters = text_of("filters", &filters)?;
         let frame = v1::Subscribe {
@@ -298,8 +353,10 @@ impl RemoteSession {
             filters: filters.into_iter().map(str::to_owned).collect(),
             qos: i32::from(Qos::from_number(qos).map_err(refuse)?.number()) + 1,
         };
-        self.step(|client, _| client.enrol(|handle| Body::Subscribe(v1::Subscribe { handle, ..frame })))
-            .map(|handle| handle.0)
+        self.step(|client, _| {
+            client.enrol(|handle| Body::Subscribe(v1::Subscribe { handle, ..frame }))
+        })
+        .map(|handle| handle.0)
     }
 
     #[pyo3(signature = (handle, /))]
@@ -317,7 +374,10 @@ impl RemoteSession {
 
     #[pyo3(signature = (handle, state, /))]
     fn set_state(&self, handle: u64, state: u8) -> PyResult<()> {
-        let frame = Body::Status(v1::Status { handle, status: u32::from(state) });
+        let frame = Body::Status(v1::Status {
+            handle,
+            status: u32::from(state),
+        });
         self.step(|client, _| client.tell(Handle(handle), frame))
     }
 
@@ -339,7 +399,10 @@ impl RemoteSession {
     }
 
     #[pyo3(signature = (capability, weights, /))]
-    #[expect(clippy::needless_pass_by_value, reason = "a list of Python's pairs is extracted")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a list of Python's pairs is extracted"
+    )]
     fn route(
         &self,
         capability: &Bound<'_, PyString>,
@@ -349,7 +412,13 @@ impl RemoteSession {
         let pairs = weights.iter().flatten();
         let pairs = pairs.map(|(name, weight)| Ok((text("provider", name)?.to_owned(), *weight)));
         let weights = pairs.collect::<PyResult<_>>()?;
-        self.ask(|number| Body::Route(v1::Route { r#ref: number, capability, weights }))
+        self.ask(|number| {
+            Body::Route(v1::Route {
+                r#ref: number,
+                capability,
+                weights,
+            })
+        })
     }
 
     /// The usual publish. A ticket: accepted or refused follows.
@@ -380,7 +449,10 @@ impl RemoteSession {
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, qos, options, ack = None, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn offer<'py>(
         &self,
         py: Python<'py>,
@@ -415,7 +487,14 @@ impl RemoteSession {
     #[pyo3(signature = (consumer, n, payload, /))]
     fn redrive(&self, consumer: u32, n: u64, payload: Option<&[u8]>) -> PyResult<u64> {
         let payload = payload.map(json);
-        self.ask(|number| Body::Redrive(v1::Redrive { r#ref: number, consumer, n, payload }))
+        self.ask(|number| {
+            Body::Redrive(v1::Redrive {
+                r#ref: number,
+                consumer,
+                n,
+                payload,
+            })
+        })
     }
 
     #[pyo3(signature = (effect, result, note, /))]
@@ -431,11 +510,19 @@ impl RemoteSession {
             result: result.map(json),
             note: text("note", note)?.to_owned(),
         };
-        self.ask(|number| Body::Resolve(v1::Resolve { r#ref: number, ..frame }))
+        self.ask(|number| {
+            Body::Resolve(v1::Resolve {
+                r#ref: number,
+                ..frame
+            })
+        })
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, timeout, first_k, wait, options, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn request(
         &self,
         sender: u64,
@@ -457,11 +544,15 @@ impl RemoteSession {
             ack: None,
         };
         let how = (millis("timeout", timeout)?, first_k, wait);
-        self.step(|client, at| client.request(sending, how, at)).map(|call| call.0)
+        self.step(|client, at| client.request(sending, how, at))
+            .map(|call| call.0)
     }
 
     #[pyo3(signature = (sender, turn, capability, payload, timeout, key, credit, version, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn call(
         &self,
         sender: u64,
@@ -477,13 +568,16 @@ impl RemoteSession {
             sender,
             turn: self.lease_of(turn)?,
             capability: text("capability", capability)?,
-            version: version.map(|version| text("version", version)).transpose()?,
+            version: version
+                .map(|version| text("version", version))
+                .transpose()?,
             payload: copied(payload),
             timeout_ms: millis("timeout", timeout)?,
             key: key.map(|key| text("key", key)).transpose()?,
             credit,
         };
-        self.step(|client, at| client.call(&call, at)).map(|call| call.0)
+        self.step(|client, at| client.call(&call, at))
+            .map(|call| call.0)
     }
 
     #[pyo3(signature = (call, /))]
@@ -510,8 +604,15 @@ impl RemoteSession {
     }
 
     #[pyo3(signature = (lease, payload, content_type, /))]
-    fn reply(&self, lease: u64, payload: &[u8], content_type: Option<&Bound<'_, PyString>>) -> PyResult<bool> {
-        let kind = content_type.map(|kind| text("content_type", kind)).transpose()?;
+    fn reply(
+        &self,
+        lease: u64,
+        payload: &[u8],
+        content_type: Option<&Bound<'_, PyString>>,
+    ) -> PyResult<bool> {
+        let kind = content_type
+            .map(|kind| text("content_type", kind))
+            .transpose()?;
         self.step(|client, _| client.reply(LeaseId(lease), copied(payload), kind))
     }
 
@@ -549,7 +650,10 @@ impl RemoteSession {
     }
 
     #[pyo3(signature = (sender, turn, lane, schema, payload, failed, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn keep_state(
         &self,
         sender: u64,
@@ -581,7 +685,13 @@ impl RemoteSession {
 
     #[pyo3(signature = (sender, /))]
     fn states(&self, sender: u64) -> PyResult<u64> {
-        self.ask(|number| Body::Keep(v1::Keep { r#ref: number, sender, ..v1::Keep::default() }))
+        self.ask(|number| {
+            Body::Keep(v1::Keep {
+                r#ref: number,
+                sender,
+                ..v1::Keep::default()
+            })
+        })
     }
 
     #[pyo3(signature = (sender, key, payload, until_ms, /))]
@@ -610,13 +720,24 @@ impl RemoteSession {
     #[pyo3(signature = (kind, /))]
     fn directory(&self, kind: &Bound<'_, PyString>) -> PyResult<u64> {
         let kind = text("kind", kind)?.to_owned();
-        self.ask(|number| Body::Directory(v1::Directory { r#ref: number, kind }))
+        self.ask(|number| {
+            Body::Directory(v1::Directory {
+                r#ref: number,
+                kind,
+            })
+        })
     }
 
     #[pyo3(signature = (filters, start, /))]
     fn read(&self, filters: Vec<String>, start: &Bound<'_, PyAny>) -> PyResult<u64> {
         let start = start_text(Some(start))?;
-        self.ask(|number| Body::Read(v1::Read { r#ref: number, filters, start }))
+        self.ask(|number| {
+            Body::Read(v1::Read {
+                r#ref: number,
+                filters,
+                start,
+            })
+        })
     }
 
     #[pyo3(signature = (sender, turn, level, payload, /))]
@@ -630,7 +751,13 @@ impl RemoteSession {
         let (turn, level) = (self.lease_of(turn)?, text("level", level)?.to_owned());
         let data = copied(payload);
         self.step(|client, _| {
-            client.report(turn, |lease| v1::Report { sender, lease, level, code: 0, data })
+            client.report(turn, |lease| v1::Report {
+                sender,
+                lease,
+                level,
+                code: 0,
+                data,
+            })
         })
     }
 
@@ -642,16 +769,28 @@ impl RemoteSession {
         code: u16,
         detail: &[u8],
     ) -> PyResult<()> {
-        let (turn, code) = (self.lease_of(turn)?, u32::from(crate::convert::code(code)?.number()));
+        let (turn, code) = (
+            self.lease_of(turn)?,
+            u32::from(crate::convert::code(code)?.number()),
+        );
         let data = copied(detail);
         self.step(|client, _| {
             let level = String::new();
-            client.report(turn, |lease| v1::Report { sender, lease, level, code, data })
+            client.report(turn, |lease| v1::Report {
+                sender,
+                lease,
+                level,
+                code,
+                data,
+            })
         })
     }
 
     #[pyo3(signature = (turn, kind, name, args, code, micros, facts, result, /))]
-    #[expect(clippy::too_many_arguments, reason = "positional arguments cost Python least")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn step_done(
         &self,
         turn: &Bound<'_, Delivery>,
@@ -707,7 +846,10 @@ impl RemoteSession {
     }
 
     /// The thread that carries it ends what is due.
-    #[expect(clippy::unused_self, reason = "a session in process has something to do here")]
+    #[expect(
+        clippy::unused_self,
+        reason = "a session in process has something to do here"
+    )]
     fn tick(&self) -> Option<f64> {
         None
     }
@@ -748,7 +890,12 @@ impl RemoteSession {
             Note::Core(notice) => show_notice(py, notice, number),
             Note::Entries(ticket, entries) => {
                 let entries = entries.iter().map(|entry| PyBytes::new(py, entry));
-                Ok((crate::convert::ACCEPTED, ticket, 0, Some(PyList::new(py, entries)?.into_any())))
+                Ok((
+                    crate::convert::ACCEPTED,
+                    ticket,
+                    0,
+                    Some(PyList::new(py, entries)?.into_any()),
+                ))
             }
             Note::Kept(ticket, values, is_memory) => {
                 let shown = PyList::empty(py);
@@ -763,7 +910,9 @@ impl RemoteSession {
                 Ok((crate::convert::ACCEPTED, ticket, 0, Some(shown.into_any())))
             }
             Note::Page(ticket, events, next, at_end) => {
-                let events = events.into_iter().map(|env| Bound::new(py, Delivery::read(env, number)));
+                let events = events
+                    .into_iter()
+                    .map(|env| Bound::new(py, Delivery::read(env, number)));
                 let events = PyList::new(py, events.collect::<PyResult<Vec<_>>>()?)?;
                 let page = (events, next, at_end).into_pyobject(py)?;
                 let page: Bound<'py, PyTuple> = page;
@@ -772,7 +921,12 @@ impl RemoteSession {
             Note::Link(change) => {
                 let namespace = self.remote.lock()?.namespace().to_owned();
                 let shown = show_link(&change, &namespace);
-                Ok((LINK, 0, 0, Some(PyBytes::new(py, shown.to_string().as_bytes()).into_any())))
+                Ok((
+                    LINK,
+                    0,
+                    0,
+                    Some(PyBytes::new(py, shown.to_string().as_bytes()).into_any()),
+                ))
             }
         }
     }

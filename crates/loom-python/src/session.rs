@@ -104,7 +104,10 @@ impl Drop for Session {
     }
 }
 
-pub(crate) fn text_of<'a>(field: &str, values: &'a [Bound<'_, PyString>]) -> PyResult<Vec<&'a str>> {
+pub(crate) fn text_of<'a>(
+    field: &str,
+    values: &'a [Bound<'_, PyString>],
+) -> PyResult<Vec<&'a str>> {
     values.iter().map(|value| text(field, value)).collect()
 }
 

@@ -402,7 +402,7 @@ pub const PACKET_ATTACHMENTS: usize = 1_024;
 pub const PACKET_DEPTH: usize = 512;
 
 /// In frames: publishes, requests and calls of one session that a node has not dealt with; deliveries that a client has not.
-pub const SESSION_FRAMES: usize = 4_096;
+pub const SESSION_FRAMES: usize = 1_024;
 
 /// In bytes: their data; what a client keeps to send when its link is lost.
 pub const SESSION_BYTES: usize = 8_388_608;

@@ -402,7 +402,7 @@ export const PACKET_ATTACHMENTS = 1024
 export const PACKET_DEPTH = 512
 
 /** In frames: publishes, requests and calls of one session that a node has not dealt with; deliveries that a client has not. */
-export const SESSION_FRAMES = 4096
+export const SESSION_FRAMES = 1024
 
 /** In bytes: their data; what a client keeps to send when its link is lost. */
 export const SESSION_BYTES = 8_388_608
