@@ -430,7 +430,10 @@ class RemoteSession:
     """
 
     # an empty namespace: that of the token; who vouches for a node's certificate says the system (SSL_CERT_FILE)
-    def __new__(cls, url: str, token: str, name: str, namespace: str) -> RemoteSession: ...
+    # now: what time.monotonic() says
+    def __new__(
+        cls, url: str, token: str, name: str, namespace: str, now: float
+    ) -> RemoteSession: ...
     # an int: a ticket
     def emit(
         self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /

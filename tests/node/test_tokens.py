@@ -127,13 +127,11 @@ def test_a_token_that_has_expired_or_was_revoked_is_none_for_the_engine(
 ) -> None:
     short, _ = store.create("short", namespace="shop", grants=HEARS, expires=60)
     long, _ = store.create("long", namespace="shop", grants=HEARS)
-    before = store.changed()
     wall.now += 60
     assert [one[0] for one in store.credentials()] == [long.id]
     assert [one.id for one in store.tokens()] == [short.id, long.id]
     assert store.revoke(long.id) == long
     assert store.credentials() == []
-    assert store.changed() != before
 
 
 @pytest.mark.requirement("TOKEN-ENDS")

@@ -98,7 +98,7 @@ class Painter(Contractor[Question]):
 """
 
 # Rooms whose names users do not import.
-INTERNAL = ("loom.cli.", "loom.runtime.", "loom.link.")
+INTERNAL = ("loom.cli.", "loom.node.", "loom.runtime.", "loom.link.")
 
 pytestmark = [pytest.mark.js, pytest.mark.timeout(120)]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Final
 
+from loom.cli.asked import Where
 from loom.cli.show import counted, end_with, print_json
 from loom.config import LogConfig
 from loom.errors import Conflict, InvalidParams
 from loom.link import open_local
-from loom.link.view import Copied, backup, namespaces, restore
+from loom.link.view import Copied, Held, backup, namespaces, restore
 
 _LOOK: Final = 0.5  # seconds between two looks at how far it is
 
@@ -26,6 +27,15 @@ def show_backup(data: Path, to: Path, *, as_json: bool) -> None:
     _show(copied, f"backed up to {to}", "backup", to, as_json=as_json)
     if not as_json:
         end_with(f"`loom restore {quote(str(to))} DIR` makes a data directory of it")
+
+
+def show_node_backup(where: Where, name: str, *, as_json: bool) -> None:
+    """Let a node copy its log, and say where the copy is and what is in it."""
+    told = where.ask("backup", name=name)
+    held = [Held(**one) for one in told["namespaces"]]
+    copied = Copied(held, told["files"], told["bytes"])
+    path = Path(told["path"])
+    _show(copied, f"backed up to {path}", "backup", path, as_json=as_json)
 
 
 def show_restore(source: Path, to: Path, *, as_json: bool) -> None:

@@ -17,9 +17,11 @@ class InOrder(TyperGroup):
 
 
 _ORDER = (
-    *("run", "list"),
+    *("run", "up", "list"),
+    *("emit", "call", "watch"),
     *("runs", "logs", "why", "replay", "sql"),
     *("effects", "dlq"),
+    *("token", "sessions", "stats", "drain"),
     *("backup", "restore", "snapshot"),
 )
 

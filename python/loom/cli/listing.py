@@ -5,6 +5,7 @@ from typing import Any, Literal, cast
 from loom.agent import AgentSpec
 from loom.app import App
 from loom.capabilities import Capability, MethodCapability
+from loom.cli.asked import Where
 from loom.cli.show import print_json, print_table
 from loom.cli.target import load_target
 
@@ -26,6 +27,41 @@ def list_target(
         print_table(columns, [[_cell(value) for value in row] for row in rows])
     else:
         print_table([f"{app.name} has no {kind}"], [])
+
+
+def list_node(
+    kind: Literal["agents", "topics", "capabilities"], where: Where, *, as_json: bool
+) -> None:
+    """Print one kind of thing that is at a node now."""
+    found: list[dict[str, Any]] = where.ask("list", kind=kind)
+    if as_json:
+        for one in found:
+            print_json(one)
+        return
+    columns = _COLUMNS[kind]
+    rows = [[_cell(one.get(name, "")) for name in columns] for one in found]
+    print_table(columns if rows else [f"there are no {kind}"], rows)
+
+
+def list_sessions(where: Where, *, as_json: bool) -> None:
+    """Print who is attached to a node."""
+    found: list[dict[str, Any]] = where.ask("sessions")
+    if as_json:
+        for one in found:
+            print_json(one)
+        return
+    columns = ["namespace", "name", "agents", "capabilities", "streams", "queued", "leased"]
+    for one in found:
+        own = [name for name in one["capabilities"] if not name.startswith("loom.")]
+        one["capabilities"] = own  # those of the node itself are always the same
+    print_table(columns, [[_cell(one[name]) for name in columns] for one in found])
+
+
+_COLUMNS = {
+    "agents": ["name", "filters", "group", "health", "queued", "leased", "description"],
+    "topics": ["topic", "agents"],
+    "capabilities": ["name", "version", "effect", "timeout", "provider", "health", "description"],
+}
 
 
 def _agents(app: App) -> tuple[list[str], list[list[Any]]]:

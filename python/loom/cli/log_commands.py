@@ -70,7 +70,11 @@ def declare(app: typer.Typer) -> None:
             """loom effects resolve 4f21 --done --result '{"paid": true}'""",
         ),
     )
-    app.command(epilog=examples("loom backup /backups/monday --data ./data"))(backup)
+    app.command(
+        epilog=examples(
+            "loom backup /backups/monday --data ./data", "loom backup monday --url local"
+        )
+    )(backup)
     app.command(epilog=examples("loom restore /backups/monday ./data"))(restore)
     app.command(epilog=examples("loom snapshot --data ./data"))(snapshot)
 
@@ -374,15 +378,29 @@ def effects_resolve(
 
 
 def backup(
-    to: Annotated[Path, typer.Argument(metavar="DEST", help="A new directory.")],
+    to: Annotated[
+        Path, typer.Argument(metavar="DEST", help="A new directory; with --url, a name for it.")
+    ],
     *,
     data: DataOption = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="Let this node copy its log, beside its data directory.",
+            show_default=False,
+        ),
+    ] = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Copy a log, which may be in use, and check the copy."""
-    from loom.cli.copying import show_backup
+    from loom.cli.copying import show_backup, show_node_backup
 
-    show_backup(data_directory(data), to, as_json=json)
+    if url is not None:
+        show_node_backup(Where(data, None, url).operator, str(to), as_json=json)
+    else:
+        show_backup(data_directory(data), to, as_json=json)
 
 
 def restore(
@@ -472,6 +490,7 @@ def why(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show why an event was published.
@@ -480,4 +499,4 @@ def why(
     """
     from loom.cli.why import show_why
 
-    raise typer.Exit(show_why(data, namespace, event, as_json=json))
+    raise typer.Exit(show_why(Where(data, namespace, url), event, as_json=json))

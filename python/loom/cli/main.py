@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from loom import __version__
-from loom.cli import log_commands
+from loom.cli import log_commands, node_commands
+from loom.cli.asked import UrlOption, Where
 from loom.cli.helping import InOrder, examples
+from loom.cli.place import NamespaceOption
 
 if TYPE_CHECKING:
     from loom.errors import LoomError
@@ -73,6 +75,7 @@ def _root(
     epilog=examples(
         "loom run app.py",
         "loom run shop.agents:app --data ./data",
+        "loom run shop.agents:app --url local",
         "loom run examples/trio/app.py -- 'What is asyncio?'",
     )
 )
@@ -87,6 +90,7 @@ def run(
     ] = None,
     *,
     data: Annotated[str | None, _DATA] = None,
+    url: UrlOption = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
@@ -110,12 +114,17 @@ def run(
     after: list[str] = context.obj or []
     shown = Shown(as_json=json, quiet=quiet)
     arguments = [*(args or []), *after]
-    raise typer.Exit(run_target(target, arguments, shown, data=data, accept_loss=accept_loss))
+    where = Where(data, None, url)
+    raise typer.Exit(run_target(target, arguments, shown, where, accept_loss=accept_loss))
 
 
 @app.command(
     name="list",
-    epilog=examples("loom list agents app.py", "loom list capabilities shop.agents:app --json"),
+    epilog=examples(
+        "loom list agents app.py",
+        "loom list capabilities shop.agents:app --json",
+        "loom list agents --url local",
+    ),
 )
 def list_(
     kind: Annotated[
@@ -124,17 +133,25 @@ def list_(
     ],
     target: Annotated[str | None, _TARGET] = None,
     *,
+    namespace: NamespaceOption = None,
+    url: UrlOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """List the agents, topics or capabilities of an app.
+    """List the agents, topics or capabilities.
 
-    Its module is imported, and nothing of it is run.
+    Those of an app, or those that are at a node now. The app's module is imported, and nothing of
+    it is run.
     """
-    from loom.cli.listing import list_target
+    from loom.cli.listing import list_node, list_target
 
-    list_target(kind, target, as_json=json)
+    where = Where(None, namespace, url)
+    if target is None and where.node is not None:
+        list_node(kind, where, as_json=json)
+    else:
+        list_target(kind, target, as_json=json)
 
 
+node_commands.declare(app)
 log_commands.declare(app)
 
 

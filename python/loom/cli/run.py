@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from rich.console import Console
 
 from loom.app import App
+from loom.cli.asked import Where
 from loom.cli.show import (
     EventLines,
     counted,
@@ -51,7 +52,7 @@ class Shown(NamedTuple):
 
 
 def run_target(
-    target: str | None, args: list[str], shown: Shown, *, data: str | None, accept_loss: bool
+    target: str | None, args: list[str], shown: Shown, where: Where, *, accept_loss: bool
 ) -> int:
     """Run the app; return the exit code."""
     app, module = load_target(target)
@@ -63,11 +64,12 @@ def run_target(
             hint="add `async def main(ctx, args)` to the module, or leave them out",
         )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    node, data = where.node, where.data
     view = _View(as_json=shown.as_json, quiet=shown.quiet, data=data)
     stop = _Stop(view.stopping)
     with asyncio.Runner() as runner:
         try:
-            started = partial(running, app, data=data, accept_loss=accept_loss)
+            started = partial(running, app, data=data, url=node, accept_loss=accept_loss)
             runner.run(_run(started, app, main, args, view, stop))
         except asyncio.CancelledError:
             if not stop.exit_code:
@@ -144,8 +146,10 @@ class _View:
             sys.stdout.write(f"{shown}\n")
             sys.stdout.flush()
 
-    def figures(self, stats: dict[str, Any], seconds: float) -> None:
-        """Print the figures of the run."""
+    def figures(self, stats: dict[str, Any] | None, seconds: float) -> None:
+        """Print the figures of the run; None: they are the node's."""
+        if stats is None:
+            return
         told = figures(stats, self._events, seconds)
         if self._as_json and not self._quiet:
             print_json(told)
@@ -206,7 +210,8 @@ async def _run(
         readers.append((tap, reader))
 
     async def sum_up(run: Running) -> None:
-        stats, seconds = run.engine.stats(), time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        stats = None if run.engine.is_remote else run.engine.stats()
         for tap, reader in readers:
             await asyncio.sleep(0)  # let it show what came last
             tap.close()

@@ -3,18 +3,23 @@
 from rich.console import Console
 from rich.text import Text
 
+from loom.cli.asked import Where
 from loom.cli.replay import opened
 from loom.cli.show import print_json, printable
 from loom.codec import encode
 from loom.replay import Chain, Link
+from loom.replay.why import chain_from
 
 _PREVIEW = 160  # characters of data on one line
 _NAMED = 12  # calls and steps of one turn that are named
 
 
-def show_why(data: str | None, namespace: str | None, event: str, *, as_json: bool) -> int:
+def show_why(where: Where, event: str, *, as_json: bool) -> int:
     """Show the chain; return the exit code."""
-    chain = opened(data, namespace).why(event)
+    if where.node is not None:
+        chain = chain_from(where.ask("why", event=event))
+    else:
+        chain = opened(where.data, where.namespace).why(event)
     if as_json:
         print_json({"type": "chain", **chain.shown()})
         return 0

@@ -4,7 +4,8 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from loom.codec import decode
 from loom.config import RECORD_CODES, LogConfig
@@ -13,7 +14,16 @@ from loom.link.clock import Clock, SystemClock, VirtualClock
 from loom.link.link import Link, refused
 
 if TYPE_CHECKING:
-    from loom._engine import Delivery, Engine
+    from loom._engine import Bridge, Delivery, Engine
+
+Credential: TypeAlias = tuple[
+    str,
+    bytes,
+    str,
+    tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str]],
+    int | None,
+]
+"""Who may attach: id, SHA-256 of the token, namespace or ``*``, six lists of filters, end in ms."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,7 +57,7 @@ class Local:
             LoomError: it cannot be opened; says where and what to do.
         """
         if self.has_directory:
-            await self._aside(self._engine.open, namespace)
+            await self.aside(self._engine.open, namespace)
 
     def attach(self, namespace: str, name: str, *, is_node: bool = False) -> Link:
         """Return a link with a session of its own.
@@ -82,7 +92,7 @@ class Local:
         Raises:
             LoomError: the position is no longer kept, or none of this log; or it is damaged there.
         """
-        return await self._aside(self._engine.read, namespace, filters, start)
+        return await self.aside(self._engine.read, namespace, filters, start)
 
     async def close(self) -> None:
         """Close the log: what was appended is synced, within ``stop_seconds``.
@@ -91,9 +101,9 @@ class Local:
             LoomError: it could not be closed well.
         """
         if self.has_directory:
-            await self._aside(self._engine.close)
+            await self.aside(self._engine.close)
 
-    async def _aside(self, fn: Callable[..., Any], *args: Any) -> Any:
+    async def aside(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return what ``fn`` returns, which waits for the disk: it runs in a thread of its own.
 
         The thread is daemonic, so that a disk that hangs does not keep a program alive.
@@ -128,25 +138,53 @@ class Local:
         Raises:
             Fenced: this process was forked after the engine was made; so for what is asked below.
         """
-        return decode(self._ask(self._engine.stats))
+        return decode(self.asked(self._engine.stats))
 
     def audit(self) -> dict[str, Any]:
         """Return the books of every subscription; what is queued is counted by walking."""
-        return decode(self._ask(self._engine.audit))
+        return decode(self.asked(self._engine.audit))
+
+    def serve(
+        self,
+        *,
+        bind: Sequence[str],
+        unix: Path | None,
+        tls: tuple[Path, Path, Path | None] | None,
+        origins: Sequence[str],
+        credentials: Sequence[Credential],
+    ) -> "Served":
+        """Let other processes attach.
+
+        Args:
+            bind: addresses to listen on, HOST:PORT; port 0 is any that is free.
+            unix: the path of a Unix socket to listen on as well.
+            tls: files of the certificate, of its key, and of who vouches for clients.
+            origins: those that WebSockets may come from, besides the node's own.
+            credentials: who may attach.
+
+        Raises:
+            LoomError: an address cannot be listened on, or a file cannot be used.
+        """
+        socket = None if unix is None else str(unix)
+        files = None
+        if tls is not None:
+            files = (str(tls[0]), str(tls[1]), None if tls[2] is None else str(tls[2]))
+        bridge = self.asked(self._engine.serve, bind, socket, files, origins, credentials)
+        return Served(self, bridge)
 
     def sessions(self, namespace: str | None = None) -> list[dict[str, Any]]:
         """Return who is attached, in a namespace or in all."""
-        return decode(self._ask(self._engine.sessions, namespace))
+        return decode(self.asked(self._engine.sessions, namespace))
 
     async def directory(self, namespace: str, kind: str) -> Sequence[bytes]:
         """Return what is registered: ``kind`` is "agent" or "capability"."""
-        return self._ask(self._engine.directory, namespace, kind)
+        return self.asked(self._engine.directory, namespace, kind)
 
     def effects(
         self, namespace: str, *, unknown: bool, after: str | None
     ) -> tuple[list[dict[str, Any]], bool]:
         """Return a page of effects behind an id, and whether there are more."""
-        page, more = self._ask(self._engine.effects, namespace, unknown, after)
+        page, more = self.asked(self._engine.effects, namespace, unknown, after)
         return decode(page), more
 
     def effect(self, namespace: str, effect: str) -> tuple[dict[str, Any], bytes | None] | None:
@@ -155,10 +193,11 @@ class Local:
         Raises:
             LoomError: code INVALID_PARAMS for what is not the id of an effect.
         """
-        found = self._ask(self._engine.effect, namespace, effect)
+        found = self.asked(self._engine.effect, namespace, effect)
         return None if found is None else (decode(found[0]), found[1])
 
-    def _ask(self, ask: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def asked(self, ask: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what the engine says; what it refuses is raised as a LoomError."""
         try:
             return ask(*args, **kwargs)
         except self._refusal as error:
@@ -171,6 +210,46 @@ class Local:
     def routes(self, link: Link, namespace: str) -> "LocalRoutes":
         """Return the selection table of a namespace, to be written through ``link``."""
         return LocalRoutes(self._engine, link, namespace)
+
+
+class Served:
+    """What lets other processes attach to an engine of this one."""
+
+    def __init__(self, engine: Local, bridge: "Bridge") -> None:
+        self._engine = engine
+        self._bridge = bridge
+        self.addresses: list[str] = bridge.addresses
+        """Where it listens, HOST:PORT, as the ports are bound."""
+        self.fd: int = bridge.fd
+        """Readable when a session has come into a namespace that had none."""
+
+    def opened(self) -> list[str]:
+        """Return the namespaces that had sessions so far."""
+        return self._bridge.opened()
+
+    def authorize(self, credentials: Sequence[Credential]) -> None:
+        """Say who may attach from now on; the sessions of others end. From any thread.
+
+        Raises:
+            LoomError: a credential is none.
+        """
+        self._engine.asked(self._bridge.authorize, credentials)
+
+    def stats(self) -> dict[str, Any]:
+        """Return its counters."""
+        return decode(self._bridge.stats())
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing new, and wait until what is under way has ended; False: it was not in time.
+
+        Raises:
+            LoomError: it is over already.
+        """
+        return await self._engine.aside(self._bridge.drain, seconds)
+
+    def close(self) -> None:
+        """Let go of all connections at once."""
+        self._bridge.close()
 
 
 class LocalLedger:

@@ -16,7 +16,7 @@ from loom.models.words import stems, widened
 
 SENTENCES_PER_QUESTION: Final = 4
 
-SENTENCES_READ: Final = 5_000
+SENTENCES_READ: Final = 5 * 1_000
 """Sentences of the context that are looked at, the first ones."""
 
 # of what a question asks for, by weight: what a sentence with its title, and alone, must speak of

@@ -330,7 +330,12 @@ class Control:
             "files": copied.files,
             "bytes": copied.bytes,
             "namespaces": [
-                {"namespace": one.namespace, "first": one.first, "end": one.end}
+                {
+                    "namespace": one.namespace,
+                    "first": one.first,
+                    "end": one.end,
+                    "records": one.records,
+                }
                 for one in copied.namespaces
             ],
         }

@@ -15,13 +15,14 @@ import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 from loom.address import read_private, read_token
 from loom.checks import check_text
 from loom.codec import decode, encode
 from loom.errors import Exhausted, Internal, InvalidParams, LoomError, NotFound
 from loom.limits import GRANT_FILTERS, NAME_BYTES, TOKENS
+from loom.link.local import Credential
 from loom.topics import check_filter, check_name
 
 LISTS: Final = ("publish", "subscribe", "call", "provide", "observe", "admin")
@@ -35,15 +36,6 @@ _FORMAT: Final = 1
 _LARGEST: Final = 16 << 20  # bytes of the file
 _ID_BYTES: Final = 4
 _SECRET_BYTES: Final = 32
-
-Credential: TypeAlias = tuple[
-    str,
-    bytes,
-    str,
-    tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str], Sequence[str]],
-    int | None,
-]
-"""A token as the engine takes it: id, hash, namespace, the six lists, when it ends in ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,14 +284,6 @@ class TokenStore:
         _, secret = self.create(ADMIN, namespace=ANYWHERE, grants=everything)
         write_private(self.admin_file, secret.encode() + b"\n")
         return self.admin_file
-
-    def changed(self) -> tuple[int, int]:
-        """Return what is another as soon as the file is."""
-        try:
-            found = self.file.stat()
-        except FileNotFoundError:
-            return 0, 0
-        return found.st_mtime_ns, found.st_ino
 
     # -- the file ---------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loom.app import App
 
 _DEFAULT = "default"
-_PORTION = 5_000  # records read at a time
+_PORTION = 4_000  # records read at a time
 _NAMED = 3  # close matches that an error names
 _SHORT = 4  # characters that may stand for an id
 

@@ -51,6 +51,16 @@ class Chain:
         return asdict(self)
 
 
+def chain_from(told: dict[str, Any]) -> Chain:
+    """Return the chain that ``shown`` has told."""
+    links: list[Link] = []
+    for link in told["links"]:
+        values: dict[str, Any] = dict(link)
+        values["made"] = tuple(Made(**made) for made in link["made"])
+        links.append(Link(**values))
+    return Chain(run_id=told["run_id"], links=tuple(links), whole=told["whole"])
+
+
 def chain_of(record: RunRecord, event_id: str) -> Chain:
     """Return the chain of an event of a run."""
     links: list[Link] = []
