@@ -6,6 +6,7 @@ In Python, Rust and TypeScript.
 It needs nothing but the standard library, and its output is already formatted.
 """
 
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -250,6 +251,12 @@ def outputs() -> dict[Path, str]:
         ),
         gen / "codes.rs": codes_rs(errors),
         gen / "limits.rs": limits_rs(limits),
+        js / "collab.ts": gen_js.collab_ts(
+            {
+                path.name.removesuffix(".schema.json"): json.loads(path.read_text(encoding="utf-8"))
+                for path in sorted((ROOT / "spec" / "collab").glob("*.schema.json"))
+            }
+        ),
         js / "errors.ts": gen_js.errors_ts(errors),
         js / "frames.ts": gen_js.frames_ts(frames),
         js / "limits.ts": gen_js.limits_ts(limits),

@@ -152,3 +152,18 @@ def _type(field: Field) -> str:
 
 def _grouped(value: int) -> str:
     return f"{value:_}" if value >= 10_000 else json.dumps(value)
+
+
+def collab_ts(schemas: dict[str, dict[str, Any]]) -> str:
+    """Write ``collab.ts``: what members of a barrier or a contract say to each other."""
+    what = "The messages of barriers and contracts."
+    out = [HEAD.format(what=what, source="spec/collab"), "\n"]
+    for name, schema in schemas.items():
+        kept = {key: schema[key] for key in ("type", "additionalProperties", "required")}
+        kept["properties"] = {
+            field: {key: value for key, value in said.items() if key != "description"}
+            for field, said in schema["properties"].items()
+        }
+        constant = name.replace("-", "_").upper()
+        out.append(f"export const {constant} = {json.dumps(kept)} as const\n")
+    return "".join(out)

@@ -66,7 +66,7 @@ export function defineAgent<S extends Schema | undefined = undefined>(
     const hint = `give a whole number from 1 to ${AGENT_CONCURRENCY_MAX}`
     throw invalid('concurrency', `concurrency is ${concurrency}`, hint, 'agent_concurrency')
   }
-  return Object.freeze({
+  return {
     kind: 'agent' as const,
     name,
     filters: [...checkFilters(topics, 'topics')],
@@ -79,7 +79,7 @@ export function defineAgent<S extends Schema | undefined = undefined>(
     onStart,
     onEvent: options.onEvent as Handler,
     onStop,
-  })
+  }
 }
 
 /** Returns the agents, each name once. Throws INVALID_PARAMS. */

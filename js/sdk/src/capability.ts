@@ -94,7 +94,7 @@ export function capability<
     streams,
     needs_approval: false,
   }
-  return Object.freeze({
+  return {
     kind: 'capability' as const,
     name,
     version,
@@ -107,7 +107,7 @@ export function capability<
     info,
     probe,
     run: run as (args: never, ctx: Context) => unknown,
-  })
+  }
 }
 
 export function isCapability(value: unknown): value is Capability {

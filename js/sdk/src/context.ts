@@ -173,7 +173,7 @@ export class Context {
   /** Lines that are also events on `loom.log.{level}`, in this turn's run. */
   get log(): { info(text: string): void; warning(text: string): void; error(text: string): void } {
     const say = (level: string) => (text: string) => {
-      const { host, sender, lease, name } = this.live()
+      const { host, sender, lease, name } = this.#live()
       const data = { message: String(text), logger: `loom.agent.${name}` }
       host.link.tell({ report: { sender, lease, level, data } })
     }
@@ -187,18 +187,18 @@ export class Context {
    * oldest, background is refused. Throws INVALID_PARAMS, EXHAUSTED, DENIED, NOT_SUPPORTED, CONFLICT.
    */
   async emit(topic: string, data?: unknown, options: EmitOptions = {}): Promise<Receipt> {
-    const { host, sender, lease } = this.live()
+    const { host, sender, lease } = this.#live()
     const publish: Publish = { sender, lease, topic: checkTopic(topic), payload: payloadFor(data) }
     if (options.qos !== undefined) publish.qos = options.qos
     if (options.ack !== undefined) publish.ack = options.ack
     const more = wireOptions(options)
     if (more !== undefined) publish.options = more
-    return host.link.publish(publish, this.until(options.signal))
+    return host.link.publish(publish, this.#until(options.signal))
   }
 
   /** Answers the event of this turn. Throws INVALID_PARAMS where nothing was asked. */
   reply(data?: unknown): void {
-    const { host, lease, life, wantsReply } = this.live()
+    const { host, lease, life, wantsReply } = this.#live()
     if (!wantsReply) {
       throw invalid('reply', 'nothing was asked: this event wants no reply', 'see event.wantsReply')
     }
@@ -217,7 +217,7 @@ export class Context {
     options: RequestOptions<S> = {},
   ): Promise<Event<Output<S>>> {
     const answers: Envelope[] = []
-    await this.ask(topic, data, options, 1, answers)
+    await this.#ask(topic, data, options, 1, answers)
     const [envelope] = answers
     if (envelope === undefined) throw new LoomError('UNAVAILABLE', 'all have declined')
     const check = checkOf(options.schema, 'output')
@@ -234,7 +234,7 @@ export class Context {
     const answers: Envelope[] = []
     let summary: { matched?: number; failures?: Record<string, unknown>[] }
     try {
-      summary = ((await this.ask(topic, data, rest, firstK ?? 0, answers)) ?? {}) as typeof summary
+      summary = ((await this.#ask(topic, data, rest, firstK ?? 0, answers)) ?? {}) as typeof summary
     } catch (error) {
       if (error instanceof LoomError && error.code === 'UNAVAILABLE') {
         return { items: [], failures: [], missing: 0 }
@@ -249,14 +249,14 @@ export class Context {
     return { items: answers.map(eventOf), failures, missing }
   }
 
-  private async ask(
+  async #ask(
     topic: string,
     data: unknown,
     options: RequestOptions<Schema | undefined>,
     firstK: number,
     answers: Envelope[],
   ): Promise<unknown> {
-    const { host, sender, lease } = this.live()
+    const { host, sender, lease } = this.#live()
     const request = {
       sender,
       lease,
@@ -269,7 +269,7 @@ export class Context {
     const more = wireOptions(options)
     const outcome = await host.link.call(
       (call) => ({ request: { call, ...request, ...(more && { options: more }) } }),
-      this.until(options.signal),
+      this.#until(options.signal),
       { answer: (event) => void answers.push(event) },
     )
     return outcome.json
@@ -297,9 +297,9 @@ export class Context {
     args: unknown = {},
     options: ToolOptions<Schema | undefined> = {},
   ): Promise<unknown> {
-    const [call, check] = this.callOf(capability, args, options, false)
+    const [call, check] = this.#callOf(capability, args, options, false)
     return around(this.scope.host.middleware, async (_, item: ToolCall) => {
-      const payload = await this.make(item, 0, this.until(options.signal))
+      const payload = await this.#make(item, 0, this.#until(options.signal))
       return resultOf(check, valueIn(payload), item.name)
     })(this, call)
   }
@@ -310,14 +310,14 @@ export class Context {
     args: unknown = {},
     options: ToolOptions<undefined> = {},
   ): AsyncGenerator<unknown, void, undefined> {
-    const [call] = this.callOf(capability, args, options, true)
+    const [call] = this.#callOf(capability, args, options, true)
     const made = around(this.scope.host.middleware, async (_, item: ToolCall) =>
-      this.chunks(item, options.signal),
+      this.#chunks(item, options.signal),
     )
     yield* (await made(this, call)) as AsyncIterable<unknown>
   }
 
-  private async *chunks(
+  async *#chunks(
     item: ToolCall,
     signal: AbortSignal | undefined,
   ): AsyncGenerator<unknown, void, undefined> {
@@ -327,7 +327,7 @@ export class Context {
     let wake = (): void => {}
     let number = 0
     let isOver = false
-    const outcome = this.make(item, STREAM_CHUNKS, [left, ...this.until(signal)], {
+    const outcome = this.#make(item, STREAM_CHUNKS, [left, ...this.#until(signal)], {
       chunk: (payload) => {
         come.push(valueIn(payload))
         wake()
@@ -357,13 +357,13 @@ export class Context {
     }
   }
 
-  private callOf(
+  #callOf(
     capability: Capability | string,
     args: unknown,
     options: ToolOptions<Schema | undefined>,
     streamed: boolean,
   ): [ToolCall, Check] {
-    this.live()
+    this.#live()
     const declared = isCapability(capability) ? capability : undefined
     const name = checkCapabilityName(declared?.name ?? capability, 'capability')
     if (typeof args !== 'object' || args === null || Array.isArray(args)) {
@@ -383,7 +383,7 @@ export class Context {
     return [call, declared?.streams === true ? eachOf(check) : check]
   }
 
-  private make(
+  #make(
     item: ToolCall,
     credit: number,
     ends: Ends,
@@ -392,7 +392,7 @@ export class Context {
       begun?: (call: number) => void
     } = {},
   ): Promise<Payload> {
-    const { host, sender, lease } = this.live()
+    const { host, sender, lease } = this.#live()
     const body = {
       sender,
       lease,
@@ -419,9 +419,9 @@ export class Context {
     filters: string | readonly string[],
     options: { qos?: Qos; signal?: AbortSignal } = {},
   ): Promise<Watch> {
-    const { host } = this.live()
+    const { host } = this.#live()
     const wanted = typeof filters === 'string' ? [filters] : filters
-    return Watch.open(host.link, wanted, options.qos ?? 'realtime', this.until(options.signal))
+    return Watch.open(host.link, wanted, options.qos ?? 'realtime', this.#until(options.signal))
   }
 
   /** Joins a conversation: hears what is said in it, and speaks in it. */
@@ -444,7 +444,7 @@ export class Context {
     wanted: { name?: string; topic?: string; capability?: string } = {},
   ): Promise<AgentInfo[]> {
     const { name, topic, capability } = wanted
-    const all = await this.directory<AgentInfo>('agent')
+    const all = await this.#directory<AgentInfo>('agent')
     return all.filter(
       (one) =>
         (name === undefined || name === one.name || name === `${this.namespace}/${one.name}`) &&
@@ -455,13 +455,13 @@ export class Context {
 
   /** The capabilities that are there now, of those whose name matches a filter. */
   async capabilities(pattern = '>'): Promise<CapabilityInfo[]> {
-    const all = await this.directory<CapabilityInfo>('capability')
+    const all = await this.#directory<CapabilityInfo>('capability')
     return all.filter((one) => matches(pattern, one.name))
   }
 
-  private directory<T>(kind: 'agent' | 'capability'): Promise<T[]> {
+  #directory<T>(kind: 'agent' | 'capability'): Promise<T[]> {
     const found: T[] = []
-    return this.live().host.link.query(
+    return this.#live().host.link.query(
       (ref) => ({ directory: { ref, kind } }),
       ({ entries }) => {
         found.push(...((entries?.entries ?? []) as T[]))
@@ -473,11 +473,11 @@ export class Context {
   // -- inside ---------------------------------------------------------------------------------------
 
   /** Ends with `signal`, and with the turn. */
-  private until(signal: AbortSignal | undefined): Ends {
+  #until(signal: AbortSignal | undefined): Ends {
     return signal === undefined ? [this.scope.cut] : [signal, this.scope.cut]
   }
 
-  private live(): Scope {
+  #live(): Scope {
     const { scope } = this
     if (scope.isOver) {
       throw new LoomError('FENCED', 'this turn is over', {

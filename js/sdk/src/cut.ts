@@ -5,15 +5,15 @@ export class Cut {
   /** Why, once it is cut. */
   reason: unknown
   isCut = false
-  private readonly listeners = new Set<() => void>()
-  private controller: AbortController | undefined
+  readonly #listeners = new Set<() => void>()
+  #controller: AbortController | undefined
 
   get signal(): AbortSignal {
-    if (this.controller === undefined) {
-      this.controller = new AbortController()
-      if (this.isCut) this.controller.abort(this.reason)
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController()
+      if (this.isCut) this.#controller.abort(this.reason)
     }
-    return this.controller.signal
+    return this.#controller.signal
   }
 
   /** Ends all that waits on it, once. */
@@ -21,9 +21,9 @@ export class Cut {
     if (this.isCut) return
     this.isCut = true
     this.reason = reason
-    this.controller?.abort(reason)
-    for (const listener of [...this.listeners]) listener()
-    this.listeners.clear()
+    this.#controller?.abort(reason)
+    for (const listener of [...this.#listeners]) listener()
+    this.#listeners.clear()
   }
 
   throwIfCut(): void {
@@ -31,11 +31,11 @@ export class Cut {
   }
 
   add(listener: () => void): void {
-    this.listeners.add(listener)
+    this.#listeners.add(listener)
   }
 
   delete(listener: () => void): void {
-    this.listeners.delete(listener)
+    this.#listeners.delete(listener)
   }
 }
 
@@ -86,13 +86,5 @@ export function waiting<T>(
     } catch (error) {
       settle(reject)(error)
     }
-  })
-}
-
-/** Waits so long. Throws the reason of what ends it earlier. */
-export function sleep(ms: number, ...ends: readonly (End | undefined)[]): Promise<void> {
-  return waiting(ends, (resolve) => {
-    const timer = setTimeout(resolve, ms)
-    return () => clearTimeout(timer)
   })
 }

@@ -33,109 +33,114 @@ export class Event<T = unknown> {
   readonly attempt: number
   /** Whether somebody waits for a reply. */
   readonly wantsReply: boolean
-  private readonly envelope: Envelope
-  private readonly settle: Settle | undefined
+  readonly #envelope: Envelope
+  readonly #settle: Settle | undefined
 
   constructor(envelope: Envelope, data: T, wantsReply = false, attempt = 1, settle?: Settle) {
-    this.envelope = envelope
+    this.#envelope = envelope
     this.data = data
     this.wantsReply = wantsReply
     this.attempt = attempt
-    this.settle = settle
+    this.#settle = settle
   }
 
   get id(): string {
-    return this.envelope.id ?? ''
+    return this.#envelope.id ?? ''
   }
   get topic(): string {
-    return this.envelope.topic ?? ''
+    return this.#envelope.topic ?? ''
   }
   /** `namespace/name` of the publisher, stamped by the node. */
   get sender(): string {
-    return this.envelope.sender ?? ''
+    return this.#envelope.sender ?? ''
   }
   /** The conversation it belongs to. */
   get threadId(): string {
-    return this.envelope.thread_name || this.envelope.thread_id || this.id
+    return this.#envelope.thread_name || this.#envelope.thread_id || this.id
   }
   /** The id of the root event that all this follows from. */
   get runId(): string {
-    return this.envelope.run_id || this.id
+    return this.#envelope.run_id || this.id
   }
   get correlationId(): string | undefined {
-    return this.envelope.correlation_id
+    return this.#envelope.correlation_id
   }
   get causationId(): string | undefined {
-    return this.envelope.causation_id
+    return this.#envelope.causation_id
   }
   get causes(): readonly string[] {
-    return this.envelope.causes ?? []
+    return this.#envelope.causes ?? []
   }
   get key(): string | undefined {
-    return this.envelope.key
+    return this.#envelope.key
   }
   get qos(): Qos {
-    return this.envelope.qos ?? 'batched'
+    return this.#envelope.qos ?? 'batched'
   }
   get hop(): number {
-    return this.envelope.hop ?? 0
+    return this.#envelope.hop ?? 0
   }
   /** Milliseconds since 1970, on the node's clock. */
   get timeMs(): number {
-    return this.envelope.time_ms ?? 0
+    return this.#envelope.time_ms ?? 0
   }
   get ttlMs(): number | undefined {
-    return this.envelope.ttl_ms
+    return this.#envelope.ttl_ms
   }
   get headers(): Readonly<Record<string, string>> {
     return Object.fromEntries(
-      (this.envelope.headers ?? []).map(({ name = '', value = '' }) => [name, value]),
+      (this.#envelope.headers ?? []).map(({ name = '', value = '' }) => [name, value]),
     )
   }
   get labels(): readonly string[] {
-    return this.envelope.labels ?? []
+    return this.#envelope.labels ?? []
   }
   get traceparent(): string | undefined {
-    return this.envelope.traceparent
+    return this.#envelope.traceparent
   }
   get contentType(): string {
-    return this.envelope.payload?.type || 'application/json'
+    return this.#envelope.payload?.type || 'application/json'
   }
   /** The data as bytes. */
   get payload(): Uint8Array {
-    return bytesIn(this.envelope.payload)
+    return bytesIn(this.#envelope.payload)
   }
   /** Its place in the log, opaque and ordered. */
   get position(): string | undefined {
-    return this.envelope.position
+    return this.#envelope.position
   }
   /** Whether it is given again until it is acknowledged. */
   get isDurable(): boolean {
-    return this.settle !== undefined
+    return this.#settle !== undefined
+  }
+
+  /** The same event with its data as something else. */
+  with<D>(data: D): Event<D> {
+    return new Event(this.#envelope, data, this.wantsReply, this.attempt, this.#settle)
   }
 
   /** Says that this durable event is done, whatever comes after. */
   ack(): void {
-    this.settling().ack()
+    this.#settling().ack()
   }
 
   /** Says that this durable event is to be given again, after a pause. */
   nak(delayMs?: number): void {
-    this.settling().nak(delayMs)
+    this.#settling().nak(delayMs)
   }
 
   /** Says that this durable event is being worked on. */
   extend(): void {
-    this.settling().extend()
+    this.#settling().extend()
   }
 
   /** Gives this durable event up: it becomes a dead letter. */
   term(reason = ''): void {
-    this.settling().term(reason)
+    this.#settling().term(reason)
   }
 
-  private settling(): Settle {
-    if (this.settle !== undefined) return this.settle
+  #settling(): Settle {
+    if (this.#settle !== undefined) return this.#settle
     throw new LoomError('INVALID_PARAMS', 'this event is not durable', { field: 'event' })
   }
 }

@@ -4,6 +4,7 @@
 // -- for users ------------------------------------------------------------------------------------
 export { type Agent, type AgentOptions, defineAgent } from './agent.js'
 export { type Capability, type CapabilityOptions, capability, type Verdict } from './capability.js'
+export type { Protocol } from './codec/wire.js'
 export type {
   AgentInfo,
   CapabilityInfo,
@@ -19,9 +20,9 @@ export { type Code, LoomError } from './errors.js'
 export type { AckLevel, Event, Qos, Receipt } from './event.js'
 // -- for adapters: other ways to reach a node -------------------------------------------------------
 export type { Carrier, Dial, Ends } from './link/carrier.js'
-export { type MakeSocket, type Protocol, type Socket, webSocketDial } from './link/websocket.js'
+export { type MakeSocket, type Socket, webSocketDial } from './link/websocket.js'
 export type { Middleware, Next, ToolCall } from './middleware.js'
-export type { JsonSchema, Schema, StandardSchema } from './schema.js'
+export type { Schema, StandardSchema } from './schema.js'
 export {
   type Connection,
   type ConnectOptions,

@@ -2,11 +2,12 @@
 
 import { type Agent, checkAgents } from './agent.js'
 import { type Capability, checkCapabilities } from './capability.js'
+import type { Protocol } from './codec/wire.js'
 import { Context, checkMs } from './context.js'
 import { invalid } from './errors.js'
 import type { Dial } from './link/carrier.js'
 import { Link } from './link/link.js'
-import { type Protocol, webSocketDial } from './link/websocket.js'
+import { webSocketDial } from './link/websocket.js'
 import { checkMiddleware, type Middleware } from './middleware.js'
 import { Host, type OnError } from './runtime/host.js'
 import type { LinkChange, LinkState } from './session/session.js'
@@ -45,11 +46,11 @@ export interface ServeOptions extends ConnectOptions {
 
 /** The context of an app, and the link that it goes over. `close` it when done; `await using` does. */
 export class Connection extends Context implements AsyncDisposable {
-  private readonly graceMs: number
+  readonly #graceMs: number
 
   constructor(host: Host, graceMs: number) {
     super(host.scope)
-    this.graceMs = graceMs
+    this.#graceMs = graceMs
   }
 
   get link(): LinkState {
@@ -63,7 +64,7 @@ export class Connection extends Context implements AsyncDisposable {
 
   /** Lets what runs end, sends what is left, and leaves the node. */
   close(): Promise<void> {
-    return this.scope.host.stop(this.graceMs)
+    return this.scope.host.stop(this.#graceMs)
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -99,11 +100,7 @@ export function use(...middleware: readonly Middleware[]): Used {
       const agents = checkAgents(options.agents ?? [])
       const capabilities = checkCapabilities(options.capabilities ?? [])
       if (agents.length + capabilities.length === 0) {
-        throw invalid(
-          'agents',
-          'there is nothing to serve',
-          'give agents or capabilities, or connect',
-        )
+        throw invalid('agents', 'there is nothing to serve')
       }
       const connection = await open(options, middleware, 'app')
       const { host } = connection.scope
@@ -127,7 +124,7 @@ async function open(
   const { url, token = '', namespace = '', protocol = 'json', signal, onLink, onError } = options
   const graceMs = checkMs(options.graceMs ?? GRACE_MS, 'graceMs')
   if (options.dial === undefined && url === undefined) {
-    throw invalid('url', 'it is not said where the node is', "give url: 'ws://127.0.0.1:7420'")
+    throw invalid('url', 'where is the node?', 'ws://127.0.0.1:7420')
   }
   const dial = options.dial ?? webSocketDial(url as string, protocol)
   if (namespace !== '') checkName(namespace, 'namespace')

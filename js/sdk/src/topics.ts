@@ -44,7 +44,7 @@ function checkFilter(filter: unknown, field: string): void {
     throw invalid(
       field,
       `'${filter}' is not a filter: token '${token}' is wrong`,
-      "use letters, digits, '_' and '-' between dots; '*' stands for one token, '>' only at the end for one or more",
+      "letters, digits, '_' and '-' between dots; '*' is one token, '>' at the end the rest",
     )
   }
 }

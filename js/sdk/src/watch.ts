@@ -12,17 +12,17 @@ import { checkFilters } from './topics.js'
 export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
   /** Events that were lost here, as nobody read them in time. */
   dropped = 0
-  private readonly link: Link
-  private readonly isRealtime: boolean
-  private readonly queue = new Queue<Delivery & { life: number }>()
-  private readonly left = new Cut()
-  private handle = 0
-  private isClosed = false
-  private wake: (() => void) | undefined
+  readonly #link: Link
+  readonly #isRealtime: boolean
+  readonly #queue = new Queue<Delivery & { life: number }>()
+  readonly #left = new Cut()
+  #handle = 0
+  #isClosed = false
+  #wake: (() => void) | undefined
 
   private constructor(link: Link, qos: Qos) {
-    this.link = link
-    this.isRealtime = qos === 'realtime'
+    this.#link = link
+    this.#isRealtime = qos === 'realtime'
   }
 
   /** Begins to listen; returns when the node has said so. */
@@ -31,14 +31,14 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
     throwIfOver(ends)
     const watch = new Watch(link, qos)
     const frame = (handle: number) => ({ subscribe: { handle, filters: [...filters], qos } })
-    watch.handle = await link.register(frame, {
-      deliver: (delivery) => watch.take(delivery),
+    watch.#handle = await link.register(frame, {
+      deliver: (delivery) => watch.#take(delivery),
       forgotten: () => {
-        watch.queue.clear()
+        watch.#queue.clear()
       },
     })
     // Whatever ends it first, the others forget it.
-    void waiting([watch.left, ...ends], () => () => {}).catch(() => watch.close())
+    void waiting([watch.#left, ...ends], () => () => {}).catch(() => watch.close())
     return watch
   }
 
@@ -48,14 +48,14 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
 
   async next(): Promise<IteratorResult<Event>> {
     for (;;) {
-      const delivery = this.queue.shift()
+      const delivery = this.#queue.shift()
       if (delivery !== undefined) {
-        if (!this.isRealtime) this.ended(delivery)
+        if (!this.#isRealtime) this.#ended(delivery)
         return { done: false, value: eventOf(delivery.event) }
       }
-      if (this.isClosed) return { done: true, value: undefined }
+      if (this.#isClosed) return { done: true, value: undefined }
       await new Promise<void>((resolve) => {
-        this.wake = resolve
+        this.#wake = resolve
       })
     }
   }
@@ -67,14 +67,14 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
 
   /** Stops listening. Who waits for an event is told that there are no more. */
   async close(): Promise<void> {
-    if (this.isClosed) return
-    this.isClosed = true
-    this.left.cut(undefined)
-    const left = this.queue.clear()
-    if (!this.isRealtime) for (const delivery of left) this.ended(delivery)
-    this.wake?.()
-    if (this.link.state !== 'closed' && this.link.state !== 'refused') {
-      await this.link.remove(this.handle)
+    if (this.#isClosed) return
+    this.#isClosed = true
+    this.#left.cut(undefined)
+    const left = this.#queue.clear()
+    if (!this.#isRealtime) for (const delivery of left) this.#ended(delivery)
+    this.#wake?.()
+    if (this.#link.state !== 'closed' && this.#link.state !== 'refused') {
+      await this.#link.remove(this.#handle)
     }
   }
 
@@ -82,23 +82,23 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
     return this.close()
   }
 
-  private take(delivery: Delivery): void {
-    const taken = { ...delivery, life: this.link.life }
-    this.queue.push(taken)
+  #take(delivery: Delivery): void {
+    const taken = { ...delivery, life: this.#link.life }
+    this.#queue.push(taken)
     // Of realtime the newest stay here, where the reader is: the node does not wait for him.
-    if (this.isRealtime) {
-      this.ended(taken)
-      if (this.queue.length > QUEUE_ITEMS) {
+    if (this.#isRealtime) {
+      this.#ended(taken)
+      if (this.#queue.length > QUEUE_ITEMS) {
         this.dropped++
-        this.queue.shift()
+        this.#queue.shift()
       }
     }
-    this.wake?.()
+    this.#wake?.()
   }
 
-  private ended({ target, event, life }: Delivery & { life: number }): void {
+  #ended({ target, event, life }: Delivery & { life: number }): void {
     const { lease = 0 } = target
-    this.link.work(lease, life, { ack: { leases: [lease] } })
-    this.link.handled(event, life)
+    this.#link.work(lease, life, { ack: { leases: [lease] } })
+    this.#link.handled(event, life)
   }
 }

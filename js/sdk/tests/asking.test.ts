@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import * as z from 'zod'
 import { capability, connect, defineAgent, type LoomError, serve } from '../src/index.js'
+import { jsonSchema } from '../src/json-schema.js'
 import { MemoryNode } from '../src/link/memory.js'
 import { codeOf, deferred, running, take } from './support/run.js'
 
@@ -143,13 +144,13 @@ describe('capabilities', () => {
   it('take a JSON Schema, and refuse one with words that are not checked', async () => {
     const greet = capability({
       name: 'greet',
-      input: {
+      input: jsonSchema({
         type: 'object',
         properties: { name: { $ref: '#/$defs/name' }, times: { type: 'integer', minimum: 1 } },
         required: ['name'],
         additionalProperties: false,
         $defs: { name: { type: 'string', minLength: 1 } },
-      },
+      }),
       run: (args) => `hello ${(args as { name: string }).name}`,
     })
     await running({ capabilities: [greet] }, async (app) => {
@@ -165,7 +166,7 @@ describe('capabilities', () => {
         await expect(app.tool('greet', args)).rejects.toMatchObject({ field })
       }
     })
-    expect(() => capability({ name: 'x', input: { dependentRequired: {} }, run: () => 1 })).toThrow(
+    expect(() => jsonSchema({ dependentRequired: {} })).toThrow(
       expect.objectContaining({ code: 'NOT_SUPPORTED' }),
     )
   })
@@ -273,6 +274,7 @@ describe('capabilities', () => {
       [{ name: 'a', run, timeoutMs: 0 }, 'timeoutMs'],
       [{ name: 'a', run, effect: 'probeable' }, 'probe'],
       [{ name: 'a', run, input: 7 }, 'schema'],
+      [{ name: 'a', run, input: { type: 'string' } }, 'schema'],
     ]
     for (const [options, field] of wrong) {
       expect(() => capability(options as never)).toThrow(expect.objectContaining({ field }))

@@ -1,13 +1,12 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
-import { decodeFrame, decodePacket, encodeFrame, encodePacket } from '../src/codec/proto.js'
+import { decodePacket, encodePacket } from '../src/codec/proto.js'
 import type { LoomError } from '../src/errors.js'
 import type { Frame, Packet } from '../src/gen/frames.js'
 import { HEARTBEAT_MS, RECONNECT_CAP_MS, SESSION_BYTES, SILENCE_MS } from '../src/gen/limits.js'
 import { Channel } from '../src/session/channel.js'
 import { type Inbox, type LinkChange, Session } from '../src/session/session.js'
 
-const CUTTER = { encode: encodeFrame, decode: decodeFrame }
 const BOOT = 'ab'.repeat(16)
 
 /** A node that keeps what it was sent, and a wire that the test holds in its hands. */
@@ -20,7 +19,7 @@ class Wire {
   readonly changes: LinkChange[] = []
   readonly heartbeats: number[] = []
   readonly hellos: Frame['hello'][] = []
-  node = new Channel(CUTTER)
+  node = new Channel(false)
   boot = BOOT
   credit = 0
   refusal: Frame['error'] | undefined
@@ -53,7 +52,7 @@ class Wire {
         namespace: '',
         token: 't',
         agent: 'test',
-        cutter: CUTTER,
+        isWhole: false,
         random: () => 0.5,
       },
       inbox,
@@ -142,7 +141,7 @@ class Wire {
     }
     const resumed = hello?.boot === this.boot
     if (!resumed) {
-      this.node = new Channel(CUTTER)
+      this.node = new Channel(false)
       this.node.allow(hello?.credit ?? {})
       this.credit = 4
     } else this.node.resume(hello?.received ?? 0)
@@ -235,7 +234,7 @@ describe('a session over a wire that is cut anywhere', () => {
 
   // requirement: SESSION-LARGE
   it('lets small control frames pass between the parts of a large one', () => {
-    const channel = new Channel(CUTTER)
+    const channel = new Channel(false)
     channel.allow({ frames: 1, bytes: 1 })
     channel.pushData(
       { publish: { ref: 1, payload: { text: `"${'x'.repeat(200_000)}"` } } },

@@ -216,17 +216,17 @@ function writePayload(writer: Writer, payload: Payload): void {
 
 class Reader {
   at = 0
-  private readonly bytes: Uint8Array
-  private readonly view: DataView
+  readonly #bytes: Uint8Array
+  readonly #view: DataView
 
   constructor(bytes: Uint8Array) {
     // A Buffer of Node would give views where this takes copies.
-    this.bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-    this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+    this.#bytes = new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   }
 
   varint(): number {
-    const { bytes } = this
+    const bytes = this.#bytes
     let number = 0
     let scale = 1
     for (let i = 0; i < 10; i++) {
@@ -248,7 +248,7 @@ class Reader {
   }
 
   text(end: number): string {
-    const { bytes } = this
+    const bytes = this.#bytes
     const from = this.at
     const to = this.until(end)
     const start = this.at
@@ -272,7 +272,7 @@ class Reader {
 
   raw(end: number): Uint8Array {
     const to = this.until(end)
-    const taken = this.bytes.slice(this.at, to)
+    const taken = this.#bytes.slice(this.at, to)
     this.at = to
     return taken
   }
@@ -283,14 +283,14 @@ class Reader {
     let text = ''
     for (let i = 0; this.at < to; i++) {
       if (dashes && (i === 4 || i === 6 || i === 8 || i === 10)) text += '-'
-      text += HEX[this.bytes[this.at++] as number]
+      text += HEX[this.#bytes[this.at++] as number]
     }
     return text
   }
 
   double(end: number): number {
     if (this.at + 8 > end) throw new Malformed('a number is cut off')
-    const number = this.view.getFloat64(this.at, true)
+    const number = this.#view.getFloat64(this.at, true)
     this.at += 8
     return number
   }

@@ -19,85 +19,85 @@ const soon: (task: () => void) => void = (() => {
 })()
 
 export class Driver {
-  private readonly session: Session
-  private readonly dial: Dial
-  private carrier: Carrier | undefined
-  private timer: Timer | undefined
-  private isPumping = false
-  private isStopped = false
+  readonly #session: Session
+  readonly #dial: Dial
+  #carrier: Carrier | undefined
+  #timer: Timer | undefined
+  #isPumping = false
+  #isStopped = false
 
   constructor(session: Session, dial: Dial) {
-    this.session = session
-    this.dial = dial
+    this.#session = session
+    this.#dial = dial
   }
 
   start(): void {
-    this.turn()
+    this.#turn()
   }
 
   /** Something was offered to the session: it is sent with all else that is offered meanwhile. */
   wake(): void {
-    if (this.isPumping || this.isStopped) return
-    this.isPumping = true
+    if (this.#isPumping || this.#isStopped) return
+    this.#isPumping = true
     soon(() => {
-      this.isPumping = false
-      this.turn()
+      this.#isPumping = false
+      this.#turn()
     })
   }
 
   /** Sends what is left, and closes the connection. */
   stop(): void {
-    this.turn()
-    this.isStopped = true
-    clearTimeout(this.timer)
-    this.drop()
+    this.#turn()
+    this.#isStopped = true
+    clearTimeout(this.#timer)
+    this.#drop()
   }
 
   // -- inside -------------------------------------------------------------------------------------
 
-  private turn(): void {
-    if (this.isStopped) return
-    const { session } = this
+  #turn(): void {
+    if (this.#isStopped) return
+    const session = this.#session
     session.tick(now())
-    if (this.carrier !== undefined && session.isOver) this.drop()
+    if (this.#carrier !== undefined && session.isOver) this.#drop()
     const dialsAt = session.dialsAt
-    if (this.carrier === undefined && dialsAt !== undefined && now() >= dialsAt) this.connect()
-    this.send()
-    if (this.carrier !== undefined && session.isOver) this.drop()
-    clearTimeout(this.timer)
+    if (this.#carrier === undefined && dialsAt !== undefined && now() >= dialsAt) this.#connect()
+    this.#send()
+    if (this.#carrier !== undefined && session.isOver) this.#drop()
+    clearTimeout(this.#timer)
     const next = Math.min(session.dialsAt ?? Infinity, session.deadline ?? Infinity)
     if (next < Infinity) {
-      this.timer = setTimeout(() => this.turn(), Math.max(0, Math.ceil(next - now())))
+      this.#timer = setTimeout(() => this.#turn(), Math.max(0, Math.ceil(next - now())))
     }
   }
 
-  private send(): void {
-    while (this.carrier !== undefined && !this.carrier.isFull) {
-      const packet = this.session.transmit(now())
+  #send(): void {
+    while (this.#carrier !== undefined && !this.#carrier.isFull) {
+      const packet = this.#session.transmit(now())
       if (packet === undefined) return
-      this.carrier.send(packet)
+      this.#carrier.send(packet)
     }
   }
 
-  private connect(): void {
-    const { session } = this
+  #connect(): void {
+    const session = this.#session
     session.dialing(now())
     let isOpen = true
     let carrier: Carrier | undefined
     // What an old connection still says is nobody's any more.
-    const isMine = () => isOpen && !this.isStopped && this.carrier === carrier
+    const isMine = () => isOpen && !this.#isStopped && this.#carrier === carrier
     const ends: Ends = {
       opened: () => {
         if (!isMine()) return
         session.connected(now())
-        this.turn()
+        this.#turn()
       },
       received: (packet) => {
         if (!isMine()) return
         try {
           session.received(packet, now())
         } catch (error) {
-          this.drop()
+          this.#drop()
           session.disconnected(now(), (error as Error).message)
         }
         this.wake()
@@ -106,22 +106,22 @@ export class Driver {
       closed: (why) => {
         if (!isMine()) return
         isOpen = false
-        this.carrier = undefined
+        this.#carrier = undefined
         session.disconnected(now(), why)
-        this.turn()
+        this.#turn()
       },
     }
     try {
-      carrier = this.dial(ends)
-      this.carrier = carrier
+      carrier = this.#dial(ends)
+      this.#carrier = carrier
     } catch (error) {
       session.disconnected(now(), (error as Error).message)
     }
   }
 
-  private drop(): void {
-    const { carrier } = this
-    this.carrier = undefined
+  #drop(): void {
+    const carrier = this.#carrier
+    this.#carrier = undefined
     carrier?.close()
   }
 }

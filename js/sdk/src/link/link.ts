@@ -1,7 +1,6 @@
 // The client's way to a node: a session with promises, and the one who knows which registration
 // what comes is for.
 
-import { decodeFrame, encodeFrame } from '../codec/proto.js'
 import { type End, waiting } from '../cut.js'
 import { errorOf, LoomError } from '../errors.js'
 import type { Receipt } from '../event.js'
@@ -64,51 +63,51 @@ export class Link implements Inbox {
   readonly name: string
   /** Invocations that run, by their lease. */
   readonly running: Map<number, Running> = new Map()
-  private readonly session: Session
-  private readonly driver: Driver
-  private readonly owners = new Map<number, Owner>()
-  private readonly listeners = new Set<(change: LinkChange) => void>()
-  private last: LinkChange = { state: 'connecting' }
-  private ending: Promise<void> | undefined
+  readonly #session: Session
+  readonly #driver: Driver
+  readonly #owners = new Map<number, Owner>()
+  readonly #listeners = new Set<(change: LinkChange) => void>()
+  #last: LinkChange = { state: 'connecting' }
+  #ending: Promise<void> | undefined
 
   constructor({ dial, name, namespace, token }: LinkOptions) {
     this.name = name
     const bytes = crypto.getRandomValues(new Uint8Array(16))
-    this.session = new Session(
+    this.#session = new Session(
       {
         session: Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join(''),
         name,
         namespace,
         token,
         agent: AGENT,
-        cutter: dial.isWhole ? undefined : { encode: encodeFrame, decode: decodeFrame },
+        isWhole: dial.isWhole,
         random: Math.random,
       },
       this,
     )
-    this.driver = new Driver(this.session, dial)
+    this.#driver = new Driver(this.#session, dial)
   }
 
   get state(): LinkState {
-    return this.last.state
+    return this.#last.state
   }
 
   get namespace(): string {
-    return this.session.namespace
+    return this.#session.namespace
   }
 
   /** Realtime events that had no room while the link was lost. */
   get dropped(): number {
-    return this.session.dropped
+    return this.#session.dropped
   }
 
   /** Returns when the node has let us in. Throws what it refuses us with, or the signal's reason. */
   open(signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted()
-    this.driver.start()
+    this.#driver.start()
     return new Promise((resolve, reject) => {
       const settle = (end: () => void): void => {
-        this.listeners.delete(look)
+        this.#listeners.delete(look)
         signal?.removeEventListener('abort', abort)
         end()
       }
@@ -117,38 +116,38 @@ export class Link implements Inbox {
         if (state === 'up') settle(resolve)
         else if (state === 'refused' || state === 'closed') settle(() => reject(error ?? closed()))
       }
-      this.listeners.add(look)
+      this.#listeners.add(look)
       signal?.addEventListener('abort', abort, { once: true })
-      look(this.last)
+      look(this.#last)
     })
   }
 
   /** Tells `listener` of each change; the function returned ends that. */
   onChange(listener: (change: LinkChange) => void): () => void {
-    this.listeners.add(listener)
-    return () => void this.listeners.delete(listener)
+    this.#listeners.add(listener)
+    return () => void this.#listeners.delete(listener)
   }
 
   /** Lets what was sent reach the node, says that we are gone for good, and closes. */
   close(): Promise<void> {
-    this.ending ??= this.leave()
-    return this.ending
+    this.#ending ??= this.#leave()
+    return this.#ending
   }
 
-  private async leave(): Promise<void> {
+  async #leave(): Promise<void> {
     if (this.state === 'up') {
-      this.session.leave()
-      this.driver.wake()
-      await this.flushed()
+      this.#session.leave()
+      this.#driver.wake()
+      await this.#flushed()
     }
-    this.session.finish()
-    this.driver.stop()
+    this.#session.finish()
+    this.#driver.stop()
   }
 
-  private async flushed(): Promise<void> {
+  async #flushed(): Promise<void> {
     const until = performance.now() + LEAVE_MS
     // The node closes the connection when it has read that we are gone.
-    while (this.state === 'up' && !this.session.isFlushed && performance.now() < until) {
+    while (this.state === 'up' && !this.#session.isFlushed && performance.now() < until) {
       await new Promise((resolve) => setTimeout(resolve, 1))
     }
   }
@@ -157,27 +156,27 @@ export class Link implements Inbox {
 
   /** Registers what `make` makes of its handle. Throws what the node refuses it with. */
   register(make: (handle: number) => Frame, owner: Owner): Promise<number> {
-    const handle = this.session.number()
-    this.owners.set(handle, owner)
+    const handle = this.#session.number()
+    this.#owners.set(handle, owner)
     return new Promise((resolve, reject) => {
-      this.session.register(handle, make(handle), (error) => {
+      this.#session.register(handle, make(handle), (error) => {
         if (error === undefined) {
           resolve(handle)
           return
         }
-        this.owners.delete(handle)
+        this.#owners.delete(handle)
         reject(error)
       })
-      this.driver.wake()
+      this.#driver.wake()
     })
   }
 
   /** Takes a registration back. */
   remove(handle: number): Promise<void> {
-    this.owners.delete(handle)
+    this.#owners.delete(handle)
     return new Promise((resolve) => {
-      this.session.unregister(handle, () => resolve())
-      this.driver.wake()
+      this.#session.unregister(handle, () => resolve())
+      this.#driver.wake()
     })
   }
 
@@ -185,8 +184,8 @@ export class Link implements Inbox {
 
   publish(publish: Publish, ends: Ends): Promise<Receipt> {
     if (publish.qos === 'realtime') {
-      this.session.publish(publish)
-      this.driver.wake()
+      this.#session.publish(publish)
+      this.#driver.wake()
       return Promise.resolve({ level: 'accepted' })
     }
     return waiting(ends, (resolve, reject) => {
@@ -197,9 +196,9 @@ export class Link implements Inbox {
         if (position !== undefined) receipt.position = position
         resolve(receipt)
       }
-      const ref = this.session.publish(publish, answered, reject)
-      this.driver.wake()
-      return () => this.session.withdraw(ref)
+      const ref = this.#session.publish(publish, answered, reject)
+      this.#driver.wake()
+      return () => this.#session.withdraw(ref)
     })
   }
 
@@ -211,8 +210,8 @@ export class Link implements Inbox {
         if (read_ !== undefined) resolve(read_)
         return read_ !== undefined
       }
-      this.session.query(make, answer, reject)
-      this.driver.wake()
+      this.#session.query(make, answer, reject)
+      this.#driver.wake()
     })
   }
 
@@ -224,61 +223,61 @@ export class Link implements Inbox {
     begun?: (call: number) => void,
   ): Promise<Payload> {
     return waiting(ends, (resolve, reject) => {
-      const call = this.session.number()
+      const call = this.#session.number()
       const end = ({ code = 0, payload = {} }: Outcome): void => {
         if (code === 0) resolve(payload)
         else reject(errorOf(code, payload.json))
       }
-      this.session.call(call, make(call), { ...more, end, fail: reject })
+      this.#session.call(call, make(call), { ...more, end, fail: reject })
       begun?.(call)
-      this.driver.wake()
+      this.#driver.wake()
       return () => {
-        this.session.cancel(call)
-        this.driver.wake()
+        this.#session.cancel(call)
+        this.#driver.wake()
       }
     })
   }
 
   /** Lets so many chunks of a call come in all. */
   grant(call: number, total: number): void {
-    this.session.grant(call, total)
-    this.driver.wake()
+    this.#session.grant(call, total)
+    this.#driver.wake()
   }
 
   /** Which life of the session a lease belongs to. */
   get life(): number {
-    return this.session.lives
+    return this.#session.lives
   }
 
   /** Sends what belongs to a turn or an invocation of this life; of an older one it means nothing. */
   work(lease: number, life: number, frame: Frame): void {
-    if (life !== this.session.lives || lease === 0) return
-    this.session.work(lease, frame)
-    this.driver.wake()
+    if (life !== this.#session.lives || lease === 0) return
+    this.#session.work(lease, frame)
+    this.#driver.wake()
   }
 
   /** A delivery has been dealt with: the node may send another one. */
   handled(envelope: Envelope | undefined, life: number): void {
-    if (life !== this.session.lives) return
-    this.session.handled(envelope?.payload?.size ?? 0)
-    this.driver.wake()
+    if (life !== this.#session.lives) return
+    this.#session.handled(envelope?.payload?.size ?? 0)
+    this.#driver.wake()
   }
 
   /** Sends what nobody waits for. */
   tell(frame: Frame): void {
-    this.session.tell(frame)
-    this.driver.wake()
+    this.#session.tell(frame)
+    this.#driver.wake()
   }
 
   // -- what comes -------------------------------------------------------------------------------------
 
   changed(change: LinkChange): void {
-    this.last = change
-    for (const listener of [...this.listeners]) listener(change)
+    this.#last = change
+    for (const listener of [...this.#listeners]) listener(change)
   }
 
   deliver(event: Envelope, target: Target, isDurable: boolean): void {
-    const owner = this.owners.get(target.handle ?? 0)
+    const owner = this.#owners.get(target.handle ?? 0)
     if (owner?.deliver !== undefined) {
       owner.deliver({ event, target, isDurable })
       return
@@ -288,7 +287,7 @@ export class Link implements Inbox {
   }
 
   invoke(call: ActionCall): void {
-    const owner = this.owners.get(call.handle ?? 0)
+    const owner = this.#owners.get(call.handle ?? 0)
     if (owner?.invoke !== undefined) owner.invoke(call)
     else this.handled(call.event, this.life)
   }
@@ -302,16 +301,16 @@ export class Link implements Inbox {
   }
 
   probe(probe: Probe): void {
-    this.owners.get(probe.handle ?? 0)?.probe?.(probe)
+    this.#owners.get(probe.handle ?? 0)?.probe?.(probe)
   }
 
   forgotten(): void {
     for (const running of this.running.values()) running.stop()
-    for (const owner of this.owners.values()) owner.forgotten?.()
+    for (const owner of this.#owners.values()) owner.forgotten?.()
   }
 
   refused(error: LoomError): void {
-    this.changed({ ...this.last, error })
+    this.changed({ ...this.#last, error })
   }
 }
 

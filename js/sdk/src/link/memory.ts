@@ -104,32 +104,32 @@ export class MemoryNode {
   boot: string = uuid().replaceAll('-', '')
   /** Events that found no room, and errors that nobody was told of. */
   readonly counts: { dropped: number; failed: number } = { dropped: 0, failed: 0 }
-  private readonly tokens: Record<string, string> | undefined
-  private readonly sessions: Map<string, NodeSession> = new Map()
-  private readonly spaces: Map<string, Space> = new Map()
+  readonly #tokens: Record<string, string> | undefined
+  readonly #sessions: Map<string, NodeSession> = new Map()
+  readonly #spaces: Map<string, Space> = new Map()
 
   constructor(options: MemoryNodeOptions = {}) {
-    this.tokens = options.tokens
-    this.dial = Object.assign((ends: Ends) => this.connect(ends), { isWhole: true })
+    this.#tokens = options.tokens
+    this.dial = Object.assign((ends: Ends) => this.#connect(ends), { isWhole: true })
   }
 
   /** Ends all sessions. */
   close(): void {
-    for (const session of this.sessions.values()) session.end()
-    this.sessions.clear()
+    for (const session of this.#sessions.values()) session.end()
+    this.#sessions.clear()
   }
 
   /** Forgets all sessions, as a node does that is killed and started again. */
   forget(): void {
-    for (const session of [...this.sessions.values()]) {
+    for (const session of [...this.#sessions.values()]) {
       session.end()
       session.cut('the node was killed')
     }
-    this.sessions.clear()
+    this.#sessions.clear()
     this.boot = uuid().replaceAll('-', '')
   }
 
-  private connect(ends: Ends): ReturnType<Dial> {
+  #connect(ends: Ends): ReturnType<Dial> {
     let session: NodeSession | undefined
     let isOver = false
     const line: Line = {
@@ -153,7 +153,7 @@ export class MemoryNode {
         const copied = copy(packet)
         queueMicrotask(() => {
           if (isOver) return
-          if (session === undefined) session = this.greet(copied, line)
+          if (session === undefined) session = this.#greet(copied, line)
           else session.received(copied, line)
         })
       },
@@ -164,11 +164,11 @@ export class MemoryNode {
     }
   }
 
-  private greet(packet: Packet, line: Line): NodeSession | undefined {
+  #greet(packet: Packet, line: Line): NodeSession | undefined {
     const hello = packet.frames?.[0]?.hello
     try {
       if (hello === undefined) throw invalid('hello', 'the first packet holds a hello')
-      return this.admit(hello, line)
+      return this.#admit(hello, line)
     } catch (error) {
       const told = toWire(asError(error))
       line.send({ frames: [{ error: { ...told.detail, code: told.code } }] })
@@ -177,9 +177,9 @@ export class MemoryNode {
     }
   }
 
-  private admit(hello: Hello, line: Line): NodeSession {
-    const granted = this.tokens?.[hello.token ?? '']
-    if (this.tokens !== undefined && granted === undefined) {
+  #admit(hello: Hello, line: Line): NodeSession {
+    const granted = this.#tokens?.[hello.token ?? '']
+    if (this.#tokens !== undefined && granted === undefined) {
       throw new LoomError('UNAUTHENTICATED', 'there is no such credential', { field: 'token' })
     }
     const namespace = hello.namespace || granted || 'default'
@@ -187,7 +187,7 @@ export class MemoryNode {
       throw new LoomError('DENIED', 'this credential is for another namespace')
     }
     const id = hello.session ?? ''
-    const kept = this.sessions.get(id)
+    const kept = this.#sessions.get(id)
     const { epoch = 0 } = hello
     if (kept !== undefined && epoch <= kept.epoch) {
       throw new LoomError('FENCED', 'a newer connection of this session is there')
@@ -195,8 +195,8 @@ export class MemoryNode {
     const isExpired = kept?.isExpired === true
     const resumed = kept !== undefined && !isExpired && hello.boot === this.boot
     if (kept !== undefined && !resumed) this.end(kept)
-    const session = resumed ? kept : new NodeSession(this, this.space(namespace), hello)
-    this.sessions.set(id, session)
+    const session = resumed ? kept : new NodeSession(this, this.#space(namespace), hello)
+    this.#sessions.set(id, session)
     session.attach(line, hello, resumed)
     return session
   }
@@ -204,14 +204,14 @@ export class MemoryNode {
   /** Forgets one session. */
   end(session: NodeSession): void {
     session.end()
-    if (this.sessions.get(session.id) === session) this.sessions.delete(session.id)
+    if (this.#sessions.get(session.id) === session) this.#sessions.delete(session.id)
   }
 
-  private space(name: string): Space {
-    let space = this.spaces.get(name)
+  #space(name: string): Space {
+    let space = this.#spaces.get(name)
     if (space === undefined) {
       space = new Space(name, this.counts)
-      this.spaces.set(name, space)
+      this.#spaces.set(name, space)
     }
     return space
   }
@@ -240,22 +240,22 @@ class NodeSession {
   readonly id: string
   readonly name: string
   epoch = 0
-  readonly channel: Channel = new Channel(undefined)
+  readonly channel: Channel = new Channel(true)
   readonly listeners: Map<number, Listener> = new Map()
   readonly providers: Map<number, Provider> = new Map()
   readonly leases: Map<number, Lease> = new Map()
   readonly requests: Map<number, Pending> = new Map()
   readonly jobs: Map<number, Job> = new Map()
   readonly space: Space
-  private readonly node: MemoryNode
-  private line: Line | undefined
-  private lostAt = 0
-  private leaseNumbers = 0
-  private taken = { frames: 0, bytes: 0 }
-  private isFlushing = false
+  readonly #node: MemoryNode
+  #line: Line | undefined
+  #lostAt = 0
+  #leaseNumbers = 0
+  #taken = { frames: 0, bytes: 0 }
+  #isFlushing = false
 
   constructor(node: MemoryNode, space: Space, hello: Hello) {
-    this.node = node
+    this.#node = node
     this.space = space
     this.id = hello.session ?? ''
     this.name = hello.name ?? ''
@@ -263,12 +263,12 @@ class NodeSession {
   }
 
   get isExpired(): boolean {
-    return this.line === undefined && performance.now() - this.lostAt > SESSION_KEEP_MS
+    return this.#line === undefined && performance.now() - this.#lostAt > SESSION_KEEP_MS
   }
 
   attach(line: Line, hello: Hello, resumed: boolean): void {
     this.cut('a newer connection of this session is there')
-    this.line = line
+    this.#line = line
     this.epoch = hello.epoch ?? 0
     this.channel.pause()
     if (resumed) this.channel.resume(hello.received ?? 0)
@@ -279,12 +279,12 @@ class NodeSession {
         {
           welcome: {
             version: 1,
-            boot: this.node.boot,
+            boot: this.#node.boot,
             resumed,
             received,
             namespace: this.space.name,
             agent: 'loom-memory',
-            credit: this.credit(),
+            credit: this.#credit(),
             heartbeat_ms: HEARTBEAT_MS,
             keep_ms: SESSION_KEEP_MS,
             time_ms: Date.now(),
@@ -298,19 +298,19 @@ class NodeSession {
 
   /** Ends the connection that carries it. */
   cut(why: string): void {
-    this.line?.close(why)
-    this.line = undefined
+    this.#line?.close(why)
+    this.#line = undefined
   }
 
   lost(line: Line): void {
-    if (this.line !== line) return
-    this.line = undefined
-    this.lostAt = performance.now()
+    if (this.#line !== line) return
+    this.#line = undefined
+    this.#lostAt = performance.now()
   }
 
   received(packet: Packet, line: Line): void {
-    if (this.line !== line) return
-    for (const frame of this.channel.accept(packet)) this.take(frame)
+    if (this.#line !== line) return
+    for (const frame of this.channel.accept(packet)) this.#take(frame)
     this.flush()
   }
 
@@ -321,21 +321,21 @@ class NodeSession {
 
   /** Sends what waits, once what is going on has been done. */
   flush(): void {
-    if (this.isFlushing) return
-    this.isFlushing = true
+    if (this.#isFlushing) return
+    this.#isFlushing = true
     queueMicrotask(() => {
-      this.isFlushing = false
-      while (this.line !== undefined) {
+      this.#isFlushing = false
+      while (this.#line !== undefined) {
         const packet = this.channel.transmit()
         if (packet === undefined) return
-        this.line.send(packet)
+        this.#line.send(packet)
       }
     })
   }
 
   refuse(ref: number, error: unknown): void {
     const { code, detail } = toWire(asError(error))
-    if (ref === 0) this.node.counts.failed++
+    if (ref === 0) this.#node.counts.failed++
     else this.control({ error: { ...detail, ref, code } })
   }
 
@@ -350,7 +350,7 @@ class NodeSession {
 
   /** Sends a delivery or an invocation as soon as the client has granted it. */
   send(frame: (lease: number) => Frame, lease: Lease): void {
-    const number = ++this.leaseNumbers
+    const number = ++this.#leaseNumbers
     this.leases.set(number, lease)
     if (lease.job !== undefined) lease.job.lease = number
     this.channel.pushData(frame(number), sizeOf(lease.envelope.payload))
@@ -358,48 +358,48 @@ class NodeSession {
   }
 
   end(): void {
-    for (const handle of [...this.listeners.keys(), ...this.providers.keys()]) this.remove(handle)
+    for (const handle of [...this.listeners.keys(), ...this.providers.keys()]) this.#remove(handle)
     for (const request of this.requests.values()) clearTimeout(request.timer)
     for (const job of this.jobs.values()) this.space.leave(job, this)
-    for (const [number, lease] of [...this.leases]) this.over(number, lease, gone())
+    for (const [number, lease] of [...this.leases]) this.#over(number, lease, gone())
     this.requests.clear()
     this.jobs.clear()
   }
 
   // -- frames -------------------------------------------------------------------------------------
 
-  private take(frame: Frame): void {
+  #take(frame: Frame): void {
     const { publish, request, call, register, provide, subscribe, ack, credit, fail } = frame
     if (credit !== undefined) this.channel.allow(credit)
-    else if (publish !== undefined) this.publish(publish)
-    else if (request !== undefined) this.request(request)
-    else if (call !== undefined) this.call(call)
+    else if (publish !== undefined) this.#publish(publish)
+    else if (request !== undefined) this.#request(request)
+    else if (call !== undefined) this.#call(call)
     else if (ack !== undefined) {
-      if (ack.goes_on !== true) for (const lease of ack.leases ?? []) this.over(lease)
+      if (ack.goes_on !== true) for (const lease of ack.leases ?? []) this.#over(lease)
     } else if (fail !== undefined) {
       const detail = (fail.detail ?? {}) as { message?: string }
-      this.over(fail.lease ?? 0, undefined, { ...detail, code: fail.code ?? CODES.INTERNAL })
+      this.#over(fail.lease ?? 0, undefined, { ...detail, code: fail.code ?? CODES.INTERNAL })
     } else if (register !== undefined)
-      this.enrol(register.handle ?? 0, () => this.register(register))
-    else if (provide !== undefined) this.enrol(provide.handle ?? 0, () => this.provide(provide))
+      this.#enrol(register.handle ?? 0, () => this.#register(register))
+    else if (provide !== undefined) this.#enrol(provide.handle ?? 0, () => this.#provide(provide))
     else if (subscribe !== undefined) {
       const { handle = 0, filters = [], qos = 'batched' } = subscribe
-      this.enrol(handle, () =>
-        this.listen({ handle, filters, qos, group: undefined, name: '', info: {} }),
+      this.#enrol(handle, () =>
+        this.#listen({ handle, filters, qos, group: undefined, name: '', info: {} }),
       )
-    } else this.takeMore(frame)
+    } else this.#takeMore(frame)
   }
 
-  private takeMore(frame: Frame): void {
+  #takeMore(frame: Frame): void {
     const { unsubscribe, reply, result, chunk, cancel, grant, directory, drain, report } = frame
     if (unsubscribe !== undefined) {
-      this.remove(unsubscribe.handle ?? 0)
+      this.#remove(unsubscribe.handle ?? 0)
       this.control({ done: { ref: unsubscribe.handle ?? 0 } })
     } else if (reply !== undefined) this.space.reply(this, reply.lease ?? 0, reply.payload ?? {})
     else if (result !== undefined) {
       const lease = this.leases.get(result.lease ?? 0)
       if (lease?.job !== undefined) this.space.done(lease.job, 0, result.payload ?? {})
-      this.over(result.lease ?? 0)
+      this.#over(result.lease ?? 0)
     } else if (chunk !== undefined) {
       const job = this.leases.get(chunk.lease ?? 0)?.job
       for (const { session, call } of job?.callers ?? []) {
@@ -418,7 +418,7 @@ class NodeSession {
       const entries = this.space.directory(directory.kind ?? '')
       this.control({ entries: { ref: directory.ref ?? 0, entries, last: true } })
     } else if (drain !== undefined) {
-      this.node.end(this)
+      this.#node.end(this)
       this.cut('the client has left')
     } else if (report !== undefined) {
       const topic = `loom.log.${report.level ?? 'info'}`
@@ -430,18 +430,18 @@ class NodeSession {
     }
   }
 
-  private credit(): { frames: number; bytes: number } {
+  #credit(): { frames: number; bytes: number } {
     return {
-      frames: this.taken.frames + SESSION_FRAMES,
-      bytes: this.taken.bytes + SESSION_BYTES,
+      frames: this.#taken.frames + SESSION_FRAMES,
+      bytes: this.#taken.bytes + SESSION_BYTES,
     }
   }
 
-  private spend(payload: Payload | undefined): void {
-    this.taken.frames++
-    this.taken.bytes += sizeOf(payload)
-    if (this.taken.frames % (SESSION_FRAMES / 8) === 0 || sizeOf(payload) > SESSION_BYTES / 16) {
-      this.control({ credit: this.credit() })
+  #spend(payload: Payload | undefined): void {
+    this.#taken.frames++
+    this.#taken.bytes += sizeOf(payload)
+    if (this.#taken.frames % (SESSION_FRAMES / 8) === 0 || sizeOf(payload) > SESSION_BYTES / 16) {
+      this.control({ credit: this.#credit() })
     }
   }
 
@@ -452,12 +452,12 @@ class NodeSession {
     return `${this.space.name}/${name}`
   }
 
-  private publish(publish: Publish): void {
-    this.spend(publish.payload)
+  #publish(publish: Publish): void {
+    this.#spend(publish.payload)
     const { ref = 0, ack } = publish
     try {
       if (ack === 'os' || ack === 'disk') throw notInMemory(`ack '${ack}'`)
-      const envelope = this.envelope(publish)
+      const envelope = this.#envelope(publish)
       const id = publish.options?.id ?? ''
       const first = id === '' ? undefined : this.space.ids.get(id)
       const receipt = first ?? { id: envelope.id as string, matched: this.space.route(envelope) }
@@ -468,13 +468,13 @@ class NodeSession {
     }
   }
 
-  private envelope(body: Publish | Request): Envelope {
+  #envelope(body: Publish | Request): Envelope {
     const topic = checkTopic(body.topic)
     if (topic.startsWith('loom.')) {
       throw new LoomError('DENIED', 'only the engine publishes under loom.', { field: 'topic' })
     }
     const { sender = 0, lease = 0, payload = {}, options = {} } = body
-    const envelope = this.stamped(lease, { topic, payload, sender: this.senderOf(sender) })
+    const envelope = this.#stamped(lease, { topic, payload, sender: this.senderOf(sender) })
     const { key, thread, id: _, ...rest } = options
     Object.assign(envelope, rest)
     if (key) envelope.key = key
@@ -489,7 +489,7 @@ class NodeSession {
   }
 
   /** What every event has, and what follows from the turn that sends it. */
-  private stamped(number: number, given: Envelope): Envelope {
+  #stamped(number: number, given: Envelope): Envelope {
     const id = uuid()
     const envelope: Envelope = { id, run_id: id, time_ms: Date.now(), ...given }
     if (number === 0) return envelope
@@ -508,11 +508,11 @@ class NodeSession {
     return envelope
   }
 
-  private request(request: Request): void {
-    this.spend(request.payload)
+  #request(request: Request): void {
+    this.#spend(request.payload)
     const { call = 0, timeout_ms = 0 } = request
     try {
-      const envelope = this.envelope(request)
+      const envelope = this.#envelope(request)
       envelope.correlation_id = envelope.id as string
       envelope.remaining_ms = timeout_ms
       const timer = setTimeout(() => this.space.expire(this, call), timeout_ms)
@@ -534,12 +534,12 @@ class NodeSession {
     }
   }
 
-  private call(frame: Call): void {
-    this.spend(frame.payload)
+  #call(frame: Call): void {
+    this.#spend(frame.payload)
     const { call = 0, lease = 0, sender = 0, capability = '', payload = {}, timeout_ms = 0 } = frame
     try {
       const given = { topic: capability, payload, sender: this.senderOf(sender) }
-      const envelope = this.stamped(lease, given)
+      const envelope = this.#stamped(lease, given)
       envelope.remaining_ms = timeout_ms
       this.space.begin(this, call, frame, envelope)
     } catch (error) {
@@ -547,7 +547,7 @@ class NodeSession {
     }
   }
 
-  private enrol(handle: number, add: () => void): void {
+  #enrol(handle: number, add: () => void): void {
     try {
       add()
       this.control({ done: { ref: handle } })
@@ -556,10 +556,10 @@ class NodeSession {
     }
   }
 
-  private register(frame: Register): void {
+  #register(frame: Register): void {
     const { handle = 0, name = '', filters = [], group, concurrency, realtime, info } = frame
     checkFilters(filters, 'filters')
-    this.listen({
+    this.#listen({
       handle,
       name,
       group: group || name,
@@ -576,14 +576,14 @@ class NodeSession {
     this.space.say('loom.directory.agent.joined', { name }, `${this.space.name}/${name}`)
   }
 
-  private listen(given: Omit<Listener, 'session' | 'out' | 'lanes'>): void {
+  #listen(given: Omit<Listener, 'session' | 'out' | 'lanes'>): void {
     const listener: Listener = { ...given, session: this, out: 0, lanes: new Map() }
     this.listeners.set(given.handle, listener)
     this.space.listeners.add(listener)
     for (const pending of [...this.space.unheard]) this.space.ask(pending)
   }
 
-  private provide(frame: Provide): void {
+  #provide(frame: Provide): void {
     const { handle = 0, name = '', provider = '' } = frame
     const made: Provider = { session: this, handle, frame, running: 0, waiting: [] }
     this.providers.set(handle, made)
@@ -593,7 +593,7 @@ class NodeSession {
     this.space.say('loom.directory.capability.joined', { name, provider }, sender)
   }
 
-  private remove(handle: number): void {
+  #remove(handle: number): void {
     const listener = this.listeners.get(handle)
     if (listener !== undefined) {
       this.space.listeners.delete(listener)
@@ -612,7 +612,7 @@ class NodeSession {
   }
 
   /** A turn or an invocation has ended. */
-  private over(number: number, known?: Lease, failure?: Record<string, unknown>): void {
+  #over(number: number, known?: Lease, failure?: Record<string, unknown>): void {
     const lease = known ?? this.leases.get(number)
     if (lease === undefined || !this.leases.delete(number)) return
     const { listener, lane, pending, job } = lease
@@ -642,26 +642,26 @@ class Space {
   readonly known: Set<string> = new Set()
   readonly unheard: Set<Pending> = new Set()
   readonly ids: Map<string, { id: string; matched: number }> = new Map()
-  private readonly kept: Map<string, Kept> = new Map()
-  private readonly joined: Map<string, Job> = new Map()
-  private readonly counts: { dropped: number; failed: number }
-  private lanes = 0
-  private rounds = 0
+  readonly #kept: Map<string, Kept> = new Map()
+  readonly #joined: Map<string, Job> = new Map()
+  readonly #counts: { dropped: number; failed: number }
+  #lanes = 0
+  #rounds = 0
 
   constructor(name: string, counts: { dropped: number; failed: number }) {
     this.name = name
-    this.counts = counts
+    this.#counts = counts
   }
 
   /** Gives an event to all who hear it; returns how many these are. */
   route(envelope: Envelope, pending?: Pending): number {
-    const heard = this.heard(envelope, pending !== undefined)
+    const heard = this.#heard(envelope, pending !== undefined)
     if (envelope.qos === 'background' && heard.some((one) => one.out >= QUEUE_ITEMS)) throw full()
-    for (const listener of heard) this.deliver(listener, envelope, pending)
+    for (const listener of heard) this.#deliver(listener, envelope, pending)
     return heard.length
   }
 
-  private heard(envelope: Envelope, isAsked: boolean): Listener[] {
+  #heard(envelope: Envelope, isAsked: boolean): Listener[] {
     const topic = envelope.topic as string
     const groups = new Map<string, Listener[]>()
     const streams: Listener[] = []
@@ -678,22 +678,22 @@ class Space {
     const lane = laneOf(envelope)
     const chosen = [...groups.values()].map((members) => {
       const holder = members.find((one) => one.lanes.has(lane))
-      return holder ?? (members[this.rounds++ % members.length] as Listener)
+      return holder ?? (members[this.#rounds++ % members.length] as Listener)
     })
     // A stream hears a request as an event: nobody waits for what it says.
-    if (isAsked) for (const stream of streams) this.deliver(stream, envelope, undefined)
+    if (isAsked) for (const stream of streams) this.#deliver(stream, envelope, undefined)
     return isAsked ? chosen : [...chosen, ...streams]
   }
 
-  private deliver(listener: Listener, envelope: Envelope, pending: Pending | undefined): void {
+  #deliver(listener: Listener, envelope: Envelope, pending: Pending | undefined): void {
     const { session, handle } = listener
     if (listener.out >= QUEUE_ITEMS) {
-      this.counts.dropped++
+      this.#counts.dropped++
       if (pending !== undefined) this.declined(pending, { code: CODES.EXHAUSTED, message: 'full' })
       return
     }
     const key = laneOf(envelope)
-    const lane = listener.lanes.get(key) ?? { number: ++this.lanes, out: 0 }
+    const lane = listener.lanes.get(key) ?? { number: ++this.#lanes, out: 0 }
     lane.out++
     listener.lanes.set(key, lane)
     listener.out++
@@ -770,17 +770,17 @@ class Space {
     pending.session.control({ answer: { call: pending.call, event } })
     pending.answered++
     pending.open--
-    if (pending.open === 0 || pending.answered === request.first_k) this.answered(pending)
+    if (pending.open === 0 || pending.answered === request.first_k) this.#answered(pending)
   }
 
   /** One who was asked has ended without an answer, or with an error. */
   declined(pending: Pending, failure: Record<string, unknown> | undefined): void {
     if (failure !== undefined) pending.failures.push(failure)
     pending.open--
-    if (pending.open === 0 && pending.session.requests.has(pending.call)) this.answered(pending)
+    if (pending.open === 0 && pending.session.requests.has(pending.call)) this.#answered(pending)
   }
 
-  private answered(pending: Pending): void {
+  #answered(pending: Pending): void {
     const { answered, failures, matched, call, session, request } = pending
     this.forget(session, call)
     if (answered > 0 || request.first_k !== 1) {
@@ -800,7 +800,7 @@ class Space {
     const pending = session.requests.get(call)
     if (pending === undefined) return
     if (pending.request.first_k !== 1) {
-      this.answered(pending)
+      this.#answered(pending)
       return
     }
     this.forget(session, call)
@@ -821,8 +821,8 @@ class Space {
     const { capability = '', key = '', timeout_ms = 0, payload } = frame
     const args = new TextDecoder().decode(bytesIn(payload))
     const name = key === '' ? '' : `${capability}\0${key}`
-    const kept = this.kept.get(name)
-    const under = this.joined.get(name)
+    const kept = this.#kept.get(name)
+    const under = this.#joined.get(name)
     const before = kept?.args ?? (under && new TextDecoder().decode(bytesIn(under.frame.payload)))
     if (before !== undefined && before !== args) {
       throw new LoomError('CONFLICT', 'a call with this key had other arguments', { field: 'key' })
@@ -843,10 +843,10 @@ class Space {
       provider: undefined,
       lease: undefined,
       key: name,
-      timer: setTimeout(() => this.overdue(job), timeout_ms),
+      timer: setTimeout(() => this.#overdue(job), timeout_ms),
     }
     session.jobs.set(call, job)
-    if (name !== '') this.joined.set(name, job)
+    if (name !== '') this.#joined.set(name, job)
     this.place(job)
   }
 
@@ -874,16 +874,16 @@ class Space {
       this.done(job, code, { json: detail })
     } else {
       provider.waiting.push(job)
-      this.next(provider)
+      this.#next(provider)
     }
   }
 
   freed(provider: Provider): void {
     provider.running--
-    this.next(provider)
+    this.#next(provider)
   }
 
-  private next(provider: Provider): void {
+  #next(provider: Provider): void {
     const most = provider.frame.concurrency || AGENT_CONCURRENCY
     while (provider.running < most) {
       const job = provider.waiting.shift()
@@ -912,12 +912,12 @@ class Space {
   /** The one end of a call. */
   done(job: Job, code: number, payload: Payload): void {
     clearTimeout(job.timer)
-    if (this.joined.get(job.key) === job) this.joined.delete(job.key)
+    if (this.#joined.get(job.key) === job) this.#joined.delete(job.key)
     if (job.key !== '' && job.callers.length > 0 && job.provider?.frame.effect !== 'pure') {
       const mayPass: number[] = [CODES.TIMEOUT, CODES.UNAVAILABLE, CODES.PROVIDER_UNAVAILABLE]
       if (!mayPass.includes(code) && job.frame.credit === undefined) {
         const args = new TextDecoder().decode(bytesIn(job.frame.payload))
-        remember(this.kept, job.key, { args, code, payload })
+        remember(this.#kept, job.key, { args, code, payload })
       }
     }
     for (const { session, call } of job.callers.splice(0)) {
@@ -926,8 +926,8 @@ class Space {
     }
   }
 
-  private overdue(job: Job): void {
-    this.stop(job, CODES.TIMEOUT)
+  #overdue(job: Job): void {
+    this.#stop(job, CODES.TIMEOUT)
     const isUnknown = job.lease !== undefined && job.provider?.frame.effect !== 'pure'
     const error = new LoomError(isUnknown ? 'INDETERMINATE' : 'TIMEOUT', 'no result came in time')
     const { code, detail } = toWire(error)
@@ -941,12 +941,12 @@ class Space {
     }
     job.callers = job.callers.filter((caller) => caller.session !== session)
     if (job.callers.length === 0) {
-      this.stop(job, CODES.CANCELLED)
+      this.#stop(job, CODES.CANCELLED)
       this.done(job, CODES.CANCELLED, {})
     }
   }
 
-  private stop(job: Job, code: number): void {
+  #stop(job: Job, code: number): void {
     if (job.lease === undefined || job.provider === undefined) return
     job.provider.session.channel.pushData({ cancel: { lease: job.lease, code } })
     job.provider.session.flush()

@@ -1,15 +1,9 @@
 // A connection over a WebSocket, the one of the platform or one that is made elsewhere.
 
-import { decodeJson, encodeJson, readJson } from '../codec/json.js'
-import { decodePacket, encodePacket } from '../codec/proto.js'
-import { Malformed, type Values } from '../codec/schema.js'
+import { Malformed } from '../codec/schema.js'
+import { type Protocol, wireOf } from '../codec/wire.js'
 import { invalid } from '../errors.js'
-import type { Packet } from '../gen/frames.js'
-import { PACKET_ATTACHMENTS } from '../gen/limits.js'
 import type { Carrier, Dial, Ends } from './carrier.js'
-
-/** How packets are written. */
-export type Protocol = 'proto' | 'json'
 
 /** What of a WebSocket is used: that of the platform has it, and that of `ws`. */
 export interface Socket {
@@ -26,7 +20,6 @@ export interface Socket {
 /** Makes a socket that is about to connect. */
 export type MakeSocket = (url: string, protocols: string[]) => Socket
 
-const PATH = '/v1/ws'
 const FULL_BYTES = 1024 * 1024 // in the socket's own buffer: then it is waited for
 const LOOK_AGAIN_MS = 5
 
@@ -39,53 +32,35 @@ export function webSocketDial(url: string, protocol: Protocol, make: MakeSocket 
 
 /** The address of the WebSocket of a node. Throws INVALID_PARAMS. */
 export function targetOf(url: string): string {
-  const read = typeof url === 'string' ? /^(loom|looms|ws|wss):\/\/([^/?#]*)(.*)$/.exec(url) : null
+  const read = /^(looms?|wss?):\/\/([\w.-]+|\[[\da-f:.]+\])(:\d+)?(\/|\/v1\/ws)?$/i.exec(url)
   if (read === null) {
-    throw invalid('url', `'${url}' is not a URL of a node`, 'ws://host:7420 or wss://host:7420')
+    // It is not shown: there may be a credential in it, where none belongs.
+    throw invalid(
+      'url',
+      'that is no URL of a node',
+      "'wss://host:7420'; a credential goes into token",
+    )
   }
-  const [, scheme, host, path] = read as unknown as [string, string, string, string]
-  if (host === '') throw invalid('url', `'${url}' names no host`, 'ws://127.0.0.1:7420')
-  if (host.includes('@') || path.includes('?')) {
-    throw invalid('url', 'a URL carries no credential', 'give token')
-  }
-  const at = /:\d+$/.test(host) ? host : `${host}:7420`
-  const secure = scheme === 'wss' || scheme === 'looms' ? 'wss' : 'ws'
-  return `${secure}://${at}${path === '' || path === '/' ? PATH : path}`
+  const [, scheme = '', host, port = ':7420'] = read
+  return `${/s$/i.test(scheme) && scheme !== 'ws' ? 'wss' : 'ws'}://${host}${port}/v1/ws`
 }
 
 function platform(url: string, protocols: string[]): Socket {
   if (typeof WebSocket === 'undefined') {
-    throw new Error("there is no WebSocket here: in Node import from '@loomos/sdk/node'")
+    throw new Error("there is no WebSocket: in Node, '@loomos/sdk/node' has one")
   }
   return new WebSocket(url, protocols) as unknown as Socket
 }
 
 function open(socket: Socket, protocol: Protocol, ends: Ends): Carrier {
+  const wire = wireOf(protocol)
   let isOver = false
-  let reading: { packet: Values; wanted: number; attachments: Uint8Array[] } | undefined
   let looking = false
 
   const over = (why: string): void => {
     if (isOver) return
     isOver = true
     ends.closed(why)
-  }
-  const read = (data: unknown): Packet | undefined => {
-    if (typeof data !== 'string') {
-      const bytes = data instanceof ArrayBuffer ? new Uint8Array(data) : (data as Uint8Array)
-      if (protocol === 'proto') return decodePacket(bytes)
-      if (reading === undefined) throw new Malformed('a binary message belongs to no packet')
-      reading.attachments.push(bytes)
-    } else {
-      if (protocol === 'proto' || reading !== undefined) throw new Malformed('a text came amiss')
-      const { packet, attachments } = readJson(data)
-      if (attachments > PACKET_ATTACHMENTS) throw new Malformed('there are too many attachments')
-      reading = { packet, wanted: attachments, attachments: [] }
-    }
-    if (reading.attachments.length < reading.wanted) return undefined
-    const { packet, attachments } = reading
-    reading = undefined
-    return decodeJson(packet, attachments)
   }
   const lookAgain = (): void => {
     looking = socket.bufferedAmount >= FULL_BYTES && !isOver
@@ -99,10 +74,10 @@ function open(socket: Socket, protocol: Protocol, ends: Ends): Carrier {
   socket.onerror = (event: { message?: string }) => over(event.message || 'the connection failed')
   socket.onclose = (event: { code?: number; reason?: string }) =>
     over(`the connection was closed (${event.code ?? 0}${event.reason ? `: ${event.reason}` : ''})`)
-  socket.onmessage = (event: { data: unknown }) => {
+  socket.onmessage = (event: { data: string | ArrayBuffer }) => {
     if (isOver) return
     try {
-      const packet = read(event.data)
+      const packet = wire.read(event.data)
       if (packet !== undefined) ends.received(packet)
     } catch (error) {
       if (!(error instanceof Malformed)) throw error
@@ -121,13 +96,7 @@ function open(socket: Socket, protocol: Protocol, ends: Ends): Carrier {
     },
     send(packet) {
       if (isOver) return
-      if (protocol === 'proto') {
-        socket.send(encodePacket(packet))
-        return
-      }
-      const { text, attachments } = encodeJson(packet)
-      socket.send(text)
-      for (const bytes of attachments) socket.send(bytes)
+      for (const message of wire.write(packet)) socket.send(message)
     },
     close() {
       isOver = true

@@ -21,10 +21,10 @@ export class Host {
   readonly scope: Scope
   /** What outlives turns ends with it. */
   readonly cut: Cut = new Cut()
-  private readonly turns = new Map<string, Turns>()
-  private readonly starting = new Map<string, Promise<void>>()
-  private readonly servings: Serving[] = []
-  private ending: Promise<void> | undefined
+  readonly #turns = new Map<string, Turns>()
+  readonly #starting = new Map<string, Promise<void>>()
+  readonly #servings: Serving[] = []
+  #ending: Promise<void> | undefined
 
   constructor(link: Link, middleware: readonly Middleware[], onError: OnError | undefined) {
     this.link = link
@@ -52,17 +52,17 @@ export class Host {
 
   /** Starts an agent, unless one of its name runs here. */
   async start(agent: Agent): Promise<void> {
-    const under = this.starting.get(agent.name)
+    const under = this.#starting.get(agent.name)
     if (under !== undefined) return under
     const turns = new Turns(this, agent)
     const started = turns.start().then(
-      () => void this.turns.set(agent.name, turns),
+      () => void this.#turns.set(agent.name, turns),
       (error) => {
-        this.starting.delete(agent.name)
+        this.#starting.delete(agent.name)
         throw error
       },
     )
-    this.starting.set(agent.name, started)
+    this.#starting.set(agent.name, started)
     return started
   }
 
@@ -70,23 +70,23 @@ export class Host {
   async offer(capability: Capability): Promise<void> {
     const serving = new Serving(this, capability)
     await serving.start()
-    this.servings.push(serving)
+    this.#servings.push(serving)
   }
 
   /** Takes nothing new, lets what runs end within `graceMs`, cuts off the rest, and closes. */
   stop(graceMs: number): Promise<void> {
-    this.ending ??= this.end(graceMs)
-    return this.ending
+    this.#ending ??= this.#end(graceMs)
+    return this.#ending
   }
 
-  private async end(graceMs: number): Promise<void> {
-    const working = [...this.turns.values(), ...this.servings]
+  async #end(graceMs: number): Promise<void> {
+    const working = [...this.#turns.values(), ...this.#servings]
     const isThere = (): boolean => this.link.state !== 'closed' && this.link.state !== 'refused'
     if (isThere()) {
       const idle = Promise.all(working.map((one) => one.stop())).then(() => {})
       await within(idle, graceMs)
     }
-    for (const turns of this.turns.values()) await turns.stopped()
+    for (const turns of this.#turns.values()) await turns.stopped()
     const error = new LoomError('CANCELLED', 'the app has stopped')
     this.cut.cut(error)
     for (const one of working) one.cutOff(error)

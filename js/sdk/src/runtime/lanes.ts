@@ -5,67 +5,67 @@ import { Queue } from '../session/queue.js'
 export class Lanes<T> {
   /** Turns that run. */
   running = 0
-  private readonly limit: number
-  private readonly run: (item: T) => Promise<void>
-  private readonly lanes = new Map<number, Queue<T>>()
-  private readonly ready = new Queue<number>()
-  private waiting: (() => void)[] = []
+  readonly #limit: number
+  readonly #run: (item: T) => Promise<void>
+  readonly #lanes = new Map<number, Queue<T>>()
+  readonly #ready = new Queue<number>()
+  #waiting: (() => void)[] = []
 
   /** `run` must not throw. */
   constructor(limit: number, run: (item: T) => Promise<void>) {
-    this.limit = limit
-    this.run = run
+    this.#limit = limit
+    this.#run = run
   }
 
   offer(lane: number, item: T): void {
-    const busy = this.lanes.get(lane)
+    const busy = this.#lanes.get(lane)
     if (busy !== undefined) {
       busy.push(item)
       return
     }
     const queue = new Queue<T>()
     queue.push(item)
-    this.lanes.set(lane, queue)
-    this.ready.push(lane)
-    this.next()
+    this.#lanes.set(lane, queue)
+    this.#ready.push(lane)
+    this.#next()
   }
 
   /** Forgets what was not begun; returns it. */
   clear(): T[] {
-    const left = [...this.lanes.values()].flatMap((queue) => queue.clear())
-    for (let lane = this.ready.shift(); lane !== undefined; lane = this.ready.shift()) {
-      this.lanes.delete(lane)
+    const left = [...this.#lanes.values()].flatMap((queue) => queue.clear())
+    for (let lane = this.#ready.shift(); lane !== undefined; lane = this.#ready.shift()) {
+      this.#lanes.delete(lane)
     }
     return left
   }
 
   /** Returns when no turn runs any more. */
   idle(): Promise<void> {
-    if (this.running === 0 && this.ready.length === 0) return Promise.resolve()
-    return new Promise((resolve) => this.waiting.push(resolve))
+    if (this.running === 0 && this.#ready.length === 0) return Promise.resolve()
+    return new Promise((resolve) => this.#waiting.push(resolve))
   }
 
-  private next(): void {
-    while (this.running < this.limit) {
-      const lane = this.ready.shift()
+  #next(): void {
+    while (this.running < this.#limit) {
+      const lane = this.#ready.shift()
       if (lane === undefined) return
-      const item = this.lanes.get(lane)?.shift()
+      const item = this.#lanes.get(lane)?.shift()
       if (item === undefined) {
-        this.lanes.delete(lane)
+        this.#lanes.delete(lane)
         continue
       }
       this.running++
-      void this.run(item).then(() => this.ended(lane))
+      void this.#run(item).then(() => this.#ended(lane))
     }
   }
 
-  private ended(lane: number): void {
+  #ended(lane: number): void {
     this.running--
     // Behind the lanes that wait: none is served twice while another one is ready.
-    if ((this.lanes.get(lane)?.length ?? 0) > 0) this.ready.push(lane)
-    else this.lanes.delete(lane)
-    this.next()
-    if (this.running > 0 || this.ready.length > 0) return
-    for (const resolve of this.waiting.splice(0)) resolve()
+    if ((this.#lanes.get(lane)?.length ?? 0) > 0) this.#ready.push(lane)
+    else this.#lanes.delete(lane)
+    this.#next()
+    if (this.running > 0 || this.#ready.length > 0) return
+    for (const resolve of this.#waiting.splice(0)) resolve()
   }
 }

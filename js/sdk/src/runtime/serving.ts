@@ -21,22 +21,23 @@ interface Work {
 }
 
 export class Serving {
-  private readonly host: Host
-  private readonly capability: Capability
-  private readonly works = new Set<Work>()
-  private readonly under = new Set<Promise<void>>()
-  private handle = 0
+  readonly #host: Host
+  readonly #capability: Capability
+  readonly #works = new Set<Work>()
+  readonly #under = new Set<Promise<void>>()
+  #handle = 0
 
   constructor(host: Host, capability: Capability) {
-    this.host = host
-    this.capability = capability
+    this.#host = host
+    this.#capability = capability
   }
 
   async start(): Promise<void> {
-    const { host, capability } = this
+    const host = this.#host
+    const capability = this.#capability
     const { name, version, effect, concurrency, info, probe } = capability
     const provider = host.link.name
-    this.handle = await host.link.register(
+    this.#handle = await host.link.register(
       (handle) => ({
         provide: {
           handle,
@@ -50,8 +51,8 @@ export class Serving {
         },
       }),
       {
-        invoke: (call) => this.invoke(call),
-        probe: (asked) => void this.probe(asked),
+        invoke: (call) => this.#invoke(call),
+        probe: (asked) => void this.#probe(asked),
       },
     )
   }
@@ -59,24 +60,24 @@ export class Serving {
   /** Takes nothing new; returns when what was taken has ended. */
   async stop(): Promise<void> {
     await this.idle()
-    await this.host.link.remove(this.handle)
+    await this.#host.link.remove(this.#handle)
     await this.idle()
   }
 
   async idle(): Promise<void> {
-    while (this.under.size > 0) await Promise.all(this.under)
+    while (this.#under.size > 0) await Promise.all(this.#under)
   }
 
   /** Ends what runs. */
   cutOff(error: LoomError): void {
-    for (const work of this.works) {
+    for (const work of this.#works) {
       work.cut.cut(error)
       work.wake?.()
     }
   }
 
-  private invoke(call: ActionCall): void {
-    const { link } = this.host
+  #invoke(call: ActionCall): void {
+    const { link } = this.#host
     const { lease = 0, credit = 0 } = call
     const work: Work = {
       call,
@@ -97,54 +98,54 @@ export class Serving {
         work.wake?.()
       },
     })
-    this.works.add(work)
-    const run = this.run(work).finally(() => {
+    this.#works.add(work)
+    const run = this.#run(work).finally(() => {
       link.running.delete(lease)
-      this.works.delete(work)
+      this.#works.delete(work)
       link.handled(call.event, work.life)
-      this.under.delete(run)
+      this.#under.delete(run)
     })
-    this.under.add(run)
+    this.#under.add(run)
   }
 
-  private async run(work: Work): Promise<void> {
-    const { link } = this.host
+  async #run(work: Work): Promise<void> {
+    const { link } = this.#host
     const { lease, life } = work
-    const scope = this.scope(work)
+    const scope = this.#scope(work)
     try {
-      const payload = await this.made(work, scope)
+      const payload = await this.#made(work, scope)
       link.work(lease, life, { result: { lease, ...(payload && { payload }) } })
     } catch (error) {
-      this.fail(work, error)
+      this.#fail(work, error)
     } finally {
       scope.isOver = true
     }
   }
 
-  private async made(work: Work, scope: Scope): Promise<Payload | undefined> {
-    const { capability } = this
+  async #made(work: Work, scope: Scope): Promise<Payload | undefined> {
+    const capability = this.#capability
     const { event, streamed = false } = work.call
     const args = await capability.inputCheck.validate(valueIn(event?.payload), 'args')
     const result = await capability.run(args as never, new Context(scope))
-    if (isChunks(result)) return this.chunks(work, result, streamed)
-    const payload = payloadFor(await this.checked(result), 'result')
+    if (isChunks(result)) return this.#chunks(work, result, streamed)
+    const payload = payloadFor(await this.#checked(result), 'result')
     if (!streamed) return payload
-    await this.chunk(work, payload)
+    await this.#chunk(work, payload)
     return undefined
   }
 
-  private async checked(result: unknown): Promise<unknown> {
+  async #checked(result: unknown): Promise<unknown> {
     try {
-      return await this.capability.outputCheck.validate(result, 'result')
+      return await this.#capability.outputCheck.validate(result, 'result')
     } catch (error) {
       if (!(error instanceof LoomError)) throw error
-      const message = `the result is not what ${this.capability.name} declares: ${error.message}`
+      const message = `the result is not what ${this.#capability.name} declares: ${error.message}`
       throw new LoomError('CAPABILITY_ERROR', message, { field: error.field })
     }
   }
 
   /** Sends chunks as they come; for a caller that wants one result, collects them into a list. */
-  private async chunks(
+  async #chunks(
     work: Work,
     source: AsyncIterable<unknown>,
     live: boolean,
@@ -153,9 +154,9 @@ export class Serving {
     let size = 0
     for await (const one of source) {
       work.cut.throwIfCut()
-      const payload = payloadFor(await this.checked(one), 'chunk')
+      const payload = payloadFor(await this.#checked(one), 'chunk')
       if (live) {
-        await this.chunk(work, payload)
+        await this.#chunk(work, payload)
         continue
       }
       if (payload.text === undefined) {
@@ -173,7 +174,7 @@ export class Serving {
     return live ? undefined : { text: `[${collected.join(',')}]` }
   }
 
-  private async chunk(work: Work, payload: Payload): Promise<void> {
+  async #chunk(work: Work, payload: Payload): Promise<void> {
     while (work.sent >= work.granted) {
       await new Promise<void>((resolve) => {
         work.wake = resolve
@@ -182,47 +183,45 @@ export class Serving {
     }
     work.sent++
     const { lease, life } = work
-    this.host.link.work(lease, life, { chunk: { lease, payload } })
+    this.#host.link.work(lease, life, { chunk: { lease, payload } })
   }
 
-  private scope({ call, lease, life, cut }: Work): Scope {
+  #scope({ call, lease, life, cut }: Work): Scope {
     const left = call.event?.remaining_ms
     return {
-      host: this.host,
-      name: this.capability.name,
-      sender: this.handle,
+      ...this.#host.scopeOf(this.#capability.name, this.#handle),
       lease,
       life,
       envelope: call.event,
-      wantsReply: false,
       deadline: left === undefined ? undefined : performance.now() + left,
       cut,
       effectId: call.effect_id,
-      isOver: false,
     }
   }
 
-  private fail({ lease, life, cut }: Work, error: unknown): void {
-    const { link } = this.host
-    const { name } = this.capability
+  #fail({ lease, life, cut }: Work, error: unknown): void {
+    const { link } = this.#host
+    const { name } = this.#capability
     let told = error
     if (cut.isCut) {
       told = new LoomError('CANCELLED', `${name} was cancelled`, { who: name })
     } else if (!(error instanceof LoomError)) {
       const kind = error instanceof Error ? error.constructor.name : typeof error
       told = new LoomError('CAPABILITY_ERROR', `${name} raised ${kind}`, { who: name })
-      this.host.onError(error, `capability ${name}`)
+      this.#host.onError(error, `capability ${name}`)
     }
     const { code, detail } = toWire(told as LoomError)
-    link.work(lease, life, { fail: { lease, code, detail: { who: name, ...detail } } })
+    link.work(lease, life, {
+      fail: { lease, code, detail: { ...detail, who: detail['who'] ?? name } },
+    })
   }
 
-  private async probe({ handle = 0, effect_id = '' }: Probe): Promise<void> {
+  async #probe({ handle = 0, effect_id = '' }: Probe): Promise<void> {
     let verdict: Verdict | 'failed'
     try {
-      verdict = (await this.capability.probe?.(effect_id)) ?? 'unknown'
+      verdict = (await this.#capability.probe?.(effect_id)) ?? 'unknown'
     } catch (error) {
-      this.host.onError(error, `the probe of ${this.capability.name}`)
+      this.#host.onError(error, `the probe of ${this.#capability.name}`)
       verdict = 'failed'
     }
     const numbers = { 'not-done': 1, unknown: 2, failed: 3 }
@@ -230,7 +229,7 @@ export class Serving {
       typeof verdict === 'string'
         ? { verdict: numbers[verdict] }
         : { verdict: 0, result: payloadFor(verdict.done, 'done') }
-    this.host.link.tell({ probed: { handle, effect_id, ...said } })
+    this.#host.link.tell({ probed: { handle, effect_id, ...said } })
   }
 }
 

@@ -19,28 +19,29 @@ interface Turn extends Delivery {
 }
 
 export class Turns {
-  private readonly host: Host
-  private readonly agent: Agent
-  private readonly lanes: Lanes<Turn>
-  private readonly cuts = new Map<number, Cut>()
-  private readonly handle_: (ctx: Context, event: Event) => Promise<unknown>
-  private handle = 0
+  readonly #host: Host
+  readonly #agent: Agent
+  readonly #lanes: Lanes<Turn>
+  readonly #cuts = new Map<number, Cut>()
+  readonly #handle_: (ctx: Context, event: Event) => Promise<unknown>
+  #handle = 0
 
   constructor(host: Host, agent: Agent) {
-    this.host = host
-    this.agent = agent
-    this.lanes = new Lanes(agent.concurrency, (turn) => this.run(turn))
-    this.handle_ = around(host.middleware, async (ctx, event: Event) =>
+    this.#host = host
+    this.#agent = agent
+    this.#lanes = new Lanes(agent.concurrency, (turn) => this.#run(turn))
+    this.#handle_ = around(host.middleware, async (ctx, event: Event) =>
       agent.onEvent(ctx, event as Event<never>),
     )
   }
 
   async start(): Promise<void> {
-    const { agent, host } = this
+    const host = this.#host
+    const agent = this.#agent
     const { name, filters, group, concurrency, description } = agent
     await agent.onStart?.(new Context(host.scopeOf(name, 0)))
     const info = { name, filters, group, concurrency, description, capabilities: [] }
-    this.handle = await host.link.register(
+    this.#handle = await host.link.register(
       (handle) => ({
         register: {
           handle,
@@ -54,8 +55,8 @@ export class Turns {
         },
       }),
       {
-        deliver: (delivery) => this.take(delivery),
-        forgotten: () => this.forgotten(),
+        deliver: (delivery) => this.#take(delivery),
+        forgotten: () => this.#forgotten(),
       },
     )
   }
@@ -63,90 +64,86 @@ export class Turns {
   /** Takes nothing new; returns when what was taken has ended. */
   async stop(): Promise<void> {
     await this.idle()
-    await this.host.link.remove(this.handle)
+    await this.#host.link.remove(this.#handle)
     await this.idle()
   }
 
   idle(): Promise<void> {
-    return this.lanes.idle()
+    return this.#lanes.idle()
   }
 
   async stopped(): Promise<void> {
     try {
-      await this.agent.onStop?.(new Context(this.host.scopeOf(this.agent.name, 0)))
+      await this.#agent.onStop?.(new Context(this.#host.scopeOf(this.#agent.name, 0)))
     } catch (error) {
-      this.host.onError(error, `agent ${this.agent.name} in onStop`)
+      this.#host.onError(error, `agent ${this.#agent.name} in onStop`)
     }
   }
 
-  private take(delivery: Delivery): void {
+  #take(delivery: Delivery): void {
     const { remaining_ms, ttl_ms } = delivery.event
     const now = performance.now()
     const deadline = remaining_ms === undefined ? undefined : now + remaining_ms
     const until = Math.min(deadline ?? Infinity, ttl_ms === undefined ? Infinity : now + ttl_ms)
-    const turn = { ...delivery, life: this.host.link.life, until, deadline }
-    this.lanes.offer(delivery.target.lane ?? 0, turn)
+    const turn = { ...delivery, life: this.#host.link.life, until, deadline }
+    this.#lanes.offer(delivery.target.lane ?? 0, turn)
   }
 
   /** The node has forgotten us: what was not begun is given to somebody, what runs has no lease. */
-  private forgotten(): void {
-    this.lanes.clear()
+  #forgotten(): void {
+    this.#lanes.clear()
     const error = new LoomError('FENCED', 'the node was started again: this turn is over')
     this.cutOff(error)
   }
 
   /** Ends what the turns that run wait for. */
   cutOff(error: LoomError): void {
-    for (const cut of this.cuts.values()) cut.cut(error)
+    for (const cut of this.#cuts.values()) cut.cut(error)
   }
 
-  private async run(turn: Turn): Promise<void> {
-    const { link } = this.host
+  async #run(turn: Turn): Promise<void> {
+    const { link } = this.#host
     const { event, target, life } = turn
     const { lease = 0 } = target
     if (performance.now() >= turn.until) {
       const error = new LoomError('TIMEOUT', 'its time was up before it could be started')
-      this.fail(turn, error)
+      this.#fail(turn, error)
       return link.handled(event, life)
     }
     const cut = new Cut()
-    this.cuts.set(lease, cut)
-    const scope = this.scope(turn, cut)
+    this.#cuts.set(lease, cut)
+    const scope = this.#scope(turn, cut)
     try {
-      const data = await this.agent.check.validate(valueIn(event.payload), 'data')
+      const data = await this.#agent.check.validate(valueIn(event.payload), 'data')
       const { asked = false, attempt = 1 } = target
-      const seen = new Event(event, data, asked, Math.max(1, attempt), this.settle(turn))
-      const result = await this.handle_(new Context(scope), seen)
-      if (result !== undefined) this.answer(scope, result)
+      const seen = new Event(event, data, asked, Math.max(1, attempt), this.#settle(turn))
+      const result = await this.#handle_(new Context(scope), seen)
+      if (result !== undefined) this.#answer(scope, result)
       link.work(lease, life, { ack: { leases: [lease] } })
     } catch (error) {
-      this.fail(turn, error)
+      this.#fail(turn, error)
     } finally {
       scope.isOver = true
-      this.cuts.delete(lease)
+      this.#cuts.delete(lease)
       link.handled(event, life)
     }
   }
 
-  private scope({ event, target, life, deadline }: Turn, cut: Cut): Scope {
+  #scope({ event, target, life, deadline }: Turn, cut: Cut): Scope {
     return {
-      host: this.host,
-      name: this.agent.name,
-      sender: this.handle,
+      ...this.#host.scopeOf(this.#agent.name, this.#handle),
       lease: target.lease ?? 0,
       life,
       envelope: event,
       wantsReply: target.asked === true,
       deadline,
       cut,
-      effectId: undefined,
-      isOver: false,
     }
   }
 
-  private settle({ isDurable, target, life }: Turn): Settle | undefined {
+  #settle({ isDurable, target, life }: Turn): Settle | undefined {
     if (!isDurable) return undefined
-    const { link } = this.host
+    const { link } = this.#host
     const { lease = 0 } = target
     return {
       ack: () => link.work(lease, life, { ack: { leases: [lease], goes_on: true } }),
@@ -159,20 +156,20 @@ export class Turns {
     }
   }
 
-  private answer({ lease, life, wantsReply }: Scope, result: unknown): void {
+  #answer({ lease, life, wantsReply }: Scope, result: unknown): void {
     if (!wantsReply) {
-      throw new LoomError('HANDLER_ERROR', `agent '${this.agent.name}' returned a value`, {
+      throw new LoomError('HANDLER_ERROR', `agent '${this.#agent.name}' returned a value`, {
         field: 'return',
         hint: 'nothing was asked: return nothing, or emit an event',
       })
     }
-    this.host.link.work(lease, life, { reply: { lease, payload: payloadFor(result, 'return') } })
+    this.#host.link.work(lease, life, { reply: { lease, payload: payloadFor(result, 'return') } })
   }
 
-  private fail({ target, life }: Turn, error: unknown): void {
-    const { link, cut } = this.host
+  #fail({ target, life }: Turn, error: unknown): void {
+    const { link, cut } = this.#host
     const { lease = 0 } = target
-    const { name } = this.agent
+    const { name } = this.#agent
     const who = `${link.namespace}/${name}`
     let told = error
     if (cut.isCut && error === cut.reason) {
@@ -183,8 +180,10 @@ export class Turns {
       told = new LoomError('HANDLER_ERROR', `agent '${name}' raised ${kind}`, { who })
     }
     const { code, detail } = toWire(told as LoomError)
-    link.work(lease, life, { fail: { lease, code, detail: { who, ...detail } } })
+    link.work(lease, life, {
+      fail: { lease, code, detail: { ...detail, who: detail['who'] ?? who } },
+    })
     // Who asked is told of what was meant for them; the rest is shown here.
-    if (target.asked !== true || told !== error) this.host.onError(error, `agent ${name}`)
+    if (target.asked !== true || told !== error) this.#host.onError(error, `agent ${name}`)
   }
 }

@@ -30,7 +30,7 @@ import {
   SILENCE_MS,
 } from '../gen/limits.js'
 import { matches } from '../topics.js'
-import { Channel, type Cutter, type Flow } from './channel.js'
+import { Channel, type Flow } from './channel.js'
 
 const VERSION = 1
 /** What the node may be ahead of us, in deliveries. */
@@ -63,8 +63,8 @@ export interface SessionConfig {
   namespace: string
   token: string
   agent: string
-  /** How large frames are cut; undefined: the carrier takes them whole. */
-  cutter: Cutter | undefined
+  /** The carrier takes frames whole, however large. */
+  isWhole: boolean
   /** From 0 up to, without, 1. */
   random: () => number
 }
@@ -128,94 +128,94 @@ export class Session {
   /** Realtime events that had no room while the link was lost. */
   dropped = 0
   namespace: string
-  private readonly config: SessionConfig
-  private readonly inbox: Inbox
-  private readonly channel: Channel
-  private readonly registered = new Map<number, Frame>()
-  private readonly asked = new Map<number, Asked>()
-  private readonly calls = new Map<number, Called>()
-  private phase: Phase = 'idle'
-  private state: LinkState = 'connecting'
-  private now = 0
-  private numbers = 0
-  private epoch = 0
-  private boot = ''
-  private life = 0 // rises when the node has forgotten the session
-  private tries = 0
-  private dialAt = 0
-  private heardAt = 0
-  private sentAt = 0
-  private heartbeatMs: number = HEARTBEAT_MS
-  private hello: Packet | undefined
-  private durable: readonly string[] = []
-  private lastPosition: string | undefined
-  private nextDue = Number.POSITIVE_INFINITY
-  private readonly dealt: Flow = { frames: 0, bytes: 0 }
-  private granted = 0
-  private isLeaving = false
+  readonly #config: SessionConfig
+  readonly #inbox: Inbox
+  readonly #channel: Channel
+  readonly #registered = new Map<number, Frame>()
+  readonly #asked = new Map<number, Asked>()
+  readonly #calls = new Map<number, Called>()
+  #phase: Phase = 'idle'
+  #state: LinkState = 'connecting'
+  #now = 0
+  #numbers = 0
+  #epoch = 0
+  #boot = ''
+  #life = 0 // rises when the node has forgotten the session
+  #tries = 0
+  #dialAt = 0
+  #heardAt = 0
+  #sentAt = 0
+  #heartbeatMs: number = HEARTBEAT_MS
+  #hello: Packet | undefined
+  #durable: readonly string[] = []
+  #lastPosition: string | undefined
+  #nextDue = Number.POSITIVE_INFINITY
+  readonly #dealt: Flow = { frames: 0, bytes: 0 }
+  #granted = 0
+  #isLeaving = false
 
   constructor(config: SessionConfig, inbox: Inbox) {
-    this.config = config
-    this.inbox = inbox
+    this.#config = config
+    this.#inbox = inbox
     this.namespace = config.namespace
-    this.channel = new Channel(config.cutter)
+    this.#channel = new Channel(config.isWhole)
   }
 
   // -- the carrier's side ---------------------------------------------------------------------------
 
   /** When the next connection is to be dialled; undefined: there is one, or none is wanted. */
   get dialsAt(): number | undefined {
-    return this.phase === 'idle' ? this.dialAt : undefined
+    return this.#phase === 'idle' ? this.#dialAt : undefined
   }
 
   /** When `tick` has something to do; undefined: never. */
   get deadline(): number | undefined {
-    let at = this.nextDue
-    if (this.phase === 'greeting') at = Math.min(at, this.heardAt + HANDSHAKE_MS)
-    if (this.phase === 'up') {
-      at = Math.min(at, this.sentAt + this.heartbeatMs, this.heardAt + SILENCE_MS)
+    let at = this.#nextDue
+    if (this.#phase === 'greeting') at = Math.min(at, this.#heardAt + HANDSHAKE_MS)
+    if (this.#phase === 'up') {
+      at = Math.min(at, this.#sentAt + this.#heartbeatMs, this.#heardAt + SILENCE_MS)
     }
     return at === Number.POSITIVE_INFINITY ? undefined : at
   }
 
   /** Whether the carrier should close its connection. */
   get isOver(): boolean {
-    return this.phase === 'ended' || this.phase === 'idle'
+    return this.#phase === 'ended' || this.#phase === 'idle'
   }
 
   /** Whether all that was offered has reached the node. */
   get isFlushed(): boolean {
-    return this.channel.held === 0
+    return this.#channel.held === 0
   }
 
   /** A connection is being made. */
   dialing(now: number): void {
-    this.now = now
-    this.phase = 'dialing'
+    this.#now = now
+    this.#phase = 'dialing'
   }
 
   /** A connection is there. */
   connected(now: number): void {
-    this.now = now
-    this.phase = 'greeting'
-    this.heardAt = now
-    this.channel.pause()
-    const { session, token, name, namespace, agent } = this.config
-    this.epoch++
-    this.hello = {
+    this.#now = now
+    this.#phase = 'greeting'
+    this.#heardAt = now
+    this.#channel.pause()
+    const { session, token, name, namespace, agent } = this.#config
+    this.#epoch++
+    this.#hello = {
       frames: [
         {
           hello: {
             versions: [VERSION],
             token,
             session,
-            epoch: this.epoch,
+            epoch: this.#epoch,
             name,
             namespace,
-            boot: this.boot,
-            received: this.channel.received,
+            boot: this.#boot,
+            received: this.#channel.received,
             agent,
-            credit: this.credit(),
+            credit: this.#credit(),
             keep_ms: SESSION_KEEP_MS,
           },
         },
@@ -225,48 +225,48 @@ export class Session {
 
   /** A packet came. Throws Malformed, and then the connection is to be closed. */
   received(packet: Packet, now: number): void {
-    this.now = now
-    this.heardAt = now
-    if (this.phase === 'greeting') this.greeted(packet)
-    else if (this.phase === 'up') {
-      for (const frame of this.channel.accept(packet)) this.take(frame)
-      this.regrant()
+    this.#now = now
+    this.#heardAt = now
+    if (this.#phase === 'greeting') this.#greeted(packet)
+    else if (this.#phase === 'up') {
+      for (const frame of this.#channel.accept(packet)) this.#take(frame)
+      this.#regrant()
     }
   }
 
   /** The connection has gone, whoever ended it. */
   disconnected(now: number, why: string): void {
-    this.now = now
-    if (this.phase === 'ended' || this.phase === 'idle') return
-    this.lose(new LoomError('UNAVAILABLE', why))
+    this.#now = now
+    if (this.#phase === 'ended' || this.#phase === 'idle') return
+    this.#lose(new LoomError('UNAVAILABLE', why))
   }
 
   /** The next packet, or undefined: then everything that may go is on its way. */
   transmit(now: number): Packet | undefined {
-    this.now = now
-    if (this.phase === 'greeting') {
-      const { hello } = this
-      this.hello = undefined
+    this.#now = now
+    if (this.#phase === 'greeting') {
+      const hello = this.#hello
+      this.#hello = undefined
       return hello
     }
-    if (this.phase !== 'up') return undefined
-    const packet = this.channel.transmit()
-    if (packet !== undefined) this.sentAt = now
+    if (this.#phase !== 'up') return undefined
+    const packet = this.#channel.transmit()
+    if (packet !== undefined) this.#sentAt = now
     return packet
   }
 
   /** Time has passed: heartbeats, a peer that is silent, calls that are overdue. */
   tick(now: number): void {
-    this.now = now
-    if (now >= this.nextDue) this.endOverdue()
-    if (this.phase === 'greeting' && now >= this.heardAt + HANDSHAKE_MS) {
-      this.lose(new LoomError('TIMEOUT', 'no welcome came', { limit: 'handshake_ms' }))
+    this.#now = now
+    if (now >= this.#nextDue) this.#endOverdue()
+    if (this.#phase === 'greeting' && now >= this.#heardAt + HANDSHAKE_MS) {
+      this.#lose(new LoomError('TIMEOUT', 'no welcome came', { limit: 'handshake_ms' }))
     }
-    if (this.phase !== 'up') return
-    if (now >= this.heardAt + SILENCE_MS) {
-      this.lose(new LoomError('TIMEOUT', 'nothing came for too long', { limit: 'silence_ms' }))
-    } else if (now >= this.sentAt + this.heartbeatMs && !this.channel.hasOutput) {
-      this.channel.pushLoose({ heartbeat: { alive: true } })
+    if (this.#phase !== 'up') return
+    if (now >= this.#heardAt + SILENCE_MS) {
+      this.#lose(new LoomError('TIMEOUT', 'nothing came for too long', { limit: 'silence_ms' }))
+    } else if (now >= this.#sentAt + this.#heartbeatMs && !this.#channel.hasOutput) {
+      this.#channel.pushLoose({ heartbeat: { alive: true } })
     }
   }
 
@@ -274,24 +274,24 @@ export class Session {
 
   /** The lease of a turn counts as long as this number stays. */
   get lives(): number {
-    return this.life
+    return this.#life
   }
 
   /** A number for a registration, a question or a call. */
   number(): number {
-    return ++this.numbers
+    return ++this.#numbers
   }
 
   /** Registers, provides or subscribes under `handle`; kept, so that it can be done again. */
   register(handle: number, frame: Frame, done: (error: LoomError | undefined) => void): void {
-    this.registered.set(handle, frame)
-    this.ask(handle, frame, { again: true, isControl: true }, done)
+    this.#registered.set(handle, frame)
+    this.#ask(handle, frame, { again: true, isControl: true }, done)
   }
 
   /** Takes a registration back; what was published before goes first. */
   unregister(handle: number, done: (error: LoomError | undefined) => void): void {
-    if (!this.registered.delete(handle)) done(undefined)
-    else this.ask(handle, { unsubscribe: { handle } }, { again: true }, done)
+    if (!this.#registered.delete(handle)) done(undefined)
+    else this.#ask(handle, { unsubscribe: { handle } }, { again: true }, done)
   }
 
   /**
@@ -306,25 +306,25 @@ export class Session {
     const spends = sizeOf(publish.payload)
     const lease = publish.lease ?? 0
     if (done === undefined || fail === undefined) {
-      while (!this.hasRoom(spends) && this.channel.recall((frame) => frame.publish?.ref === 0)) {
+      while (!this.#hasRoom(spends) && this.#channel.recall((frame) => frame.publish?.ref === 0)) {
         this.dropped++
       }
-      if (this.hasRoom(spends)) this.channel.pushData({ publish: { ...publish, ref: 0 } }, spends)
+      if (this.#hasRoom(spends)) this.#channel.pushData({ publish: { ...publish, ref: 0 } }, spends)
       else this.dropped++
       return 0
     }
-    this.needRoom(spends)
+    this.#needRoom(spends)
     const ref = this.number()
     const isDurable =
       publish.ack === 'os' ||
       publish.ack === 'disk' ||
-      (publish.ack === undefined && this.durable.some((one) => matches(one, publish.topic ?? '')))
+      (publish.ack === undefined && this.#durable.some((one) => matches(one, publish.topic ?? '')))
     const options = { ...publish.options }
     // With an id of its own it may be sent to another life of the node: it stays one event.
-    if (isDurable) options.id ??= `${this.config.session}-${ref}`
+    if (isDurable) options.id ??= `${this.#config.session}-${ref}`
     const frame: Frame = { publish: { ...publish, ref } }
     if (Object.keys(options).length > 0) (frame.publish as Publish).options = options
-    this.asked.set(ref, {
+    this.#asked.set(ref, {
       frame,
       spends,
       lease,
@@ -335,15 +335,15 @@ export class Session {
       },
       fail,
     })
-    this.channel.pushData(frame, spends)
+    this.#channel.pushData(frame, spends)
     return ref
   }
 
   /** Gives up waiting for a publish; one that was not sent is not sent. */
   withdraw(ref: number): void {
-    if (!this.asked.delete(ref)) return
-    if (!this.channel.recall((frame) => frame.publish?.ref === ref)) {
-      this.channel.pushControl({ withdraw: { ref } })
+    if (!this.#asked.delete(ref)) return
+    if (!this.#channel.recall((frame) => frame.publish?.ref === ref)) {
+      this.#channel.pushControl({ withdraw: { ref } })
     }
   }
 
@@ -355,19 +355,19 @@ export class Session {
   ): void {
     const ref = this.number()
     const frame = make(ref)
-    this.asked.set(ref, { frame, spends: undefined, lease: 0, again: true, answer, fail })
-    this.channel.pushControl(frame)
+    this.#asked.set(ref, { frame, spends: undefined, lease: 0, again: true, answer, fail })
+    this.#channel.pushControl(frame)
   }
 
   /** Begins a call or a request, whose number is `call`. Throws EXHAUSTED. */
   call(call: number, frame: Frame, calling: Calling): void {
     const body = frame.call ?? frame.request
     const spends = sizeOf(body?.payload)
-    this.needRoom(spends)
-    const due = this.now + (body?.timeout_ms ?? 0) + OVERDUE_MS
-    this.nextDue = Math.min(this.nextDue, due)
+    this.#needRoom(spends)
+    const due = this.#now + (body?.timeout_ms ?? 0) + OVERDUE_MS
+    this.#nextDue = Math.min(this.#nextDue, due)
     const keyed = (frame.call?.key ?? '') !== ''
-    this.calls.set(call, {
+    this.#calls.set(call, {
       ...calling,
       frame,
       spends,
@@ -376,67 +376,67 @@ export class Session {
       due,
       chunks: 0,
     })
-    this.channel.pushData(frame, spends)
+    this.#channel.pushData(frame, spends)
   }
 
   /** Nobody waits for a call any more. */
   cancel(call: number): void {
-    if (!this.calls.delete(call)) return
-    if (!this.channel.recall((frame) => (frame.call ?? frame.request)?.call === call)) {
-      this.channel.pushControl({ cancel: { call } })
+    if (!this.#calls.delete(call)) return
+    if (!this.#channel.recall((frame) => (frame.call ?? frame.request)?.call === call)) {
+      this.#channel.pushControl({ cancel: { call } })
     }
   }
 
   /** Lets so many chunks of a call come in all. */
   grant(call: number, total: number): void {
-    if (this.calls.has(call)) this.channel.pushControl({ grant: { call, total } })
+    if (this.#calls.has(call)) this.#channel.pushControl({ grant: { call, total } })
   }
 
   /** Sends what belongs to a turn or an invocation, behind what that has published. */
   work(lease: number, frame: Frame): void {
-    const hasMore = this.channel.hasWaiting(
+    const hasMore = this.#channel.hasWaiting(
       ({ publish, request, call }) => (publish ?? request ?? call)?.lease === lease,
     )
-    if (hasMore) this.channel.pushData(frame)
-    else this.channel.pushControl(frame)
+    if (hasMore) this.#channel.pushData(frame)
+    else this.#channel.pushControl(frame)
   }
 
   /** Sends what nobody waits for: a log line, an answer to a probe. */
   tell(frame: Frame): void {
-    this.channel.pushControl(frame)
+    this.#channel.pushControl(frame)
   }
 
   /** A delivery has been dealt with: the node may send more. */
   handled(bytes: number): void {
-    this.dealt.frames++
-    this.dealt.bytes += bytes
-    this.regrant()
+    this.#dealt.frames++
+    this.#dealt.bytes += bytes
+    this.#regrant()
   }
 
   /** Tells the node that this session does not come back; `finish` ends it. */
   leave(): void {
-    if (this.isLeaving) return
-    this.isLeaving = true
-    this.channel.pushData({ drain: {} })
+    if (this.#isLeaving) return
+    this.#isLeaving = true
+    this.#channel.pushData({ drain: {} })
   }
 
   /** Ends: whoever still waits is told. */
   finish(error: LoomError = new LoomError('CANCELLED', 'the link was closed')): void {
-    if (this.phase === 'ended') return
-    this.phase = 'ended'
-    this.failAll(error)
-    this.set({ state: 'closed' })
+    if (this.#phase === 'ended') return
+    this.#phase = 'ended'
+    this.#failAll(error)
+    this.#set({ state: 'closed' })
   }
 
   // -- inside ---------------------------------------------------------------------------------------
 
-  private ask(
+  #ask(
     ref: number,
     frame: Frame,
     how: { again: boolean; isControl?: boolean },
     done: (error: LoomError | undefined) => void,
   ): void {
-    this.asked.set(ref, {
+    this.#asked.set(ref, {
       frame,
       spends: undefined,
       lease: 0,
@@ -447,239 +447,238 @@ export class Session {
       },
       fail: done,
     })
-    if (how.isControl) this.channel.pushControl(frame)
-    else this.channel.pushData(frame)
+    if (how.isControl) this.#channel.pushControl(frame)
+    else this.#channel.pushData(frame)
   }
 
-  private hasRoom(bytes: number): boolean {
-    return this.channel.heldBytes + bytes <= SESSION_BYTES && this.channel.held < SESSION_FRAMES
+  #hasRoom(bytes: number): boolean {
+    return this.#channel.heldBytes + bytes <= SESSION_BYTES && this.#channel.held < SESSION_FRAMES
   }
 
-  private needRoom(bytes: number): void {
-    if (this.phase === 'ended') throw new LoomError('CANCELLED', 'the link was closed')
-    if (this.hasRoom(bytes)) return
-    const { held, heldBytes } = this.channel
+  #needRoom(bytes: number): void {
+    if (this.#phase === 'ended') throw new LoomError('CANCELLED', 'the link was closed')
+    if (this.#hasRoom(bytes)) return
+    const { held, heldBytes } = this.#channel
     throw new LoomError('EXHAUSTED', `${held} frames (${heldBytes} bytes) wait for the node`, {
       limit: held >= SESSION_FRAMES ? 'session_frames' : 'session_bytes',
       hint: 'await what was emitted before, or wait until the link is up',
     })
   }
 
-  private credit(): { frames: number; bytes: number } {
-    this.granted = this.dealt.frames + WINDOW_FRAMES
+  #credit(): { frames: number; bytes: number } {
+    this.#granted = this.#dealt.frames + WINDOW_FRAMES
     // Where frames go whole (JSON), nobody here knows how many bytes the data had at the node.
-    const bytes =
-      this.config.cutter === undefined ? Number.MAX_SAFE_INTEGER : this.dealt.bytes + SESSION_BYTES
-    return { frames: this.granted, bytes }
+    const bytes = this.#config.isWhole ? Number.MAX_SAFE_INTEGER : this.#dealt.bytes + SESSION_BYTES
+    return { frames: this.#granted, bytes }
   }
 
-  private grantedBytes = 0
+  #grantedBytes = 0
 
-  private regrant(): void {
-    if (this.phase !== 'up') return
-    const frames = this.dealt.frames + WINDOW_FRAMES - this.granted
-    const bytes = this.dealt.bytes - this.grantedBytes
+  #regrant(): void {
+    if (this.#phase !== 'up') return
+    const frames = this.#dealt.frames + WINDOW_FRAMES - this.#granted
+    const bytes = this.#dealt.bytes - this.#grantedBytes
     if (frames < WINDOW_FRAMES / 4 && bytes < SESSION_BYTES / 4) return
-    this.grantedBytes = this.dealt.bytes
-    this.channel.pushControl({ credit: this.credit() })
+    this.#grantedBytes = this.#dealt.bytes
+    this.#channel.pushControl({ credit: this.#credit() })
   }
 
-  private set(change: LinkChange): void {
-    this.state = change.state
-    this.inbox.changed(change)
+  #set(change: LinkChange): void {
+    this.#state = change.state
+    this.#inbox.changed(change)
   }
 
-  private greeted(packet: Packet): void {
+  #greeted(packet: Packet): void {
     const [frame] = packet.frames ?? []
     if (frame?.error !== undefined) {
-      this.ended(frame.error)
+      this.#ended(frame.error)
       return
     }
     const { welcome } = frame ?? {}
     if (welcome === undefined) throw new Malformed('the first frame is neither welcome nor error')
     if (welcome.version !== VERSION) throw new Malformed('the version was not offered')
-    this.begin(welcome)
-    for (const more of (packet.frames ?? []).slice(1)) this.take(more)
+    this.#begin(welcome)
+    for (const more of (packet.frames ?? []).slice(1)) this.#take(more)
   }
 
-  private begin(welcome: Welcome): void {
+  #begin(welcome: Welcome): void {
     const { resumed = false, received = 0, boot = '' } = welcome
-    const isKnown = this.boot !== ''
-    this.phase = 'up'
-    this.sentAt = this.now
-    this.tries = 0
-    this.boot = boot
+    const isKnown = this.#boot !== ''
+    this.#phase = 'up'
+    this.#sentAt = this.#now
+    this.#tries = 0
+    this.#boot = boot
     this.namespace = welcome.namespace || this.namespace
-    this.heartbeatMs = welcome.heartbeat_ms || HEARTBEAT_MS
-    this.durable = welcome.durable ?? []
+    this.#heartbeatMs = welcome.heartbeat_ms || HEARTBEAT_MS
+    this.#durable = welcome.durable ?? []
     if (resumed) {
-      this.channel.resume(received)
-      this.set({ state: 'up', resumed: true })
+      this.#channel.resume(received)
+      this.#set({ state: 'up', resumed: true })
       return
     }
-    if (isKnown) this.beginAnew()
-    this.channel.allow(welcome.credit ?? {})
+    if (isKnown) this.#beginAnew()
+    this.#channel.allow(welcome.credit ?? {})
     const change: LinkChange = { state: 'up', resumed: false }
-    if (isKnown) change.missedFrom = this.lastPosition
-    this.set(change)
+    if (isKnown) change.missedFrom = this.#lastPosition
+    this.#set(change)
   }
 
   /** The node has forgotten this session, or is another one. */
-  private beginAnew(): void {
-    const { queued } = this.channel
+  #beginAnew(): void {
+    const { queued } = this.#channel
     const unsent = new Set(queued)
-    this.channel.reset()
-    this.dealt.frames = this.dealt.bytes = this.grantedBytes = 0
-    this.granted = WINDOW_FRAMES
-    this.life++
-    this.inbox.forgotten()
-    for (const [handle, frame] of this.registered) this.enrol(handle, frame)
+    this.#channel.reset()
+    this.#dealt.frames = this.#dealt.bytes = this.#grantedBytes = 0
+    this.#granted = WINDOW_FRAMES
+    this.#life++
+    this.#inbox.forgotten()
+    for (const [handle, frame] of this.#registered) this.#enrol(handle, frame)
     const again: [Frame, number | undefined][] = []
-    for (const [ref, asked] of [...this.asked]) {
-      if (this.registered.has(ref)) continue
+    for (const [ref, asked] of [...this.#asked]) {
+      if (this.#registered.has(ref)) continue
       if (asked.frame.unsubscribe !== undefined) {
         // There is nothing left to be taken back.
-        this.asked.delete(ref)
+        this.#asked.delete(ref)
         asked.answer({})
       } else if (asked.lease !== 0 || !(asked.again || unsent.has(asked.frame))) {
-        this.asked.delete(ref)
+        this.#asked.delete(ref)
         asked.fail(forgottenError(asked.lease))
       } else if (!unsent.has(asked.frame)) again.push([asked.frame, asked.spends])
     }
-    for (const [number, call] of [...this.calls]) {
+    for (const [number, call] of [...this.#calls]) {
       if (call.lease === 0 && (unsent.has(call.frame) || (call.keyed && call.chunks === 0))) {
         if (!unsent.has(call.frame)) again.push([call.frame, call.spends])
       } else {
-        this.calls.delete(number)
+        this.#calls.delete(number)
         call.fail(forgottenError(call.lease))
       }
     }
-    for (const [frame, spends] of again) this.channel.pushData(frame, spends)
+    for (const [frame, spends] of again) this.#channel.pushData(frame, spends)
     for (const frame of queued) {
       const { publish, request, call } = frame
       const body = publish ?? request ?? call
       if (body === undefined) continue // the end of a turn that nobody knows any more
-      if ((body.lease ?? 0) === 0) this.channel.pushData(frame, sizeOf(body.payload))
+      if ((body.lease ?? 0) === 0) this.#channel.pushData(frame, sizeOf(body.payload))
       else if (publish?.ref === 0) this.dropped++
     }
-    if (this.isLeaving) this.channel.pushData({ drain: {} })
+    if (this.#isLeaving) this.#channel.pushData({ drain: {} })
   }
 
-  private enrol(handle: number, frame: Frame): void {
-    if (!this.asked.has(handle)) {
-      this.asked.set(handle, {
+  #enrol(handle: number, frame: Frame): void {
+    if (!this.#asked.has(handle)) {
+      this.#asked.set(handle, {
         frame,
         spends: undefined,
         lease: 0,
         again: true,
         answer: () => true,
-        fail: (error) => this.inbox.refused(error),
+        fail: (error) => this.#inbox.refused(error),
       })
     }
-    this.channel.pushControl(frame)
+    this.#channel.pushControl(frame)
   }
 
-  private ended(error: WireError): void {
+  #ended(error: WireError): void {
     const told = errorOf(error.code ?? 0, error)
     if (FINAL.has(told.code)) {
-      this.phase = 'ended'
-      this.failAll(told)
-      this.set({ state: 'refused', error: told })
+      this.#phase = 'ended'
+      this.#failAll(told)
+      this.#set({ state: 'refused', error: told })
     } else {
-      this.lose(told)
+      this.#lose(told)
     }
   }
 
   /** The connection is of no more use; another one is tried after a while. */
-  private lose(error: LoomError): void {
-    this.phase = 'idle'
-    this.channel.pause()
-    const most = Math.min(RECONNECT_CAP_MS, RECONNECT_BASE_MS * 2 ** Math.min(this.tries, 16))
-    this.tries++
-    const pause = Math.max(this.config.random() * most, error.retryAfterMs ?? 0)
-    this.dialAt = this.now + pause
-    this.set({ state: 'lost', error, retryMs: pause })
+  #lose(error: LoomError): void {
+    this.#phase = 'idle'
+    this.#channel.pause()
+    const most = Math.min(RECONNECT_CAP_MS, RECONNECT_BASE_MS * 2 ** Math.min(this.#tries, 16))
+    this.#tries++
+    const pause = Math.max(this.#config.random() * most, error.retryAfterMs ?? 0)
+    this.#dialAt = this.#now + pause
+    this.#set({ state: 'lost', error, retryMs: pause })
   }
 
-  private failAll(error: LoomError): void {
-    const waiting = [...this.asked.values(), ...this.calls.values()]
-    this.asked.clear()
-    this.calls.clear()
-    this.registered.clear()
-    this.nextDue = Number.POSITIVE_INFINITY
+  #failAll(error: LoomError): void {
+    const waiting = [...this.#asked.values(), ...this.#calls.values()]
+    this.#asked.clear()
+    this.#calls.clear()
+    this.#registered.clear()
+    this.#nextDue = Number.POSITIVE_INFINITY
     for (const one of waiting) one.fail(error)
   }
 
-  private endOverdue(): void {
-    this.nextDue = Number.POSITIVE_INFINITY
-    for (const [number, call] of [...this.calls]) {
-      if (call.due > this.now) {
-        this.nextDue = Math.min(this.nextDue, call.due)
+  #endOverdue(): void {
+    this.#nextDue = Number.POSITIVE_INFINITY
+    for (const [number, call] of [...this.#calls]) {
+      if (call.due > this.#now) {
+        this.#nextDue = Math.min(this.#nextDue, call.due)
         continue
       }
-      const wasSent = !this.channel.hasWaiting((frame) => frame === call.frame)
+      const wasSent = !this.#channel.hasWaiting((frame) => frame === call.frame)
       this.cancel(number)
       const isUnknown = wasSent && call.frame.call !== undefined
       call.fail(
         new LoomError(
           isUnknown ? 'INDETERMINATE' : 'TIMEOUT',
-          `no answer came in time, and the link is ${this.state}`,
+          `no answer came in time, and the link is ${this.#state}`,
         ),
       )
     }
   }
 
-  private take(frame: Frame): void {
+  #take(frame: Frame): void {
     const { deliver, turn, action_call, answer, chunk, outcome, cancel, grant, probe } = frame
     if (deliver !== undefined) {
       const { event = {}, targets = [] } = deliver
       for (const [index, target] of targets.entries()) {
         // Each has its own: none can change what another one sees.
-        this.inbox.deliver(index === 0 ? event : structuredClone(event), target, false)
+        this.#inbox.deliver(index === 0 ? event : structuredClone(event), target, false)
       }
     } else if (turn !== undefined) {
-      this.lastPosition = turn.event?.position ?? this.lastPosition
-      this.inbox.deliver(turn.event ?? {}, turn.target ?? {}, true)
+      this.#lastPosition = turn.event?.position ?? this.#lastPosition
+      this.#inbox.deliver(turn.event ?? {}, turn.target ?? {}, true)
     } else if (action_call !== undefined) {
-      this.inbox.invoke(action_call)
+      this.#inbox.invoke(action_call)
     } else if (answer !== undefined) {
-      this.calls.get(answer.call ?? 0)?.answer?.(answer.event ?? {})
+      this.#calls.get(answer.call ?? 0)?.answer?.(answer.event ?? {})
     } else if (chunk !== undefined) {
-      const call = this.calls.get(chunk.call ?? 0)
+      const call = this.#calls.get(chunk.call ?? 0)
       if (call === undefined) return
       call.chunks++
       call.chunk?.(chunk.payload ?? {})
     } else if (outcome !== undefined) {
-      const call = this.calls.get(outcome.call ?? 0)
-      this.calls.delete(outcome.call ?? 0)
+      const call = this.#calls.get(outcome.call ?? 0)
+      this.#calls.delete(outcome.call ?? 0)
       call?.end(outcome)
     } else if (cancel !== undefined) {
-      this.inbox.stop(cancel.lease ?? 0)
+      this.#inbox.stop(cancel.lease ?? 0)
     } else if (grant !== undefined) {
-      this.inbox.granted(grant.lease ?? 0, grant.total ?? 0)
+      this.#inbox.granted(grant.lease ?? 0, grant.total ?? 0)
     } else if (probe !== undefined) {
-      this.inbox.probe(probe)
+      this.#inbox.probe(probe)
     } else {
-      this.takeControl(frame)
+      this.#takeControl(frame)
     }
   }
 
-  private takeControl(frame: Frame): void {
+  #takeControl(frame: Frame): void {
     const { credit, error, drain, accepted, done, entries, page, kept } = frame
     if (credit !== undefined) {
-      this.channel.allow(credit)
+      this.#channel.allow(credit)
     } else if (error !== undefined) {
       const ref = error.ref ?? 0
-      const asked = this.asked.get(ref)
+      const asked = this.#asked.get(ref)
       if (asked !== undefined) {
-        this.asked.delete(ref)
+        this.#asked.delete(ref)
         asked.fail(errorOf(error.code ?? 0, error))
-      } else if (ref === 0) this.ended(error)
+      } else if (ref === 0) this.#ended(error)
     } else if (drain !== undefined) {
-      this.set({ state: 'up', draining: true })
+      this.#set({ state: 'up', draining: true })
     } else {
       const ref = (accepted ?? done ?? entries ?? page ?? kept)?.ref ?? 0
-      if (this.asked.get(ref)?.answer(frame) === true) this.asked.delete(ref)
+      if (this.#asked.get(ref)?.answer(frame) === true) this.#asked.delete(ref)
     }
   }
 }
