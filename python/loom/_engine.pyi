@@ -269,9 +269,7 @@ class Bridge:
     def drain(self, seconds: float) -> bool: ...
     def close(self) -> None: ...  # at once; idempotent
 
-@final
-class Session:
-    """One process instance attached to an engine: its registrations, its waiting calls, its inbox."""
+class _Session:  # what both kinds of session have
 
     @property
     def fd(self) -> int: ...  # readable when another session or thread put something into the inbox
@@ -291,6 +289,7 @@ class Session:
         # of a new group: "now" (None), "beginning", a position, ms since 1970
         start: str | int | None = None,
         max_deliver: int | None = None,  # None: as the limit says
+        exclusive: bool = False,  # a newer agent of that name fences this one
         /,
     ) -> int: ...
     def provide(
@@ -308,8 +307,6 @@ class Session:
     def probed(self, handle: int, effect: str, verdict: int, result: bytes, /) -> bool: ...
     # settles an unknown effect: done with this result, None: not done. A ticket: wait for ACCEPTED
     def resolve(self, effect: str, result: bytes | None, note: str, /) -> int: ...
-    # writes the selection table of a capability, weights by provider; None removes it
-    def route(self, capability: str, weights: Sequence[tuple[str, float]] | None, /) -> None: ...
     # one ordered stream: watch, join_thread
     def subscribe(self, filters: Sequence[str], qos: int, /) -> int: ...
     def remove(self, handle: int, /) -> None: ...  # a registration, a provider or a subscription
@@ -328,19 +325,11 @@ class Session:
         failed: bool,
         /,
     ) -> bool: ...
-    def states(self, sender: int, /) -> list[tuple[str, bytes]]: ...  # of that agent: lane, payload
     # A value of the memory, None: taken away; until when, in ms since 1970.
     def keep_memory(
         self, sender: int, key: str, payload: bytes | None, until_ms: int | None, /
     ) -> None: ...
-    def memories(self) -> list[tuple[str, bytes, int | None]]: ...
     def turns_done(self, handle: int, /) -> int: ...  # of an agent: turns that went well
-    # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
-    # there is no room, or because the payload holds "null": look through the value for NaN, and offer
-    # it. It writes this session's own fd where it put something into the inbox.
-    def emit(
-        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
-    ) -> Receipt | None: ...
     # Any publish. An int is a ticket: wait for ACCEPTED or REFUSED.
     def offer(
         self,
@@ -420,7 +409,22 @@ class Session:
     def close(self) -> None: ...  # removes all registrations, cancels all calls; idempotent
 
 @final
-class RemoteSession:
+class Session(_Session):
+    """One process instance attached to an engine: its registrations, its waiting calls, its inbox."""
+
+    # writes the selection table of a capability, weights by provider; None removes it
+    def route(self, capability: str, weights: Sequence[tuple[str, float]] | None, /) -> None: ...
+    def states(self, sender: int, /) -> list[tuple[str, bytes]]: ...  # of that agent: lane, payload
+    def memories(self) -> list[tuple[str, bytes, int | None]]: ...
+    # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
+    # there is no room, or because the payload holds "null": look through the value for NaN, and offer
+    # it. It writes this session's own fd where it put something into the inbox.
+    def emit(
+        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
+    ) -> Receipt | None: ...
+
+@final
+class RemoteSession(_Session):
     """A session at a node: it dials, resumes and registers again by itself.
 
     It has the methods of ``Session`` (``tick`` for deadlines of its own). What changes something at the node returns at
@@ -438,6 +442,10 @@ class RemoteSession:
     def emit(
         self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
     ) -> Receipt | int | None: ...
+    # a ticket
+    def route(
+        self, capability: str, weights: Sequence[tuple[str, float]] | None, /
+    ) -> int: ...
     def states(self, sender: int, /) -> int: ...
     def memories(self) -> int: ...
     def directory(self, kind: str, /) -> int: ...

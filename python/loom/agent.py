@@ -103,6 +103,7 @@ class AgentSpec:
     max_deliver: int = MAX_DELIVER
     version: str = ""
     target: Any = None  # the class or function itself
+    exclusive: bool = False  # a newer agent of its name takes its place
 
     def route(self, topic: str) -> Route | None:
         """Return the first handler in source order that takes ``topic``."""
@@ -133,11 +134,11 @@ def spec_of(
     topics = check_texts(topics, "topics")
     if group is not None:
         check_text(group, "group")
-    if durable or exclusive:
+    if durable:
         raise NotSupported(
-            f"agent {name!r}: {'durable' if durable else 'exclusive'} agents are not built yet",
-            field="durable" if durable else "exclusive",
-            hint="leave it out; such agents need the log and the Bridge",
+            f"agent {name!r}: durable agents are not built yet",
+            field="durable",
+            hint="leave it out; durable topics are there: [log] durable",
         )
     check_whole(concurrency, "concurrency", AGENT_CONCURRENCY_MAX, limit="agent_concurrency")
     if qos not in (None, "realtime"):
@@ -182,6 +183,7 @@ def spec_of(
         max_deliver=max_deliver,
         version=version,
         target=target,
+        exclusive=exclusive,
     )
 
 

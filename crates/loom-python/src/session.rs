@@ -128,7 +128,7 @@ impl Session {
         self.root.0
     }
 
-    #[pyo3(signature = (name, filters, group, concurrency, info, realtime, start = None, max_deliver = None, /))]
+    #[pyo3(signature = (name, filters, group, concurrency, info, realtime, start = None, max_deliver = None, exclusive = false, /))]
     #[expect(
         clippy::too_many_arguments,
         reason = "positional arguments cost Python least"
@@ -148,6 +148,7 @@ impl Session {
         realtime: bool,
         start: Option<&Bound<'_, PyAny>>,
         max_deliver: Option<u32>,
+        exclusive: bool,
     ) -> PyResult<u64> {
         let filters = text_of("filters", &filters)?;
         let (name, group) = (text("name", name)?, text("group", group)?);
@@ -169,7 +170,7 @@ impl Session {
             info,
             start,
             max_deliver: max_deliver.unwrap_or(0),
-            exclusive: false,
+            exclusive,
         };
         self.step(|core, at| core.register(self.id, &spec, at))
             .map(|handle| handle.0)

@@ -35,6 +35,7 @@ async def register(
             spec.realtime,
             start_code(spec.start),
             spec.max_deliver,
+            spec.exclusive,
         )
         await link.registered(handle)
         # Reading a source costs a start some of its time; only a recording names it.
