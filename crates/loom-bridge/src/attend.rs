@@ -90,3 +90,107 @@ fn is_welcome(packet: &Packet) -> bool {
     let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
     matches!(first, Some(Body::Welcome(_)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::SinkExt;
+    use loom_core::{Core, Grants, Moment, Nanos, Result, SessionId};
+    use loom_proto::Message as _;
+    use loom_session::{Authority, Credential, Hub, HubConfig, Limits, Looked, ReadErrand};
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::door::Door;
+    use crate::websocket::{self, Form};
+
+    struct Engine(Mutex<Core>, tokio::time::Instant);
+
+    impl Door for Engine {
+        fn with(&self, step: &mut dyn FnMut(&mut Core, Moment)) -> Result<()> {
+            let now = self.1.elapsed();
+            let at = Moment {
+                now: Nanos(u64::try_from(now.as_nanos()).unwrap()),
+                wall_ms: u64::try_from(now.as_millis()).unwrap(),
+            };
+            step(&mut self.0.lock().unwrap(), at);
+            Ok(())
+        }
+        fn watch(&self, _: Arc<dyn Fn(SessionId) + Send + Sync>) {}
+        fn open(&self, _: &str) -> Result<()> {
+            Ok(())
+        }
+        fn read(&self, _: &ReadErrand) -> Result<Looked> {
+            Err(loom_core::Error::fenced("there is no log"))
+        }
+    }
+
+    fn node() -> Arc<Node> {
+        let core = Core::new(loom_core::Limits::default(), 1);
+        let config = HubConfig {
+            boot: [1; 16],
+            limits: Limits::default(),
+            agent: String::new(),
+            durable: Vec::new(),
+        };
+        let node = Node::new(
+            Arc::new(Engine(Mutex::new(core), tokio::time::Instant::now())),
+            Hub::new(config),
+        );
+        let credential = Credential {
+            id: "one".to_owned(),
+            hash: <sha2::Sha256 as sha2::Digest>::digest(b"token").into(),
+            namespace: "*".to_owned(),
+            grants: Arc::new(Grants::all()),
+            expires_ms: None,
+        };
+        let authority = Authority::new(vec![credential]);
+        node.step(|hub, core, at| hub.set_authority(authority, core, at))
+            .unwrap();
+        node
+    }
+
+    // requirement: BRIDGE-STALL
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_reading_is_ended_after_fifteen_seconds() {
+        let node = node();
+        let admission = Arc::<Admission>::default();
+        let stay = admission.enter().unwrap();
+        // So little fits between the two that the welcome does not.
+        let (near, far) = tokio::io::duplex(16);
+        let (inlet, outlet) = websocket::accepted(Box::new(near), Form::Proto).await;
+        let carrier = (Inlet::WebSocket(inlet), Outlet::WebSocket(outlet));
+        let begun = tokio::time::Instant::now();
+        let attending = tokio::spawn(attend(Arc::clone(&node), stay, carrier, false));
+        let mut client = WebSocketStream::from_raw_socket(far, Role::Client, None).await;
+        let hello = loom_proto::v1::Hello {
+            versions: vec![1],
+            token: "token".to_owned(),
+            session: vec![1; 16].into(),
+            epoch: 1,
+            name: "deaf".to_owned(),
+            ..Default::default()
+        };
+        let frame = loom_proto::v1::Frame {
+            body: Some(Body::Hello(hello)),
+        };
+        let packet = Packet {
+            frames: vec![frame],
+            ..Packet::default()
+        };
+        client
+            .send(Message::Binary(packet.encode_to_vec().into()))
+            .await
+            .unwrap();
+        attending.await.unwrap();
+        let took = begun.elapsed();
+        assert!(took >= STALL && took < STALL + STALL / 2, "{took:?}");
+        let (connections, _, counts) = admission.counts();
+        assert_eq!((connections, counts.stalled), (0, 1));
+        assert_eq!(node.look(Hub::sessions).len(), 1, "its session is kept");
+    }
+}

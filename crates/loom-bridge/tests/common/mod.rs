@@ -98,14 +98,18 @@ impl World {
     }
 
     pub(crate) fn with(config: &ServeConfig, hub: HubConfig) -> Self {
-        let engine = Arc::new(Engine {
-            core: Mutex::new(Core::new(loom_core::Limits::default(), 7)),
-            waker: OnceLock::new(),
-        });
+        let engine = Self::engine();
         let door: Arc<dyn Door> = engine.clone();
         let serving = Serving::start(door, config, hub).unwrap();
         serving.allow(authority(&[TOKEN])).unwrap();
         Self { engine, serving }
+    }
+
+    pub(crate) fn engine() -> Arc<Engine> {
+        Arc::new(Engine {
+            core: Mutex::new(Core::new(loom_core::Limits::default(), 7)),
+            waker: OnceLock::new(),
+        })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -149,16 +153,7 @@ impl Peer {
     }
 
     pub(crate) fn with(number: u8, target: Target, token: &str, namespace: &str) -> Self {
-        let config = ClientConfig {
-            session: [number; 16],
-            name: format!("app{number}"),
-            namespace: namespace.to_owned(),
-            token: token.to_owned(),
-            agent: "test/1".to_owned(),
-            whole: false,
-            limits: loom_session::Limits::default(),
-        };
-        let client = Arc::new(Mutex::new(Client::new(config, u64::from(number))));
+        let client = client(number, token, namespace);
         let bell = Arc::new((Mutex::new(0), Condvar::new()));
         let ring = Arc::clone(&bell);
         let wake = Arc::new(move || {
@@ -174,6 +169,16 @@ impl Peer {
             notes: Vec::new(),
             ahead: None,
         }
+    }
+
+    /// A dialing whose client nobody uses.
+    pub(crate) fn start(target: Target) -> Result<Dialing> {
+        Dialing::start(
+            target,
+            client(1, TOKEN, ""),
+            Arc::new(moment),
+            Arc::new(|| {}),
+        )
     }
 
     /// One operation of the client; then its carrier is told.
@@ -338,6 +343,19 @@ impl Peer {
             .unwrap();
         Bytes::copy_from_slice(&taken.envelope.payload)
     }
+}
+
+fn client(number: u8, token: &str, namespace: &str) -> Arc<Mutex<Client>> {
+    let config = ClientConfig {
+        session: [number; 16],
+        name: format!("app{number}"),
+        namespace: namespace.to_owned(),
+        token: token.to_owned(),
+        agent: "test/1".to_owned(),
+        whole: false,
+        limits: loom_session::Limits::default(),
+    };
+    Arc::new(Mutex::new(Client::new(config, u64::from(number))))
 }
 
 /// Stands between a client and a node, and cuts.
