@@ -331,7 +331,7 @@ fn idle_strangers_do_not_keep_others_out() {
     drop(strangers);
 }
 
-// requirement: BRIDGE-HTTP2
+// requirement: BRIDGE-STREAMS
 #[tokio::test]
 async fn rapid_resets_end_the_connection_and_disturb_nobody() {
     let world = World::new(&local());
@@ -380,7 +380,7 @@ async fn rapid_resets_end_the_connection_and_disturb_nobody() {
     assert_eq!(came.await.unwrap(), "1");
 }
 
-// requirement: BRIDGE-HTTP2
+// requirement: BRIDGE-STREAMS
 #[tokio::test]
 async fn a_client_may_not_open_more_streams_than_are_allowed() {
     let world = World::new(&local());
