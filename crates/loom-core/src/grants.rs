@@ -213,7 +213,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn may_call(&self, session: SessionId, capability: &str) -> bool {
+    /// Whether a session's grants allow a call of this capability; one without grants may call everything.
+    pub fn may_call(&self, session: SessionId, capability: &str) -> bool {
         self.grants_of(session)
             .is_none_or(|grants| grants.may_call(capability))
     }

@@ -21,6 +21,9 @@ use crate::convert::{
 use crate::limits::Limits;
 use crate::planted::{Bugs, Planted};
 
+/// Who may call these may read and write the memory of its namespace.
+const MEMORY_GET: &str = "memory.get";
+const MEMORY_PUT: &str = "memory.put";
 /// Notices that are taken out of the inbox at once.
 const NOTICES: usize = 512;
 /// What may wait in the channel before no more deliveries are taken from the core.
@@ -264,9 +267,9 @@ impl Attached {
             Body::Withdraw(it) => self.withdraw(it.r#ref, core, at),
             Body::Probed(probed) => self.probed(probed, core, at),
             Body::Step(step) => self.step(step, core, at),
-            Body::Commit(commit) => self.commit(&commit, core),
+            Body::Commit(commit) => self.commit(&commit, core, at),
             Body::Report(report) => self.report(&report, core, at),
-            Body::Keep(keep) => self.keep(keep, core),
+            Body::Keep(keep) => self.keep(keep, core, at),
             Body::Route(_) | Body::Resolve(_) | Body::Redrive(_) => self.operate(frame, core, at),
             Body::Directory(it) => self.directory(&it, core),
             Body::Read(read) => self.read(read, limits),
@@ -798,12 +801,13 @@ impl Attached {
             facts: &it.facts,
             result: boxed(it.result).0,
         };
-        if let Err(error) = core.step(self.core, lease, told, at) {
-            self.refuse(0, &error);
+        let (number, done) = (it.lease, core.step(self.core, lease, told, at));
+        if let Err(error) = done {
+            self.report_lost((0, number), &error, core, at);
         }
     }
 
-    fn commit(&mut self, it: &v1::Commit, core: &mut Core) {
+    fn commit(&self, it: &v1::Commit, core: &mut Core, at: Moment) {
         let done = (|| {
             let Some(lease) = self.lease(it.lease)? else {
                 return Err(Error::invalid("lease", "a commit quotes its turn"));
@@ -818,7 +822,7 @@ impl Attached {
             core.keep_state(self.core, lease, (state, Kept::Own(body)), it.failed)
         })();
         if let Err(error) = done {
-            self.refuse(0, &error);
+            self.report_lost((it.sender, it.lease), &error, core, at);
         }
     }
 
@@ -849,7 +853,7 @@ impl Attached {
         }
     }
 
-    fn keep(&mut self, it: v1::Keep, core: &mut Core) {
+    fn keep(&mut self, it: v1::Keep, core: &mut Core, at: Moment) {
         if it.r#ref > 0 {
             if self.is_owed_much(it.r#ref) {
                 return;
@@ -861,7 +865,13 @@ impl Attached {
             }
             return;
         }
+        let sender = it.sender;
         let done = (|| {
+            if !core.may_call(self.core, MEMORY_PUT) {
+                let message = "this credential may not write the memory";
+                let hint = format!("grant it to call {MEMORY_PUT}");
+                return Err(Error::new(Code::Denied, message).field("key").hint(hint));
+            }
             let memory = Memory {
                 key: it.key,
                 writer: core.name_of(self.core, self.sender(it.sender)?)?.to_owned(),
@@ -872,7 +882,7 @@ impl Attached {
             core.keep_memory(&self.namespace, memory, boxed(it.value).0.into())
         })();
         if let Err(error) = done {
-            self.refuse(0, &error);
+            self.report_lost((sender, 0), &error, core, at);
         }
     }
 
@@ -886,6 +896,10 @@ impl Attached {
             let agent = core.name_of(self.core, self.sender(it.sender)?)?;
             let states = core.states_of(&self.namespace, agent).into_iter();
             return Ok(states.map(|(key, body)| value(key, body, None)).collect());
+        }
+        if !core.may_call(self.core, MEMORY_GET) {
+            // What is forbidden looks as what is absent.
+            return Ok(Vec::new());
         }
         let folded = core
             .partition_of(&self.namespace)
@@ -989,7 +1003,7 @@ impl Attached {
         if self.is_owed_much(it.r#ref) {
             return;
         }
-        let entries = core.directory(&self.namespace, kind);
+        let entries = core.directory_for(self.core, kind).unwrap_or_default();
         let entries: Vec<Bytes> = entries.into_iter().map(Bytes::from).collect();
         for (page, last) in pages(entries, Bytes::len) {
             let entries = v1::Entries {
