@@ -81,8 +81,8 @@ class App:
         a position or a time lets it begin with older ones. One that has begun goes on where it
         was. What a handler could not do after ``max_deliver`` attempts becomes a dead letter.
 
-        Several processes may offer an agent: they share its events. An ``exclusive`` one is alone: the
-        newest takes its place, and the turns of the older are fenced.
+        Several processes may offer an agent: they share its events. An ``exclusive`` one is alone:
+        the newest takes its place, and the turns of the older are fenced.
 
         Raises:
             InvalidParams: names what is wrong in the declaration.

@@ -6,9 +6,11 @@ from loom.link.link import Link, Parked, error_from_detail
 from loom.link.local import Local, open_local
 from loom.link.reader import Reader, Row, digest, open_reader
 from loom.link.remote import open_remote
+from loom.link.state import TOPIC as LINK_TOPIC
 from loom.link.state import LinkEvent, LinkState
 
 __all__ = [
+    "LINK_TOPIC",
     "Clock",
     "Engine",
     "Ledger",

@@ -68,8 +68,8 @@ class Link:
         self, session: "Session", clock: Clock, refusal: type[Exception], namespace: str
     ) -> None:
         self.session = session
-        self.namespace = namespace
-        self.emit = self._emit()
+        self.namespace: str = namespace
+        self.emit: Callable[[int, Delivery | None, str, bytes], Receipt | None] = self._emit()
         self.clock = clock
         self.refusal = refusal
         self.has_null: Callable[[bytes], bool] = _has_null()
@@ -88,7 +88,7 @@ class Link:
         self._alarm_at = float("inf")
         self._closed = False
         self.state: LinkState = "up"
-        self.changes = 0  # of its state
+        self.changes: int = 0  # of its state
         self._told: list[Callable[[LinkEvent], None]] = []  # who hears of changes
         self._work, self._notices = self._by_kind()
         self._checks: list[Callable[[], None]] = []

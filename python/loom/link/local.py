@@ -32,7 +32,7 @@ R = TypeVar("R")
 class Local:
     """An engine of this process."""
 
-    is_remote = False
+    is_remote: bool = False
 
     def __init__(
         self,

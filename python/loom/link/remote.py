@@ -84,6 +84,7 @@ class RemoteLink(Link):
         super().__init__(session, clock, refusal, namespace)
         self.state = "connecting"
         self._detail: Mapping[str, Any] = {"state": "connecting", "node": url}
+        self.was_up = False
         self._changed = asyncio.Event()
         self._error: LoomError | None = None  # why it ended by itself
 
@@ -138,6 +139,10 @@ class RemoteLink(Link):
             self._end_waiting(self._error)
             state, detail = "closed", {**detail, "state": "closed"}
         self._turn(cast("LinkState", state), {"node": self._url, **detail})
+        if self._error is not None:
+            for end in list(self._ended.values()):
+                end()
+            self._ended.clear()
 
     def _turn(self, state: LinkState, detail: Mapping[str, Any]) -> None:
         self._detail = detail
@@ -145,6 +150,7 @@ class RemoteLink(Link):
         if state == self.state:
             return
         self.state = state
+        self.was_up = self.was_up or state == "up"
         self.changes += 1
         self._changed.set()
         level = logging.WARNING if self._error is not None else _LEVELS[state]
@@ -314,8 +320,8 @@ class Remote:
 
     async def close(self) -> None:
         """Wait until the node has taken what was sent, at most ``STOP_SECONDS``."""
-        if self._link is None:
-            return
+        if self._link is None or not self._link.was_up:
+            return  # the node has nothing of it
         loop = asyncio.get_running_loop()
         done: asyncio.Future[bool] = loop.create_future()
         join = self._link.asking.join

@@ -12,18 +12,11 @@ from typing import Any, Final, Literal, TypeAlias
 from loom.codec import encode
 from loom.envelope import Position, Refusal
 from loom.errors import CODES
-from loom.topics import matches
 
 LinkState: TypeAlias = Literal["connecting", "up", "lost", "closed"]
 """It dials for the first time; it carries; it dials again, and what is sent waits; it is over."""
 
-STATES: Final[tuple[LinkState, ...]] = ("connecting", "up", "lost", "closed")
 TOPIC: Final = "loom.link."
-
-
-def is_heard(filters: "tuple[str, ...] | list[str]") -> bool:
-    """Whether any of ``filters`` can take an event about a link."""
-    return any(matches(one, TOPIC + state) for one in filters for state in STATES)
 
 
 class LinkEvent:

@@ -322,6 +322,7 @@ class Control:
         """Copy the log to a new folder beside the data directory, and check the copy."""
         data = self._directory()
         check_name(name)
+        data = data.absolute()
         to = data.with_name(f"{data.name}.backups") / name
         to.parent.mkdir(exist_ok=True, mode=0o700)
         copied = backup(data, to)

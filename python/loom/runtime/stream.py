@@ -7,8 +7,8 @@ from typing import Any
 
 from loom.envelope import QOS_CODES, Envelope, Event, QoS, Start, opened, start_code
 from loom.errors import InvalidParams
-from loom.link import Engine, Link, LinkEvent
-from loom.topics import matches
+from loom.link import LINK_TOPIC, Engine, Link, LinkEvent
+from loom.topics import check_filter, matches
 
 _LINK_EVENTS = 16  # that wait for a reader; the newest stay
 
@@ -23,6 +23,11 @@ class Subscription:
         self._closed = False
         self._filters = tuple(filters)
         self._about_link: deque[LinkEvent] = deque(maxlen=_LINK_EVENTS)
+        self._handle = 0  # no engine tells of the link to it
+        if self._filters and all(check_filter(one).startswith(LINK_TOPIC) for one in filters):
+            link.on_close(-id(self), self._end)  # no handle is negative
+            link.on_state(self._on_link)
+            return
         try:
             self._handle = link.session.subscribe(filters, QOS_CODES[qos])
         except link.refusal as error:
@@ -37,6 +42,8 @@ class Subscription:
         Raises:
             LoomError: it was refused.
         """
+        if not self._handle:
+            return
         try:
             await self._link.registered(self._handle)
         except BaseException:
@@ -52,30 +59,35 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event[Any]:
-        while not self._closed:
+        while True:
             self._ready.clear()
             if self._about_link:
                 return _shown(self._about_link.popleft())
-            done, self._done = self._done, None
-            item = self._link.session.take(self._handle, done)
-            self._link.look()
-            if item is not None:
-                self._done = item
-                return _shown(item)
+            if self._closed:
+                raise StopAsyncIteration
+            if self._handle:
+                done, self._done = self._done, None
+                item = self._link.session.take(self._handle, done)
+                self._link.look()
+                if item is not None:
+                    self._done = item
+                    return _shown(item)
             await self._ready.wait()
-        raise StopAsyncIteration
 
     @property
     def lost(self) -> int:
         """How many events it has lost so far."""
-        return 0 if self._closed else self._link.session.lost(self._handle)
+        if self._closed or not self._handle:
+            return 0
+        return self._link.session.lost(self._handle)
 
     def close(self) -> None:
         """Stop listening. The reader, if one waits, ends."""
         if not self._closed:
             self._closed = True
             self._link.off_state(self._on_link)
-            self._link.remove(self._handle)
+            if self._handle:
+                self._link.remove(self._handle)
             self._ready.set()
 
     def _end(self) -> None:
