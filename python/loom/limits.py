@@ -1030,7 +1030,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "streams",
         WIRE_RESETS,
         WIRE_RESETS,
-        "streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection",
+        "streams of a connection that a peer has reset, or that showed no credential; more is an attack, and ends the connection",
     ),
     "wire_headers": Limit(
         "headers",

@@ -1,7 +1,7 @@
 //! Who may stay connected: how many there are, and how long one may stay that has shown no credential.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,7 +60,10 @@ struct Inner {
     known: AtomicUsize,
     read: AtomicUsize,
     since: Mutex<Instant>,
+    failed: AtomicUsize,
+    is_cut: AtomicBool,
     cut: Notify,
+    is_overdue: AtomicBool,
 }
 
 impl Admission {
@@ -79,7 +82,11 @@ impl Admission {
             let until = *lock(&oldest.0.since) + PATIENCE;
             tokio::select! {
                 () = left => {}
-                () = tokio::time::sleep_until(until) => oldest.end(),
+                () = tokio::time::sleep_until(until) => {
+                    oldest.end();
+                    // It goes when its task has its turn.
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -100,7 +107,10 @@ impl Admission {
             known: AtomicUsize::new(0),
             read: AtomicUsize::new(0),
             since: Mutex::new(Instant::now()),
+            failed: AtomicUsize::new(0),
+            is_cut: AtomicBool::new(false),
             cut: Notify::new(),
+            is_overdue: AtomicBool::new(false),
         }));
         books.strangers.insert(visit.0.number, visit.clone());
         Some(Arc::new(Stay(visit)))
@@ -130,26 +140,44 @@ impl Visit {
 
     /// Ends the connection.
     pub(crate) fn end(&self) {
-        self.0.cut.notify_one();
+        self.0.is_cut.store(true, Ordering::Release);
+        self.0.cut.notify_waiters();
     }
 
-    /// Returns when the connection has to end: no credential came in time.
+    /// An attachment ended without having shown a credential. Who goes on like that is ended, also one that has another.
+    pub(crate) fn has_failed(&self) {
+        if self.0.failed.fetch_add(1, Ordering::Relaxed) >= limits::WIRE_RESETS {
+            self.end();
+        }
+    }
+
+    /// Returns when the connection has to end: no credential came in time, or it was cut.
     pub(crate) async fn overdue(&self) {
         loop {
-            let until = *lock(&self.0.since) + HANDSHAKE;
+            let cut = self.0.cut.notified();
+            if self.0.is_cut.load(Ordering::Acquire) {
+                break;
+            }
+            let known = self.0.known.load(Ordering::Relaxed) > 0;
+            let since = if known {
+                Instant::now()
+            } else {
+                *lock(&self.0.since)
+            };
             tokio::select! {
-                () = self.0.cut.notified() => break,
-                () = tokio::time::sleep_until(until) => {
-                    let since = *lock(&self.0.since);
-                    if self.0.known.load(Ordering::Relaxed) > 0 {
-                        tokio::time::sleep(HANDSHAKE).await;
-                    } else if since.elapsed() >= HANDSHAKE {
+                () = cut => break,
+                () = tokio::time::sleep_until(since + HANDSHAKE) => {
+                    let known = known || self.0.known.load(Ordering::Relaxed) > 0;
+                    if !known && lock(&self.0.since).elapsed() >= HANDSHAKE {
                         break;
                     }
                 }
             }
         }
-        lock(&self.0.admission.books).counts.strangers += 1;
+        // Its attachment may have found so as well.
+        if !self.0.is_overdue.swap(true, Ordering::Relaxed) {
+            lock(&self.0.admission.books).counts.strangers += 1;
+        }
     }
 }
 

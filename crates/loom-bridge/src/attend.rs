@@ -37,6 +37,9 @@ pub(crate) async fn attend(
         () = visit.overdue() => Err(Broken::gone("no hello came in time")),
     };
     node.disconnect(conn);
+    if !known.initialized() {
+        visit.has_failed();
+    }
     let closing = outlet.close(ended.as_ref().err());
     // One that cannot be told any more is cut.
     let _ = tokio::time::timeout(Duration::from_millis(limits::HEARTBEAT_MS), closing).await;

@@ -49,6 +49,7 @@ pub struct Serving {
     thread: Option<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
     unix: Vec<PathBuf>,
+    process: u32,
 }
 
 /// What a bridge counts.
@@ -121,6 +122,7 @@ impl Serving {
             thread: Some(thread),
             addresses,
             unix: config.unix.clone(),
+            process: std::process::id(),
         })
     }
 
@@ -183,6 +185,11 @@ impl Serving {
         let Some(thread) = self.thread.take() else {
             return true;
         };
+        if self.process != std::process::id() {
+            // The thread, the sockets and their paths are those of the process that was forked.
+            std::mem::forget(thread);
+            return true;
+        }
         {
             let _inside = self.handle.enter();
             // Where the engine is closed its sessions have ended as well.

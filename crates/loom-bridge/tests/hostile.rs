@@ -269,18 +269,12 @@ async fn without_a_credential_nobody_sends_more_than_a_little() {
         "what the sockets' buffers hold at most, not {sent}"
     );
     // A first message that is announced as large, over a WebSocket that may carry such.
-    let mut socket = websocket(&world, "loom.v1.json", None).await.unwrap();
-    let large = format!("{{\"x\":\"{}\"}}", "y".repeat(200_000));
-    let _ = socket.send(Message::Text(large.into())).await;
-    let ended = soon(async {
-        loop {
-            match socket.next().await {
-                None | Some(Err(_)) => return,
-                Some(Ok(_)) => {}
-            }
-        }
-    });
-    ended.await;
+    let socket = websocket(&world, "loom.v1.json", None).await.unwrap();
+    let mut stream = socket.into_inner();
+    let announced = [0x81, 0xff, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0];
+    stream.write_all(&announced).await.unwrap();
+    let sent = soon(stream.write_all(&vec![b'x'; 8 << 20])).await;
+    assert!(sent.is_err(), "all of it was taken in");
     assert!(world.serving.sessions().is_empty());
 }
 
@@ -315,6 +309,12 @@ async fn who_says_nothing_is_closed_in_five_seconds_whatever_it_has_begun() {
         begun.elapsed()
     );
     world.until("all are gone", |stats| stats.connections == 0);
+    let visits = world.serving.stats().visits;
+    // HTTP/1 itself ends the one whose headers never end.
+    assert!(
+        (4..=5).contains(&visits.strangers),
+        "each is counted once: {visits:?}"
+    );
 }
 
 // requirement: BRIDGE-STRANGERS
@@ -346,6 +346,15 @@ async fn rapid_resets_end_the_connection_and_disturb_nobody() {
     let (client, connection) = h2::client::handshake(connect(&world).await).await.unwrap();
     let over = tokio::spawn(connection);
     let mut client = client;
+    // It has a credential: what a stranger may send does not bound it.
+    let request = hyper::Request::post("http://localhost/loom.v1.Bridge/Attach")
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let (answer, mut attached) = client.send_request(request, false).unwrap();
+    attached.send_data(framed(&hello(2)), false).unwrap();
+    let mut welcome = soon(answer).await.unwrap().into_body();
+    soon(welcome.data()).await.unwrap().unwrap();
     let resets = soon(async {
         let mut resets = 0_usize;
         loop {
@@ -366,11 +375,8 @@ async fn rapid_resets_end_the_connection_and_disturb_nobody() {
         }
     })
     .await;
-    let ended = soon(over).await.unwrap();
-    assert!(
-        ended.is_err(),
-        "it was ended with an error, after {resets} resets"
-    );
+    let _ = soon(over).await.unwrap();
+    assert!(resets >= 20, "{resets}");
     world.until("it is gone", |stats| stats.connections == 1);
     let came = tokio::task::spawn_blocking(move || {
         let ticket = alice.publish("n.one", "1");
@@ -461,6 +467,15 @@ async fn an_exchange_asks_once_and_leaves_nothing() {
     assert_eq!(answer.frames.len(), 1);
 }
 
+/// A packet as gRPC frames it.
+fn framed(packet: &Packet) -> Bytes {
+    let data = packet.encode_to_vec();
+    let mut framed = vec![0];
+    framed.extend((data.len() as u32).to_be_bytes());
+    framed.extend(data);
+    framed.into()
+}
+
 async fn exchange(client: &mut h2::client::SendRequest<Bytes>, packet: &Packet) -> Packet {
     let request = hyper::Request::post("http://localhost/loom.v1.Bridge/Exchange")
         .header("content-type", "application/grpc")
@@ -468,11 +483,7 @@ async fn exchange(client: &mut h2::client::SendRequest<Bytes>, packet: &Packet) 
         .unwrap();
     *client = client.clone().ready().await.unwrap();
     let (answer, mut body) = client.send_request(request, false).unwrap();
-    let data = packet.encode_to_vec();
-    let mut framed = vec![0];
-    framed.extend((data.len() as u32).to_be_bytes());
-    framed.extend(data);
-    body.send_data(framed.into(), true).unwrap();
+    body.send_data(framed(packet), true).unwrap();
     let mut answer = soon(answer).await.unwrap().into_body();
     let mut all = Vec::new();
     while let Some(data) = soon(answer.data()).await {

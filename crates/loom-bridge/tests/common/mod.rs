@@ -76,10 +76,19 @@ pub(crate) fn authority(tokens: &[&str]) -> Authority {
     Authority::new(tokens.iter().map(credential).collect())
 }
 
+/// Without heartbeats: what is late must not be carried by them.
+fn limits() -> loom_session::Limits {
+    loom_session::Limits {
+        heartbeat_ms: 3_600_000,
+        silence_ms: 7_200_000,
+        ..loom_session::Limits::default()
+    }
+}
+
 pub(crate) fn hub() -> HubConfig {
     HubConfig {
         boot: [7; 16],
-        limits: loom_session::Limits::default(),
+        limits: limits(),
         agent: "loom/test".to_owned(),
         durable: Vec::new(),
     }
@@ -353,7 +362,7 @@ fn client(number: u8, token: &str, namespace: &str) -> Arc<Mutex<Client>> {
         token: token.to_owned(),
         agent: "test/1".to_owned(),
         whole: false,
-        limits: loom_session::Limits::default(),
+        limits: limits(),
     };
     Arc::new(Mutex::new(Client::new(config, u64::from(number))))
 }

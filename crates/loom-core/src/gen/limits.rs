@@ -446,7 +446,7 @@ pub const WIRE_HANDSHAKE_BYTES: usize = 65_536;
 /// In streams: HTTP/2 streams of one connection at once; a client needs one.
 pub const WIRE_STREAMS: usize = 16;
 
-/// In streams: streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection.
+/// In streams: streams of a connection that a peer has reset, or that showed no credential; more is an attack, and ends the connection.
 pub const WIRE_RESETS: usize = 20;
 
 /// In headers: headers of a request.

@@ -446,7 +446,7 @@ export const WIRE_HANDSHAKE_BYTES = 65_536
 /** In streams: HTTP/2 streams of one connection at once; a client needs one. */
 export const WIRE_STREAMS = 16
 
-/** In streams: streams that a peer has reset and that are not forgotten yet; more is an attack, and ends the connection. */
+/** In streams: streams of a connection that a peer has reset, or that showed no credential; more is an attack, and ends the connection. */
 export const WIRE_RESETS = 20
 
 /** In headers: headers of a request. */
