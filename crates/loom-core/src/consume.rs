@@ -299,6 +299,11 @@ impl Consuming {
         Some(*n)
     }
 
+    /// Whether a parked lane may go on.
+    pub(crate) fn has_loose(&self) -> bool {
+        !self.loose.is_empty()
+    }
+
     pub(crate) fn is_unread(&self, n: u64) -> bool {
         self.unread.contains(&n)
     }

@@ -172,6 +172,9 @@ impl Core {
         if self.has(Planted::AttemptsForgotten) {
             folded.forget_attempts();
         }
+        if self.has(Planted::ClientsForgotten) {
+            folded.forget_clients();
+        }
         if self.has(Planted::KeptForgotten) {
             folded.forget_kept();
         }

@@ -105,6 +105,8 @@ pub enum Planted {
     IdleRenewed,
     /// That a group holds nothing any more is not published.
     EndUntold,
+    /// Which clients had begun turns is forgotten at a restart.
+    ClientsForgotten,
 }
 
 impl Planted {
@@ -151,7 +153,8 @@ impl Planted {
 #[cfg(feature = "planted")]
 impl Planted {
     /// Those that show in a life with a log only.
-    pub const OF_THE_LOG: [Self; 11] = [
+    pub const OF_THE_LOG: [Self; 12] = [
+        Self::ClientsForgotten,
         Self::ShownEarly,
         Self::LogUnordered,
         Self::FloorOverParked,

@@ -322,7 +322,12 @@ impl Core {
     fn go_on(&mut self, id: ConsumerId, full: bool) {
         if full {
             self.make_hungry(id);
-        } else {
+        }
+        // Lanes that came back while it was read go on first, also where nothing more is taken over: no member's queue
+        // need get shorter for them.
+        let most = self.limits.consumer_open;
+        let found = self.consuming(id);
+        if !full || found.is_some_and(|it| it.open.len() >= most && it.has_loose()) {
             self.ask_feed(id);
         }
     }

@@ -14,9 +14,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use loom_core::{
-    AgentSpec, Code, Core, Durability, Envelope, Error, Fault, Fed, Handle, Health, LeaseId, Level,
-    Limits, Moment, Nanos, Notice, Offer, Opened, Options, Outgoing, Partition, Position, Publish,
-    Qos, Read, Record, SessionId, Start, Ticket,
+    AgentSpec, Attach, Code, Core, Durability, Envelope, Error, Fault, Fed, Handle, Health,
+    LeaseId, Level, Limits, Moment, Nanos, Notice, Offer, Opened, Options, Outgoing, Partition,
+    Position, Publish, Qos, Read, Record, SessionId, Start, Ticket,
 };
 
 use crate::dice::Dice;
@@ -55,6 +55,19 @@ struct Standing {
     dead: bool,
     /// Not again before this, by the wall.
     until_ms: u64,
+    /// Until when it waits, by the wall, for the client that had begun it in an earlier life.
+    grace: Option<(u64, u128)>,
+}
+
+impl Standing {
+    /// It is given out: to the client that it waits for, if it does.
+    fn check_grace(&mut self, client: u128, wall: u64) -> Check {
+        let grace = self.grace.take();
+        let early = grace.filter(|(until, other)| *until > wall && *other != client);
+        ensure(early.is_none(), "GRACE-KEPT", || {
+            format!("a turn was to wait for its client: {early:?}")
+        })
+    }
 }
 
 struct Held {
@@ -81,6 +94,8 @@ struct Peer {
     /// Its loop stands still.
     stalled: bool,
     renewed: Nanos,
+    /// It is elsewhere, takes ahead, and comes back; 0: it is not.
+    client: u128,
     /// The tickets of its offers, in order.
     tickets: Vec<Ticket>,
 }
@@ -90,6 +105,8 @@ struct Life {
     limits: Limits,
     prepare: fn(&mut Core),
     dice: Dice,
+    /// Which sessions are elsewhere.
+    afar: Dice,
     at: Moment,
     trace: Trace,
     seen: Seen,
@@ -143,6 +160,7 @@ fn draw_limits(dice: &mut Dice) -> Limits {
         ack_delay_ms: dice.between(1, 40),
         consumer_open: dice.count(3, 40),
         read_events: dice.count(1, 5),
+        resume_grace_ms: 300,
         ..Limits::default()
     }
 }
@@ -172,6 +190,7 @@ impl Life {
             core,
             limits,
             prepare: setup.prepare,
+            afar: dice.apart(0x0061_6661_7220_6261),
             dice,
             at: Moment {
                 now: Nanos(1_000_000),
@@ -566,6 +585,7 @@ impl Life {
         let mut dead: BTreeSet<(u32, u64)> = BTreeSet::new();
         let mut begun: BTreeMap<(u32, u64), Vec<u32>> = BTreeMap::new();
         let mut waits: BTreeMap<(u32, u64), u64> = BTreeMap::new();
+        let mut clients: BTreeMap<(u32, u64), Vec<u8>> = BTreeMap::new();
         let mut live: BTreeSet<u32> = BTreeSet::new();
         for record in self.written.values() {
             match record {
@@ -579,8 +599,12 @@ impl Life {
                         .or_default()
                         .push(it.attempt);
                     waits.remove(&(it.consumer, it.n));
+                    clients.insert((it.consumer, it.n), it.client.clone());
                 }
-                Record::Waits(it) => drop(waits.insert((it.consumer, it.n), it.until_ms)),
+                Record::Waits(it) => {
+                    waits.insert((it.consumer, it.n), it.until_ms);
+                    clients.remove(&(it.consumer, it.n));
+                }
                 _ => {}
             }
         }
@@ -610,6 +634,11 @@ impl Life {
             standing.done = acked.contains(&key) || dead_ever.contains(&key);
             standing.dead = dead.contains(&key);
             standing.until_ms = waits.get(&key).copied().unwrap_or(0);
+            let client = clients
+                .get(&key)
+                .and_then(|it| it.as_slice().try_into().ok());
+            let until = self.at.wall_ms + self.limits.resume_grace_ms;
+            standing.grace = client.map(|it| (until, u128::from_be_bytes(it)));
         }
     }
 
@@ -619,15 +648,33 @@ impl Life {
         if self.peers.iter().filter(|peer| peer.live).count() >= 4 {
             return;
         }
-        if let Ok(id) = self.core.attach("n", "app") {
+        let client = self.draw_client();
+        let attach = Attach {
+            namespace: "n",
+            name: "app",
+            client,
+            ..Attach::default()
+        };
+        if let Ok(id) = self.core.attach_as(attach) {
             self.peers.push(Peer {
                 id,
+                client,
                 live: true,
                 stalled: false,
                 renewed: self.at.now,
                 tickets: Vec::new(),
             });
         }
+    }
+
+    /// One of a few clients that is not attached now; 0: the session is none of a client.
+    fn draw_client(&mut self) -> u128 {
+        let client = u128::from(self.afar.between(0, 4));
+        let known = |peer: &Peer| peer.live && peer.client == client;
+        if client > 3 || self.peers.iter().any(known) {
+            return 0;
+        }
+        client
     }
 
     fn some_peer(&mut self) -> Option<usize> {
@@ -669,6 +716,13 @@ impl Life {
         let Ok(handle) = handle else {
             return broken("BAD-INPUT", format!("{name} was refused: {handle:?}"));
         };
+        let client = self.peers.get(session).map_or(0, |peer| peer.client);
+        for ((other, _), standing) in &mut self.standing {
+            if *other == group && standing.grace.is_some_and(|(_, it)| it == client) {
+                standing.grace = None;
+                self.seen.note("client back for its turns");
+            }
+        }
         self.agents.push(Agent {
             session,
             handle,
@@ -871,7 +925,14 @@ impl Life {
             return Ok(false);
         }
         let id = self.session(session);
-        let given = self.core.take(id, handle, done, self.at);
+        let client = self.peers.get(session).map_or(0, |peer| peer.client);
+        let given = if client > 0 {
+            let ended = done.map_or(Ok(()), |lease| self.core.done(id, lease, self.at));
+            let given = ended.and_then(|()| self.core.take_ahead(id, handle, self.at));
+            given.map(|it| it.map(|(delivery, _)| delivery))
+        } else {
+            self.core.take(id, handle, done, self.at)
+        };
         if let Some(lease) = done {
             self.ended(lease, None);
         }
@@ -975,6 +1036,8 @@ impl Life {
                 standing.until_ms - wall
             )
         })?;
+        let client = self.peers.get(session).map_or(0, |peer| peer.client);
+        standing.check_grace(client, wall)?;
         let last = standing.handed.iter().max().copied().unwrap_or(0);
         ensure(
             given.attempt > last && given.attempt as usize <= most,

@@ -48,6 +48,7 @@ catches! {
     a_dead_event_that_is_redriven_twice_is_caught: RedrivenTwice,
     a_group_that_is_never_idle_though_nobody_belongs_to_it_is_caught: IdleRenewed,
     a_group_that_is_ended_untold_is_caught: EndUntold,
+    a_restart_that_forgets_which_client_had_a_turn_is_caught: ClientsForgotten,
 }
 
 // requirement: SIM-CATCHES
@@ -58,10 +59,10 @@ fn every_bug_of_the_log_is_hunted() {
 }
 
 // requirement: TICKETS-ORDERED, DUR-ACK, DUR-RESTART, DUR-RETRY, DUR-LEASE, DUR-BEHIND, DUR-GROUP, DUR-FOLD, DEDUP-ONCE
-// requirement: DLQ-AFTER-MAX, DLQ-REDRIVE, DUR-NEEDS, DUR-HOLD
+// requirement: DLQ-AFTER-MAX, DLQ-REDRIVE, DUR-NEEDS, DUR-HOLD, GRACE-KEPT, GRACE-OVER, AHEAD-ORDER
 #[test]
 fn the_engine_keeps_its_promises_over_restarts() {
-    if let Some(run) = first_broken(0..400, Setup::default()) {
+    if let Some(run) = first_broken(0..700, Setup::default()) {
         let traced = Setup {
             traced: true,
             ..Setup::default()

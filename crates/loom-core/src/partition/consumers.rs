@@ -270,6 +270,14 @@ impl Consumers {
         }
     }
 
+    pub(super) fn forget_clients(&mut self) {
+        for found in self.all.values_mut() {
+            for begun in found.open.values_mut() {
+                begun.client = 0;
+            }
+        }
+    }
+
     pub(super) fn save(&self) -> Image {
         let all = self.all.values().map(|it| OneImage {
             consumer: it.consumer,

@@ -216,6 +216,11 @@ impl Partition {
         self.consumers.forget_attempts();
     }
 
+    /// Forgets which clients had begun turns.
+    pub(crate) fn forget_clients(&mut self) {
+        self.consumers.forget_clients();
+    }
+
     /// The lowest position from `oldest` on that a consumer or a dead letter still needs; none: nothing is needed.
     pub fn needs(&self, oldest: u64) -> Option<u64> {
         let consumed = self.consumers.iter().map(|it| it.needs(oldest));
