@@ -434,9 +434,9 @@ class RemoteSession(_Session):
     """
 
     # an empty namespace: that of the token; who vouches for a node's certificate says the system (SSL_CERT_FILE)
-    # now: what time.monotonic() says
+    # now: what time.monotonic() says; keep: seconds that the node keeps it without a connection, 0: as it does
     def __new__(
-        cls, url: str, token: str, name: str, namespace: str, now: float
+        cls, url: str, token: str, name: str, namespace: str, now: float, keep: float
     ) -> RemoteSession: ...
     # an int: a ticket
     def emit(

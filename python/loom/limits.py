@@ -172,6 +172,9 @@ WIRE_WINDOW_BYTES: Final = 1_048_576
 WIRE_PING_MS: Final = 7_500
 WIRE_BATCH: Final = 16
 EXCHANGE_MS: Final = 60_000
+WORKERS: Final = 64
+WORKER_CRASHES: Final = 5
+WORKER_SECONDS: Final = 60
 
 LIMITS: Final[Mapping[str, Limit]] = {
     "payload_bytes": Limit(
@@ -1067,5 +1070,23 @@ LIMITS: Final[Mapping[str, Limit]] = {
         EXCHANGE_MS,
         EXCHANGE_MS,
         "so long an exchange waits for its answers",
+    ),
+    "workers": Limit(
+        "processes",
+        WORKERS,
+        WORKERS,
+        "of one `loom run --workers`: more than a machine has cores for helps nobody",
+    ),
+    "worker_crashes": Limit(
+        "ends",
+        WORKER_CRASHES,
+        WORKER_CRASHES,
+        "a worker that has ended so often within worker_seconds is given up",
+    ),
+    "worker_seconds": Limit(
+        "s",
+        WORKER_SECONDS,
+        WORKER_SECONDS,
+        "ends of a worker that are longer ago are forgotten",
     ),
 }

@@ -203,7 +203,8 @@ fn hash_of(data: &[u8]) -> Bytes {
 
 #[pymethods]
 impl RemoteSession {
-    /// `now`: the seconds of Python's monotonic clock, in which deadlines are shown.
+    /// `now`: the seconds of Python's monotonic clock, in which deadlines are shown. `keep`: so many seconds the node keeps
+    /// the session without a connection; 0: as long as it does.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "it is made once")]
     fn new(
@@ -213,6 +214,7 @@ impl RemoteSession {
         name: &str,
         namespace: &str,
         now: f64,
+        keep: f64,
     ) -> PyResult<Self> {
         let target = target(url).map_err(refuse)?;
         let config = ClientConfig {
@@ -221,6 +223,7 @@ impl RemoteSession {
             namespace: namespace.to_owned(),
             token: token.to_owned(),
             agent: concat!("loom-python/", env!("CARGO_PKG_VERSION")).to_owned(),
+            keep_ms: millis("keep", keep)?,
             whole: false,
             limits: loom_session::Limits::default(),
         };

@@ -13,6 +13,7 @@ from loom.cli import log_commands, node_commands
 from loom.cli.asked import UrlOption, Where
 from loom.cli.helping import InOrder, examples
 from loom.cli.place import NamespaceOption
+from loom.limits import WORKERS
 
 if TYPE_CHECKING:
     from loom.errors import LoomError
@@ -76,6 +77,7 @@ def _root(
         "loom run app.py",
         "loom run shop.agents:app --data ./data",
         "loom run shop.agents:app --url local",
+        "loom run shop.agents:app --workers 4",
         "loom run examples/trio/app.py -- 'What is asyncio?'",
     )
 )
@@ -102,6 +104,16 @@ def run(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no events and no figures, only the result.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=WORKERS,
+            metavar="N",
+            help="Run the app in N processes that share its events and calls, at the node of --url "
+            "or at one of their own. 0: in this process.",
+        ),
+    ] = 0,
 ) -> None:
     """Run an app and show its events as they flow.
 
@@ -115,7 +127,9 @@ def run(
     shown = Shown(as_json=json, quiet=quiet)
     arguments = [*(args or []), *after]
     where = Where(data, None, url)
-    raise typer.Exit(run_target(target, arguments, shown, where, accept_loss=accept_loss))
+    raise typer.Exit(
+        run_target(target, arguments, shown, where, accept_loss=accept_loss, workers=workers)
+    )
 
 
 @app.command(

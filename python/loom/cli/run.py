@@ -30,6 +30,7 @@ from loom.cli.show import (
     short_id,
 )
 from loom.cli.target import load_target
+from loom.cli.workers import at_node, working
 from loom.codec import decode, encode
 from loom.context import Context
 from loom.envelope import Event
@@ -52,9 +53,15 @@ class Shown(NamedTuple):
 
 
 def run_target(
-    target: str | None, args: list[str], shown: Shown, where: Where, *, accept_loss: bool
+    target: str | None,
+    args: list[str],
+    shown: Shown,
+    where: Where,
+    *,
+    accept_loss: bool,
+    workers: int,
 ) -> int:
-    """Run the app; return the exit code."""
+    """Run the app, in ``workers`` processes or (0) in this one; return the exit code."""
     app, module = load_target(target)
     main = _main_of(module)
     if args and main is None:
@@ -69,8 +76,11 @@ def run_target(
     stop = _Stop(view.stopping)
     with asyncio.Runner() as runner:
         try:
-            started = partial(running, app, data=data, url=node, accept_loss=accept_loss)
-            runner.run(_run(started, app, main, args, view, stop))
+            if workers:
+                runner.run(_share(target, workers, app, main, args, view, stop, where))
+            else:
+                started = partial(running, app, data=data, url=node, accept_loss=accept_loss)
+                runner.run(_run(started, app, main, args, view, stop))
         except asyncio.CancelledError:
             if not stop.exit_code:
                 raise
@@ -129,6 +139,12 @@ class _View:
                 style="dim",
                 highlight=False,
             )
+
+    def shared(self, count: int) -> None:
+        """Say that the app is in several processes."""
+        if not self._quiet and not self._as_json:
+            told = counted(count, "worker is ready", "workers are ready")
+            self._console.print(f"{told}.", style="dim", highlight=False)
 
     def stopping(self) -> None:
         """Say that the first Ctrl-C was heard."""
@@ -226,6 +242,27 @@ async def _run(
                 await stop.wait()
             else:
                 await _once(main, run.context, args, stop, view)
+
+
+async def _share(
+    target: str | None,
+    count: int,
+    app: App,
+    main: _Main | None,
+    args: list[str],
+    view: _View,
+    stop: "_Stop",
+    where: Where,
+) -> None:
+    """Run the app in ``count`` processes; this one shows events and runs ``main``."""
+    async with at_node(where.node, where.data) as (url, token):
+        async with working(target, count, url, token) as workers:
+            workers.failed.add_done_callback(lambda _: stop.give_up())
+            view.shared(count)
+            alone = App(app.name, namespace=app.namespace)
+            await _run(partial(running, alone, url=url, token=token), app, main, args, view, stop)
+        if workers.failed.done():
+            raise workers.failed.result()
 
 
 async def _once(

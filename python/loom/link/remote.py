@@ -250,6 +250,7 @@ class Remote:
     Args:
         url: where it is, checked.
         token: the credential.
+        keep: seconds that the node keeps the session without a connection; 0: as it does.
     """
 
     is_remote = True
@@ -257,9 +258,10 @@ class Remote:
     is_recording = True  # where the node does not record, it reads over what it is told
     is_logging = False  # it waits at the node
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, keep: float = 0.0) -> None:
         self.url = url
         self._token = token
+        self._keep = keep
         self.clock: Clock = SystemClock(_Now())
         self._link: RemoteLink | None = None
 
@@ -275,7 +277,8 @@ class Remote:
         from loom._engine import EngineError, RemoteSession
 
         try:
-            session = RemoteSession(self.url, self._token, name, namespace, self.clock.now())
+            now = self.clock.now()
+            session = RemoteSession(self.url, self._token, name, namespace, now, self._keep)
         except EngineError as error:
             raise refused(error) from None
         made = RemoteLink(
@@ -341,9 +344,9 @@ def _tell(done: "asyncio.Future[bool]", was_taken: object) -> None:
         done.set_result(bool(was_taken))
 
 
-def open_remote(url: str, token: str) -> Remote:
+def open_remote(url: str, token: str, *, keep: float = 0.0) -> Remote:
     """Return the engine of a node; nothing is dialled before somebody attaches."""
-    return Remote(url, token)
+    return Remote(url, token, keep)
 
 
 class RemoteLedger:

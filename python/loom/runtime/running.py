@@ -208,6 +208,7 @@ async def running(
     data: DataDir | None = None,
     url: str | None = None,
     token: str | None = None,
+    keep: float = 0.0,
     accept_loss: bool = False,
     middleware: Sequence[Middleware] = (),
     loop_stall: float = LOOP_STALL_SECONDS,
@@ -217,7 +218,8 @@ async def running(
     """Start ``app``; leaving stops it, at most ``STOP_SECONDS`` later.
 
     It runs on an engine of its own, or on that of the node at ``url``, by default what LOOM_URL
-    names. ``data`` is the data directory, by default that of ``config``; ``accept_loss`` goes on
+    names, which keeps its session for ``keep`` seconds when its connection is gone (0: as the node
+    does). ``data`` is the data directory, by default that of ``config``; ``accept_loss`` goes on
     behind damage of its log. ``before_start`` is called when the engine is there and no agent is
     yet: who subscribes in it misses nothing; ``before_close`` when all work has ended and the
     engine still knows of it.
@@ -231,7 +233,7 @@ async def running(
             virtual=virtual_clock, seed=seed, log=log, accept_loss=accept_loss
         )
     else:
-        engine = open_remote(*node)
+        engine = open_remote(*node, keep=keep)
     try:
         await engine.open(app.namespace)
         link = engine.attach(app.namespace, app.name)

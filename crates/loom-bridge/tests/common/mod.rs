@@ -361,6 +361,7 @@ fn client(number: u8, token: &str, namespace: &str) -> Arc<Mutex<Client>> {
         namespace: namespace.to_owned(),
         token: token.to_owned(),
         agent: "test/1".to_owned(),
+        keep_ms: 0,
         whole: false,
         limits: limits(),
     };

@@ -467,8 +467,17 @@ pub const WIRE_BATCH: usize = 16;
 /// In ms: so long an exchange waits for its answers.
 pub const EXCHANGE_MS: u64 = 60_000;
 
+/// In processes: of one `loom run --workers`: more than a machine has cores for helps nobody.
+pub const WORKERS: usize = 64;
+
+/// In ends: a worker that has ended so often within worker_seconds is given up.
+pub const WORKER_CRASHES: usize = 5;
+
+/// In s: ends of a worker that are longer ago are forgotten.
+pub const WORKER_SECONDS: u64 = 60;
+
 /// All their names, as an error quotes them; sorted.
-pub const NAMES: [&str; 149] = [
+pub const NAMES: [&str; 152] = [
     "ack_batch",
     "ack_delay_ms",
     "ack_state_bytes",
@@ -614,8 +623,11 @@ pub const NAMES: [&str; 149] = [
     "wire_resets",
     "wire_streams",
     "wire_window_bytes",
+    "worker_crashes",
     "worker_idle_seconds",
     "worker_processes",
+    "worker_seconds",
     "worker_start_seconds",
     "worker_term_ms",
+    "workers",
 ];

@@ -48,7 +48,7 @@ impl Client {
                 frames: limits.window_frames,
                 bytes: limits.window_bytes,
             }),
-            keep_ms: 0,
+            keep_ms: self.config.keep_ms,
         };
         self.channel.push_loose(Body::Hello(hello));
     }

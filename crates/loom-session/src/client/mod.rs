@@ -40,6 +40,8 @@ pub struct ClientConfig {
     pub token: String,
     /// What it calls itself: "loom-python/0.1.0".
     pub agent: String,
+    /// So long its session is to be kept without a connection; 0: as the node does.
+    pub keep_ms: u64,
     /// Frames are never cut into parts.
     pub whole: bool,
     /// What it holds to.

@@ -143,6 +143,7 @@ impl World {
             namespace: String::new(),
             token: token.to_owned(),
             agent: "test".to_owned(),
+            keep_ms: 0,
             whole: false,
             limits: loom_session::Limits::default(),
         };
