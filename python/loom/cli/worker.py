@@ -14,8 +14,8 @@ import threading
 from loom.cli.target import load_target
 from loom.runtime.running import running
 
-# Seconds for which the node keeps the session of a worker that is gone: its parent is near, and what
-# has died does not come back.
+# Seconds for which the node keeps the session of a worker that is gone: its parent is near, and
+# what has died does not come back.
 _KEEP = 2.0
 
 
