@@ -4,18 +4,20 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import loom
-from loom.address import read_token
+from loom.address import PORT, read_token
 from loom.errors import Denied, InvalidParams, LoomError, Unauthenticated, Unavailable
 from loom.limits import CONNECT_SECONDS
 
@@ -170,6 +172,37 @@ def test_a_node_that_would_be_exposed_or_cannot_work_is_refused(
     assert done.returncode == 2, done.stderr
     assert f"field: {field}" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.requirement("NODE-UP")
+def test_where_the_usual_port_is_taken_a_node_takes_another_and_a_named_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # somebody has it already
+            taken.bind(("127.0.0.1", PORT))
+            taken.listen()
+        running = Running(tmp_path)
+        assert not running.url.endswith(f":{PORT}")
+        done = running.run("up", "--bind", f"127.0.0.1:{PORT}")
+        assert done.returncode == 6, done.stderr
+        assert "field: bind" in done.stderr
+        assert running.stop() == 128 + signal.SIGTERM
+
+
+@pytest.mark.requirement("NODE-CLI")
+def test_a_command_says_when_nobody_answers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "loom", "emit", "a.b", "--url", "loom://127.0.0.1:1"],
+        env={**_plain(), "LOOM_HOME": str(tmp_path), "LOOM_TOKEN": "loom_" + "x" * 43},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 6, done.stderr
+    assert "loom up" in done.stderr
 
 
 @pytest.mark.requirement("NODE-UP")

@@ -131,7 +131,7 @@ def up(
         tls_client_ca=tls_client_ca,
         insecure=insecure,
     )
-    raise typer.Exit(run_node(plan, as_json=json))
+    raise typer.Exit(run_node(plan, named=bool(bind), as_json=json))
 
 
 def emit(

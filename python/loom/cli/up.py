@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loom.address import PORT
 from loom.cli.show import print_json
 from loom.config import load
 from loom.errors import LoomError
 from loom.node.node import Node, Plan, hosting
 
-_USUAL = f"127.0.0.1:{PORT}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,25 +29,29 @@ def plan_of(data: str | None, accept_loss: bool, **given: Any) -> Plan:
     )
 
 
-def run_node(plan: Plan, *, as_json: bool) -> int:
-    """Run the node; return the exit code."""
+def run_node(plan: Plan, *, named: bool, as_json: bool) -> int:
+    """Run the node; return the exit code.
+
+    ``named``: it listens where it was told to, or not at all; else on another port where the usual
+    one is taken.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with asyncio.Runner() as runner:
         signals = _Signals()
         try:
-            runner.run(_run(plan, signals, as_json=as_json))
+            runner.run(_run(plan, signals, named=named, as_json=as_json))
         except asyncio.CancelledError:
             if signals.number is None:
                 raise
         return 0 if signals.number is None else 128 + signals.number
 
 
-async def _run(plan: Plan, signals: "_Signals", *, as_json: bool) -> None:
+async def _run(plan: Plan, signals: "_Signals", *, named: bool, as_json: bool) -> None:
     signals.listen()
     try:
         await _host(plan, signals, as_json=as_json)
     except LoomError as error:
-        if error.field != "bind" or plan.bridge.bind != (_USUAL,):
+        if error.field != "bind" or named or plan.config.origins["bridge.bind"] != "default":
             raise
         sys.stderr.write(f"loom: {error.message}; taking another port\n")
         other = replace(plan.bridge, bind=("127.0.0.1:0",))

@@ -110,13 +110,18 @@ class Node:
         tls = None
         if bridge.tls_cert is not None and bridge.tls_key is not None:
             tls = (bridge.tls_cert, bridge.tls_key, bridge.tls_client_ca)
-        return self._engine.serve(
-            bind=[_numeric(one) for one in bridge.bind],
-            unix=None if bridge.unix is None else bridge.unix.absolute(),
-            tls=tls,
-            origins=bridge.origins,
-            credentials=self._tokens.credentials(),
-        )
+        try:
+            return self._engine.serve(
+                bind=[_numeric(one) for one in bridge.bind],
+                unix=None if bridge.unix is None else bridge.unix.absolute(),
+                tls=tls,
+                origins=bridge.origins,
+                credentials=self._tokens.credentials(),
+            )
+        except LoomError as error:
+            if error.field == "listen":
+                error.field = "bind"  # as it is called here
+            raise
 
     @property
     def urls(self) -> tuple[str, ...]:
