@@ -250,6 +250,28 @@ async def test_an_app_runs_at_a_node_as_it_does_alone(node: Running, carrier: st
 
 
 @pytest.mark.requirement("BRIDGE-APP")
+async def test_states_and_memory_of_an_app_are_kept_by_its_node(node: Running) -> None:
+    app = loom.App("keeper")
+
+    @app.agent("adder", topics=["add.*"])
+    class Adder(loom.Agent[dict[str, int]]):
+        async def on_event(self, ctx: loom.Context, event: loom.Event) -> None:
+            ctx.state["sum"] = ctx.state.get("sum", 0) + event.data
+            await ctx.memory.put("last", event.data)
+            await ctx.emit("sum.now", ctx.state["sum"])
+
+    sums: list[int] = []
+    for _ in range(2):
+        async with app.running(url=node.url, token=node.token) as ctx:
+            async with ctx.watch("sum.now", qos="batched") as events:
+                for number in (1, 2):
+                    await ctx.emit("add.up", number, key="k", ack="disk")
+                    sums.append((await anext(events)).data)
+            assert await ctx.memory.get("last") == 2
+    assert sums == [1, 3, 4, 6]
+
+
+@pytest.mark.requirement("BRIDGE-APP")
 async def test_the_namespace_of_a_token_is_where_its_clients_are(node: Running) -> None:
     (made,) = node.lines("token", "create", "guest", "--namespace", "guests", "--all", "--json")
     async with loom.connect(node.url, token=made["token"]) as ctx:
