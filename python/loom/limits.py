@@ -1081,7 +1081,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "ends",
         WORKER_CRASHES,
         WORKER_CRASHES,
-        "a worker that has ended so often within worker_seconds is given up",
+        "a worker that has ended so often in short order is given up",
     ),
     "worker_seconds": Limit(
         "s",

@@ -1,8 +1,6 @@
 //! A node and its clients over a wire that exists in memory: every packet is encoded and decoded.
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test says what it expects by failing"
 )]

@@ -40,7 +40,7 @@ def main(ready: int, target: str | None) -> int:
 
 
 def _wait_for_end(loop: asyncio.AbstractEventLoop, over: asyncio.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    while sys.stdin.buffer.read(1):
         pass
     if not loop.is_closed():
         loop.call_soon_threadsafe(over.set)

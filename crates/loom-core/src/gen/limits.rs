@@ -470,7 +470,7 @@ pub const EXCHANGE_MS: u64 = 60_000;
 /// In processes: of one `loom run --workers`: more than a machine has cores for helps nobody.
 pub const WORKERS: usize = 64;
 
-/// In ends: a worker that has ended so often within worker_seconds is given up.
+/// In ends: a worker that has ended so often in short order is given up.
 pub const WORKER_CRASHES: usize = 5;
 
 /// In s: ends of a worker that are longer ago are forgotten.

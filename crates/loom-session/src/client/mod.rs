@@ -213,7 +213,7 @@ pub struct Client {
 }
 
 /// Ended durable turns that are remembered.
-const ACKED: usize = 4_096;
+const ACKED: usize = 4 * loom_core::spec::limits::SESSION_FRAMES;
 
 impl Client {
     /// A client that has not connected yet. Its pauses follow from the seed.

@@ -470,7 +470,7 @@ export const EXCHANGE_MS = 60_000
 /** In processes: of one `loom run --workers`: more than a machine has cores for helps nobody. */
 export const WORKERS = 64
 
-/** In ends: a worker that has ended so often within worker_seconds is given up. */
+/** In ends: a worker that has ended so often in short order is given up. */
 export const WORKER_CRASHES = 5
 
 /** In s: ends of a worker that are longer ago are forgotten. */
