@@ -26,7 +26,7 @@ SHELLS = {"sh", "bash", "console", "shell"}
 # What other tests prove, or what only moves about: never run from here.
 ELSEWHERE = re.compile(
     r"(cd|git clone|pre-commit install|export|source|cat|ls"
-    r"|python3? -m venv|(\S*/)?(uv )?pip install|\.ci/run|cargo (run|test|clippy))\b"
+    r"|python3? -m venv|(\S*/)?(uv )?pip install|npm install|\.ci/run|cargo (run|test|clippy))\b"
 )
 INTERRUPTED = "Ctrl-C"
 RUNNER = """
