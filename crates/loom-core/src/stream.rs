@@ -89,12 +89,15 @@ impl Core {
         }
         let before = if adds { credit.granted() } else { 0 };
         let waiting = credit.grant(before + total);
-        if waiting
-            && let Stage::Leased(lease) = job.stage
+        if let Stage::Leased(lease) = job.stage
             && let Some(provider) = job.provider.and_then(|id| self.providers.get(id))
         {
             let session = provider.session;
-            self.notify(session, Notice::Credit(lease, total));
+            // One elsewhere counts its chunks itself, and is never seen to wait.
+            let is_elsewhere = self.sessions.get(session).is_some_and(|it| it.client != 0);
+            if waiting || is_elsewhere {
+                self.notify(session, Notice::Credit(lease, total));
+            }
         }
         self.flush(at);
         Ok(())

@@ -94,7 +94,7 @@ function settled<O extends ConnectOptions>(options: O): O {
     url = node.urls[0]
   }
   const token = options.token ?? (env['LOOM_TOKEN'] || tokenOf(node, url))
-  const { protocol = 'json' } = options
+  const { protocol = 'proto' } = options
   return { ...options, token, protocol, dial: nodeDial(url, protocol, options) }
 }
 

@@ -121,7 +121,7 @@ async function open(
   middleware: readonly Middleware[],
   named: string,
 ): Promise<Connection> {
-  const { url, token = '', namespace = '', protocol = 'json', signal, onLink, onError } = options
+  const { url, token = '', namespace = '', protocol = 'proto', signal, onLink, onError } = options
   const graceMs = checkMs(options.graceMs ?? GRACE_MS, 'graceMs')
   if (options.dial === undefined && url === undefined) {
     throw invalid('url', 'where is the node?', 'ws://127.0.0.1:7420')

@@ -238,7 +238,8 @@ export class Session {
   disconnected(now: number, why: string): void {
     this.#now = now
     if (this.#phase === 'ended' || this.#phase === 'idle') return
-    this.#lose(new LoomError('UNAVAILABLE', why))
+    if (this.#isLeaving && this.#channel.waiting === 0) this.finish()
+    else this.#lose(new LoomError('UNAVAILABLE', why))
   }
 
   /** The next packet, or undefined: then everything that may go is on its way. */
