@@ -72,6 +72,7 @@ def prove() -> Iterator[Stage]:
     seeds = str(20_000 * int(os.environ.get("SCALE", "1")))
     simulate = ("cargo", "run", "--quiet", "--release", "--locked", "-p", "loom-sim", "--")
     yield Stage("simulated seeds", (*simulate, "--seeds", seeds), 2_400)
+    yield Stage("simulated sessions", (*simulate, "sessions", "--seeds", seeds), 2_400)
     coverage = ("-m", f"{EVERYDAY} and not e2e", "-n", "2", "--cov", "--ignore", "tests/benchmarks")
     yield Stage("coverage of the Python tests", (*PYTEST, *coverage), 1_800)
 

@@ -469,7 +469,7 @@ impl Hub {
     fn fence(&mut self, conn: Option<ConnId>, at: Moment) {
         if let Some(conn) = conn {
             self.counts.fenced += 1;
-            if self.bugs.has(Planted::FencedHeard) {
+            if self.bugs.has(Planted::FencedHeard) || self.bugs.has(Planted::CleanedBySession) {
                 return;
             }
             let error = Error::fenced("this session has attached anew: this connection is over");

@@ -1,6 +1,6 @@
 //! A simulator of the engine: many sessions that publish, ask, call, work, fail and leave, under a virtual clock and a
 //! log that delays and refuses, all from one seed. A second book holds the engine to its promises. A world of its own is
-//! that of the log itself: its machine on a disk that loses what it may.
+//! that of the log itself: its machine on a disk that loses what it may; another that of sessions over a wire.
 //!
 //! It is not a benchmark and not a shell: no time is read, no thread is started.
 #![warn(missing_docs)]
@@ -27,6 +27,7 @@ mod publishing;
 mod requests;
 mod seen;
 mod serving;
+mod sessions;
 mod sub;
 mod sums;
 mod trace;
@@ -39,13 +40,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use loom_core::Core;
 
-pub use crate::campaign::{Campaign, Catch, hunt};
+pub use crate::campaign::{Campaign, Catch, hunt, hunt_in_sessions};
 pub use crate::life::simulate_life;
 pub use crate::log::{
     Damages, LogCampaign, LogRun, LogSetup, RARE_IN_A_LOG, damage_drawn, exhaust_log,
     flip_every_bit, simulate_log, truncate_everywhere,
 };
 pub use crate::seen::{RARE, Seen};
+pub use crate::sessions::{RARE_IN_SESSIONS, SessionSetup, simulate_sessions};
 pub use crate::trace::Violation;
 
 use crate::dice::Dice;

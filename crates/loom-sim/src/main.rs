@@ -1,4 +1,5 @@
 //! `loom-sim --seeds N [--from S]` runs many seeds; `loom-sim --seed S [--trace]` runs one again.
+//! `loom-sim sessions --seeds N [--from S]` and `loom-sim sessions --seed S [--trace]` do so in the world of sessions.
 //! `loom-sim log --points N [--seed S]` crashes the log so many times, and judges what recovery finds.
 //! `loom-sim damage --tries N [--seed S]` damages logs so many times, and sees that each record is exact or is reported.
 
@@ -6,10 +7,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use loom_sim::{
-    Campaign, LogCampaign, LogRun, LogSetup, Run, Setup, damage_drawn, exhaust_log, simulate,
+    Campaign, LogCampaign, LogRun, LogSetup, RARE, RARE_IN_SESSIONS, Run, SessionSetup, Setup,
+    damage_drawn, exhaust_log, simulate, simulate_sessions,
 };
 
-const USAGE: &str = "usage: loom-sim --seeds N [--from S] | --seed S [--trace] \
+const USAGE: &str = "usage: loom-sim [sessions] --seeds N [--from S] | [sessions] --seed S [--trace] \
                      | log --points N [--seed S] | damage --tries N [--seed S]";
 /// So many damages are tried on one log.
 const OF_ONE_LOG: u64 = 200;
@@ -26,6 +28,7 @@ struct Asked {
     from: u64,
     seed: Option<u64>,
     traced: bool,
+    sessions: bool,
 }
 
 fn read(mut words: impl Iterator<Item = String>) -> Option<Asked> {
@@ -57,11 +60,13 @@ fn main() -> io::Result<ExitCode> {
             None => show_usage(),
         };
     }
-    let Some(asked) = read(words) else {
+    let sessions = words.next_if_eq("sessions").is_some();
+    let Some(mut asked) = read(words) else {
         return show_usage();
     };
+    asked.sessions = sessions;
     match asked.seed {
-        Some(seed) => replay(seed, asked.traced),
+        Some(seed) => replay(seed, &asked),
         None => search(&asked),
     }
 }
@@ -169,44 +174,54 @@ fn show_lost(how: &str, run: &LogRun) -> io::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn replay(seed: u64, traced: bool) -> io::Result<ExitCode> {
-    let run = simulate(
-        seed,
-        Setup {
+fn replay(seed: u64, asked: &Asked) -> io::Result<ExitCode> {
+    let traced = asked.traced;
+    let run = if asked.sessions {
+        let setup = SessionSetup {
+            traced,
+            ..SessionSetup::default()
+        };
+        simulate_sessions(seed, setup)
+    } else {
+        let setup = Setup {
             traced,
             ..Setup::default()
-        },
-    );
+        };
+        simulate(seed, setup)
+    };
     let mut out = io::stdout().lock();
     for line in &run.lines {
         writeln!(out, "{line}")?;
     }
     writeln!(out, "seed {seed}: trace {:016x}", run.hash)?;
-    show_failure(&run)
+    show_failure(&run, asked)
 }
 
 fn search(asked: &Asked) -> io::Result<ExitCode> {
     let step = (asked.seeds / 10).max(1);
     let mut done = 0;
-    let campaign = Campaign::run(
-        asked.from..asked.from + asked.seeds,
-        Setup::default(),
-        |run| {
-            done += 1;
-            if done % step == 0 {
-                let _ = writeln!(
-                    io::stdout(),
-                    "{done} of {} seeds, at seed {}",
-                    asked.seeds,
-                    run.seed
-                );
-            }
-        },
-    );
+    let tell = |run: &Run| {
+        done += 1;
+        if done % step == 0 {
+            let _ = writeln!(
+                io::stdout(),
+                "{done} of {} seeds, at seed {}",
+                asked.seeds,
+                run.seed
+            );
+        }
+    };
+    let seeds = asked.from..asked.from + asked.seeds;
+    let (campaign, rare) = if asked.sessions {
+        let campaign = Campaign::run_sessions(seeds, SessionSetup::default(), tell);
+        (campaign, RARE_IN_SESSIONS)
+    } else {
+        (Campaign::run(seeds, Setup::default(), tell), RARE)
+    };
     if let Some(run) = &campaign.failed {
-        return show_failure(run);
+        return show_failure(run, asked);
     }
-    let missing = campaign.seen.missing();
+    let missing = campaign.seen.missing_of(rare);
     if asked.seeds >= WHOLE && !missing.is_empty() {
         writeln!(
             io::stderr(),
@@ -218,7 +233,7 @@ fn search(asked: &Asked) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_failure(run: &Run) -> io::Result<ExitCode> {
+fn show_failure(run: &Run, asked: &Asked) -> io::Result<ExitCode> {
     let Some(violation) = &run.violation else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -226,7 +241,8 @@ fn show_failure(run: &Run) -> io::Result<ExitCode> {
     writeln!(io::stderr(), "seed {seed} broke {violation}")?;
     writeln!(
         io::stderr(),
-        "again: cargo run -p loom-sim --release -- --seed {seed} --trace"
+        "again: cargo run -p loom-sim --release -- {}--seed {seed} --trace",
+        if asked.sessions { "sessions " } else { "" }
     )?;
     Ok(ExitCode::FAILURE)
 }

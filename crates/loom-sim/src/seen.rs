@@ -93,9 +93,12 @@ impl Seen {
 
     /// The rare states that were never seen.
     pub fn missing(&self) -> Vec<&'static str> {
-        RARE.iter()
-            .copied()
-            .filter(|state| self.count(state) == 0)
-            .collect()
+        self.missing_of(RARE)
+    }
+
+    /// Those of these states that were never seen.
+    pub fn missing_of(&self, states: &[&'static str]) -> Vec<&'static str> {
+        let states = states.iter().copied();
+        states.filter(|state| self.count(state) == 0).collect()
     }
 }

@@ -173,11 +173,14 @@ impl Client {
             self.forget(number);
             self.note(Note::Core(Notice::Removed(Handle(number), error)));
         } else if number > 0 {
-            self.forget(number);
             self.gathered.remove(&number);
-            self.publishes.remove(&number);
-            self.asks.remove(&number);
-            self.note(Note::Core(Notice::Refused(Ticket(number), error)));
+            // One that was withdrawn, or taken back, has ended already.
+            let is_waited_for = self.forget(number)
+                || self.publishes.remove(&number).is_some()
+                || self.asks.remove(&number).is_some();
+            if is_waited_for {
+                self.note(Note::Core(Notice::Refused(Ticket(number), error)));
+            }
         }
     }
 

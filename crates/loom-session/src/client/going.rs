@@ -40,14 +40,13 @@ impl Client {
                 continue;
             };
             self.deal(lease.0, delivery.envelope.size());
-            let Some(found) = self.leases.get_mut(&lease.0) else {
+            if !self.leases.contains_key(&lease.0) {
                 continue;
-            };
+            }
             if is_over(&delivery, at) {
                 self.expire(lease, lane);
                 continue;
             }
-            found.begun = true;
             return Ok(Some(delivery));
         }
     }
@@ -107,9 +106,8 @@ impl Client {
         let wire = held.wire;
         if let Some(wire) = wire {
             self.by_wire.remove(&wire);
-        } else if let Some(position) = held.position {
-            self.orphans.remove(&(held.handle, position));
         }
+        self.forget_turn(&held);
         self.release_quietly(held.handle, held.lane);
         Some((held, wire))
     }
@@ -340,6 +338,9 @@ impl Client {
             return;
         }
         let lease = self.number();
+        if let (true, Some(position)) = (delivery.durable, position) {
+            self.turns.insert((handle, position), lease);
+        }
         let lane = if delivery.work.is_some() { lease } else { lane };
         delivery.lease = Some(LeaseId(lease));
         let held = Held {
@@ -348,7 +349,6 @@ impl Client {
             wire: Some(wire),
             position,
             durable: delivery.durable,
-            begun: false,
             again: false,
             credit: delivery.work.map_or(0, |work| work.credit),
             chunks: 0,
@@ -364,16 +364,20 @@ impl Client {
         }
     }
 
-    /// A durable event that comes again: its turn still runs here, or has ended well here and the node had not heard of it.
+    /// A durable event that comes again: its turn still waits or runs here, or has ended well here and the node had not heard of it.
     fn is_known(&mut self, handle: u64, wire: u64, position: Option<Position>) -> bool {
         let Some(position) = position else {
             return false;
         };
-        if let Some(lease) = self.orphans.remove(&(handle, position))
-            && let Some(held) = self.leases.get_mut(&lease)
+        if let Some(lease) = self.turns.get(&(handle, position))
+            && let Some(held) = self.leases.get_mut(lease)
         {
-            held.wire = Some(wire);
-            self.by_wire.insert(wire, lease);
+            // The turn here has a new lease: the one it had was of an earlier life of the node, or has lapsed.
+            if let Some(lapsed) = held.wire.replace(wire) {
+                self.by_wire.remove(&lapsed);
+                self.acks.push(lapsed);
+            }
+            self.by_wire.insert(wire, *lease);
             return true;
         }
         let is_over = self.acked_known.contains(&(handle, position));

@@ -127,7 +127,6 @@ struct Held {
     /// Of a durable event.
     position: Option<Position>,
     durable: bool,
-    begun: bool,
     /// It is to be given again: its end is none that it could be known by.
     again: bool,
     /// Chunks that may be sent in all, and were.
@@ -191,8 +190,8 @@ pub struct Client {
     /// Durable turns that ended well lately, the oldest first: what of them comes again was not heard of.
     acked: VecDeque<(u64, Position)>,
     acked_known: BTreeSet<(u64, Position)>,
-    /// Durable turns that run here and that the node does not know of any more, by what they are turns of.
-    orphans: BTreeMap<(u64, Position), u64>,
+    /// Durable turns that wait or run here, by what they are turns of.
+    turns: BTreeMap<(u64, Position), u64>,
     acks: Vec<u64>,
     /// What waits for credit, in order, and how many of it quote a lease.
     outbound: VecDeque<Body>,
@@ -244,7 +243,7 @@ impl Client {
             by_wire: FxHashMap::default(),
             acked: VecDeque::new(),
             acked_known: BTreeSet::new(),
-            orphans: BTreeMap::new(),
+            turns: BTreeMap::new(),
             acks: Vec::new(),
             outbound: VecDeque::new(),
             outbound_bytes: 0,
@@ -408,12 +407,19 @@ impl Client {
         true
     }
 
+    fn forget_turn(&mut self, held: &Held) {
+        if let (true, Some(position)) = (held.durable, held.position) {
+            self.turns.remove(&(held.handle, position));
+        }
+    }
+
     /// A delivery that nobody begins any more.
     fn give_up(&mut self, lease: u64, bytes: usize) {
         self.deal(lease, bytes);
         let Some(held) = self.leases.remove(&lease) else {
             return;
         };
+        self.forget_turn(&held);
         if let Some(wire) = held.wire {
             self.by_wire.remove(&wire);
             let detail = br#"{"message":"its receiver was removed before it began"}"#;

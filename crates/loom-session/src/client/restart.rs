@@ -58,13 +58,9 @@ impl Client {
     fn forget_leases(&mut self, epoch: u64) {
         self.by_wire.clear();
         self.acks.clear();
-        self.orphans.clear();
         let forgets = !self.bugs.has(Planted::OldLeaseQuoted);
-        for (lease, held) in &mut self.leases {
+        for held in self.leases.values_mut() {
             held.wire = held.wire.filter(|_| !forgets);
-            if let Some(position) = held.position.filter(|_| held.durable && held.begun) {
-                self.orphans.insert((held.handle, position), *lease);
-            }
         }
         let rename = |lane: u64| {
             if lane < LANES {
@@ -73,14 +69,18 @@ impl Client {
                 lane
             }
         };
+        let mut dropped = Vec::new();
         for registration in self.registrations.values_mut() {
             let gone = registration
                 .queue
                 .restart(|delivery| !delivery.durable, rename);
             for delivery in gone {
-                if let Some(lease) = delivery.lease {
-                    self.leases.remove(&lease.0);
-                }
+                dropped.extend(delivery.lease);
+            }
+        }
+        for lease in dropped {
+            if let Some(held) = self.leases.remove(&lease.0) {
+                self.forget_turn(&held);
             }
         }
         for held in self.leases.values_mut() {
