@@ -165,11 +165,12 @@ impl Client {
         error.hint = detail.hint;
         error.retry_after_ms = detail.retry_after_ms;
         error.limit = detail.limit.as_deref().and_then(limit_named);
-        if self
-            .registrations
-            .get(&number)
-            .is_some_and(|found| found.is_accepted)
-        {
+        let registered = self.registrations.get(&number);
+        if registered.is_some() && code == Code::Unavailable {
+            // A node that is about to stop registers nobody: it is said again to the next life of it.
+            return;
+        }
+        if registered.is_some_and(|found| found.is_accepted) {
             self.forget(number);
             self.note(Note::Core(Notice::Removed(Handle(number), error)));
         } else if number > 0 {

@@ -580,13 +580,17 @@ impl World {
         Ok(())
     }
 
-    /// A connection that a newer one has taken over changes nothing any more.
+    /// A connection that a newer one of a session that is still there has taken over: it changes nothing any more.
     fn is_past(&self, conn: u64) -> bool {
         let end = self
             .wires
             .get(&conn)
             .and_then(|wire| self.ends.get(wire.end));
-        end.is_some_and(|end| end.carrier.is_some_and(|carrier| carrier > conn))
+        let taken_over = end.filter(|end| end.carrier.is_some_and(|carrier| carrier > conn));
+        taken_over.is_some_and(|end| {
+            let known = self.node.hub.sessions();
+            !end.is_gone && known.iter().any(|it| it.session == end.key)
+        })
     }
 
     fn node_hears(&mut self, conn: u64, packet: Packet) -> Check {
