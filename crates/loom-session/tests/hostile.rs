@@ -157,6 +157,7 @@ fn client() -> Client {
         namespace: String::new(),
         token: TOKEN.to_owned(),
         agent: "test".to_owned(),
+        keep_ms: 0,
         whole: false,
         limits: Limits::default(),
     };
@@ -472,7 +473,7 @@ fn all_that_waits_ends_when_a_node_refuses_the_session() {
     client.transmit();
     client.received(welcome(false), at(2)).unwrap();
     client.offer(event("1"), at(3)).unwrap();
-    client.ask(|number| question(number)).expect("a question");
+    client.ask(question).expect("a question");
     while client.transmit().is_some() {}
     let error = v1::Error {
         code: u32::from(Code::Unauthenticated.number()),

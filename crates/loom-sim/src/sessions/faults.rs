@@ -289,7 +289,7 @@ impl World {
         self.restart()
     }
 
-    /// Nothing more goes wrong, and each group that consumes has a member.
+    /// Nothing more goes wrong.
     pub(super) fn heal(&mut self) -> Check {
         self.healed = true;
         let now = self.at.now;
@@ -306,6 +306,11 @@ impl World {
         }
         self.pass(1)?;
         self.join();
+        Ok(())
+    }
+
+    /// Each group that consumes has a member.
+    pub(super) fn attend(&mut self) -> Check {
         let Some(last) = self.ends.len().checked_sub(1) else {
             return Ok(());
         };

@@ -2,6 +2,12 @@
 //! or lie; all of it from one seed. Packets are encoded and decoded on the way. A book of its own knows what apps did and
 //! saw, and what the wires carried.
 
+#![expect(
+    clippy::unnecessary_wraps,
+    clippy::struct_excessive_bools,
+    reason = "each act may find a promise broken, and what may go wrong at once is told apart"
+)]
+
 mod app;
 mod book;
 mod faults;
@@ -272,7 +278,8 @@ fn draw_limits(dice: &mut Dice) -> Limits {
         redeliver_cap_seconds: 1,
         ack_batch: dice.count(1, 6),
         ack_delay_ms: dice.between(1, 40),
-        lease_ms: dice.between(12_000, 40_000),
+        // Longer than it takes to find that a connection is dead.
+        lease_ms: dice.between(27_000, 40_000),
         resume_grace_ms: dice.between(1_000, 60_000),
         batched_wait_ms: dice.between(50, 2_000),
         queue_items: dice.count(8, 200),
@@ -373,6 +380,7 @@ impl World {
             namespace: String::new(),
             token: token(number),
             agent: "simulated".to_owned(),
+            keep_ms: 0,
             whole,
             limits: self.limits.clone(),
         };
@@ -451,9 +459,9 @@ impl World {
             self.give_up(end);
         }
         for conn in self.wires.keys().copied().collect::<Vec<_>>() {
-            self.to_node(conn)?;
+            self.arrive_at_node(conn)?;
             self.serve()?;
-            self.to_client(conn)?;
+            self.arrive_at_client(conn)?;
         }
         self.wires
             .retain(|_, wire| wire.at_client || wire.at_node || !wire.to_node.is_over());
@@ -557,7 +565,7 @@ impl World {
         self.dice.count(0, 3_000)
     }
 
-    fn to_node(&mut self, conn: u64) -> Check {
+    fn arrive_at_node(&mut self, conn: u64) -> Check {
         let (bytes, at) = (self.draw_bytes(), self.at);
         let Some(wire) = self.wires.get_mut(&conn) else {
             return Ok(());
@@ -742,7 +750,7 @@ impl World {
         }
     }
 
-    fn to_client(&mut self, conn: u64) -> Check {
+    fn arrive_at_client(&mut self, conn: u64) -> Check {
         let (bytes, at) = (self.draw_bytes(), self.at);
         let Some(wire) = self.wires.get_mut(&conn) else {
             return Ok(());
@@ -998,6 +1006,7 @@ impl World {
         self.heal()?;
         let mut quiet = 0;
         for _ in 0..1_500 {
+            self.attend()?;
             self.flow()?;
             let at = self.at;
             let mut moved = false;
