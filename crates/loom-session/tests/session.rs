@@ -109,6 +109,45 @@ fn a_call_goes_to_a_provider_elsewhere_and_its_result_comes_back_once() {
     assert_eq!(ends, [(None, b"3".to_vec())]);
 }
 
+// requirement: STREAM-CREDIT
+#[test]
+fn a_provider_elsewhere_learns_of_every_grant_of_its_reader() {
+    let mut world = World::new();
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let handle = world.clients[bob]
+        .machine
+        .enrol(|n| wire::provider(n, "count"))
+        .unwrap();
+    world.settle();
+    let at = world.at();
+    let invocation = Invocation {
+        credit: 2,
+        ..wire::invocation("count", "{}")
+    };
+    let call = world.clients[alice].machine.call(&invocation, at).unwrap();
+    world.settle();
+    world.clients[bob].machine.drain(64);
+    let work = world.clients[bob]
+        .machine
+        .take(handle, None, at)
+        .unwrap()
+        .expect("work");
+    let lease = work.lease.unwrap();
+    let sent = |world: &mut World| {
+        let chunk = Bytes::from_static(b"1");
+        world.clients[bob].machine.chunk(lease, chunk).unwrap()
+    };
+    // It stops by itself where its credit ends: the node never sees it wait.
+    assert_eq!(
+        [sent(&mut world), sent(&mut world), sent(&mut world)],
+        [true, true, false]
+    );
+    world.settle();
+    world.clients[alice].machine.grant(call, 3);
+    world.settle();
+    assert_eq!([sent(&mut world), sent(&mut world)], [true, false]);
+}
+
 // requirement: SESSION-CUT
 #[test]
 fn what_is_cut_anywhere_comes_once_and_in_order() {
