@@ -26,16 +26,23 @@ use crate::websocket::{self, Form};
 pub(crate) struct Service {
     shared: Arc<Shared>,
     stay: Arc<Stay>,
+    /// It came over a Unix socket, where nobody has a port.
+    is_unix: bool,
 }
 
 impl Service {
-    pub(crate) fn new(shared: Arc<Shared>, stay: Arc<Stay>) -> Self {
-        Self { shared, stay }
+    pub(crate) fn new(shared: Arc<Shared>, stay: Arc<Stay>, is_unix: bool) -> Self {
+        Self {
+            shared,
+            stay,
+            is_unix,
+        }
     }
 
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         let needs_host = request.version() < Version::HTTP_2;
-        if !self.shared.rules.admits(request.headers(), needs_host) {
+        let rules = &self.shared.rules;
+        if !rules.admits(request.headers(), needs_host, !self.is_unix) {
             return only(StatusCode::FORBIDDEN);
         }
         let serving = *self.shared.phase.borrow() == Phase::Open;

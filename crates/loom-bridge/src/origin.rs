@@ -49,7 +49,7 @@ impl Rules {
     }
 
     /// Whether a request with these headers may come in. HTTP/2 has no Host; a page cannot leave out its Origin.
-    pub(crate) fn admits(&self, headers: &HeaderMap, needs_host: bool) -> bool {
+    pub(crate) fn admits(&self, headers: &HeaderMap, needs_host: bool, needs_port: bool) -> bool {
         let mut hosts = headers.get_all(HOST).iter();
         let host = hosts.next().map(|host| host.to_str().unwrap_or(""));
         let mut origins = headers.get_all(ORIGIN).iter();
@@ -58,13 +58,13 @@ impl Rules {
             return false;
         }
         let host = match host {
-            Some(host) => self.is_mine(&host.to_ascii_lowercase()),
+            Some(host) => self.is_mine(&host.to_ascii_lowercase(), needs_port),
             None => !needs_host,
         };
         host && origin.is_none_or(|origin| self.is_trusted(&origin.to_ascii_lowercase()))
     }
 
-    fn is_mine(&self, host: &str) -> bool {
+    fn is_mine(&self, host: &str, needs_port: bool) -> bool {
         if self.hosts.contains(host) {
             return true;
         }
@@ -75,7 +75,10 @@ impl Rules {
             return true;
         }
         // On a Unix socket nobody has a port.
-        let port = self.ports.is_empty() || port.is_some_and(|port| self.ports.contains(&port));
+        let port = match port {
+            Some(port) => self.ports.is_empty() || self.ports.contains(&port),
+            None => self.ports.is_empty() || !needs_port,
+        };
         port && (is_loopback(name) || self.anywhere && address(name).is_some())
     }
 
@@ -133,7 +136,7 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(ORIGIN, origin.parse().unwrap());
         }
-        rules.admits(&headers, true)
+        rules.admits(&headers, true, true)
     }
 
     // requirement: BRIDGE-ORIGIN
@@ -190,6 +193,19 @@ mod tests {
 
     // requirement: BRIDGE-ORIGIN
     #[test]
+    fn over_a_unix_socket_this_machine_is_named_without_a_port() {
+        let bound = ["127.0.0.1:7420".parse().unwrap()];
+        let rules = Rules::new(&bound, &[], &[]).unwrap();
+        for (host, comes_in) in [("localhost", true), ("evil.example", false)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            assert_eq!(rules.admits(&headers, true, false), comes_in, "{host}");
+            assert!(!rules.admits(&headers, true, true), "{host}");
+        }
+    }
+
+    // requirement: BRIDGE-ORIGIN
+    #[test]
     fn a_node_on_all_addresses_is_named_by_any_address_but_by_no_foreign_name() {
         let bound = ["0.0.0.0:7420".parse().unwrap()];
         let rules = Rules::new(&bound, &[], &[]).unwrap();
@@ -206,7 +222,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(HOST, "localhost:7420".parse().unwrap());
         headers.append(HOST, "evil.example".parse().unwrap());
-        assert!(!rules.admits(&headers, true));
+        assert!(!rules.admits(&headers, true, true));
         assert!(Rules::new(&bound, &["shop.example".into()], &[]).is_err());
     }
 }

@@ -372,7 +372,7 @@ async fn connection(shared: Arc<Shared>, stream: Boxed, may_tls: bool, stay: Arc
         },
     };
     let mut phase = shared.phase.clone();
-    let service = Service::new(Arc::clone(&shared), stay);
+    let service = Service::new(Arc::clone(&shared), stay, !may_tls);
     let io = TokioIo::new(stream);
     let served = shared.http.serve_connection_with_upgrades(io, service);
     tokio::pin!(served);
