@@ -1,11 +1,4 @@
 //! A node whose clients lie, ask on and do not listen; and a client whose node lies.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test says what it expects by failing"
-)]
 
 use std::sync::Arc;
 
