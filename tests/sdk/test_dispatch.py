@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.runtime.running import running
 from loom.testing import Harness
 
 
@@ -492,3 +493,26 @@ async def test_children_that_are_cancelled_before_they_begin_leave_no_warning() 
     assert (task.get_name(), task.cancelled()) == ("named", True)
 
     assert begun == []
+
+
+@pytest.mark.requirement("LANE-PARALLEL")
+async def test_what_comes_while_the_last_worker_is_about_to_park_is_taken() -> None:
+    app = loom.App("late")
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    @app.agent("one", topics=["a.>"], concurrency=1)
+    async def one(ctx: loom.Context, event: loom.Event[int]) -> None:
+        seen.put_nowait(event.topic)
+
+    async with running(app) as run:
+        other, look = run.engine.attach("default", "other"), run.link.look
+
+        def late() -> None:
+            run.link.look = look
+            other.session.emit(other.session.root, None, "a.second", b"2")
+            look()
+
+        run.link.look = late  # the worker looks between finding nothing and parking
+        await run.context.emit("a.first", 1)
+        assert [await seen.get(), await seen.get()] == ["a.first", "a.second"]
+        other.close()

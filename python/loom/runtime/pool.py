@@ -245,10 +245,13 @@ class Pool:
                         return  # the link was closed before this worker ended
                     raise
                 if item is None:
+                    done = None
+                    self._armed = True
                     link.look()
+                    if not self._armed and not self._about_to_take:
+                        continue  # there was work before this worker could park: nobody else comes
                     if not await self._park():
                         return
-                    done = None
                     began, rounds = clock(), self._rounds
                     continue
                 if not self._checking:
@@ -308,7 +311,6 @@ class Pool:
 
     async def _park(self) -> bool:
         """Wait for work; False: this worker is one too many and ends."""
-        self._armed = True
         if len(self._idle) >= _KEPT_IDLE:
             return False
         parked: asyncio.Future[None] = self._loop.create_future()
