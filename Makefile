@@ -17,10 +17,10 @@ PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
 Q ?=
 SCALE ?= 1
 
-.PHONY: help setup demo demo-crash test test-deps bench prove prove-log lint format gen lock docs dist clean tools
+.PHONY: help setup demo demo-crash test test-deps bench prove prove-log prove-bridge lint format gen lock docs dist clean tools
 
 help: ## List what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMPS)/node $(STAMPS)/engine-dev ## Install all that development needs and build the engine (repeatable, quick the second time)
 	@echo "ready: $(PY), the loom command is $(VENV)/bin/loom"
@@ -46,6 +46,9 @@ prove: setup ## The long checks: licences and advisories, many simulated seeds (
 
 prove-log: setup ## Prove the log: crash points, kills, failing disks, power cuts; writes docs/reliability.md (SCALE as above)
 	@SCALE=$(SCALE) $(PY) tools/stages.py prove-log
+
+prove-bridge: setup ## Prove the Bridge: cuts, kills of the node, a storm, silent peers; writes docs/reliability.md (SCALE as above)
+	@SCALE=$(SCALE) $(PY) tools/stages.py prove-bridge
 
 lint: setup ## Check format, style and types only
 	@$(PY) tools/stages.py lint

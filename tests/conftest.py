@@ -1,12 +1,20 @@
-"""What holds for every test: how many examples Hypothesis tries, and the law of conservation."""
+"""What holds for every test: how many examples Hypothesis tries, and the law of conservation.
+
+And the one suite for all links: a test that carries a requirement of ``spec/links.toml`` runs on
+each link that this names for Python.
+"""
 
 import os
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from loom.link import Link, Local
+from tests.links.elsewhere import Way
+from tests.links.table import links_of
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=500, deadline=None)
@@ -62,3 +70,26 @@ def _law(_environment: None, monkeypatch: pytest.MonkeyPatch) -> Generator[None]
         audit = engine.audit()
         assert audit["balanced"], audit
         assert not any(audit["gauges"].values()), audit["gauges"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    links = links_of(metafunc.definition)
+    if links:
+        metafunc.parametrize("_way", links, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[Way | None]:
+    """Let the apps of a test run on the link that it is run for, without its knowing."""
+    link = getattr(request, "param", None)
+    if link in (None, "process"):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="loom-") as folder:
+        way = Way(link, Path(folder))
+        monkeypatch.setattr("loom.runtime.running.open_remote", way.open)
+        monkeypatch.setattr("loom.runtime.running.running", way.running)
+        monkeypatch.setattr("loom.testing.harness.running", way.running)
+        yield way
+    assert way.uses, f"this test runs no app: it cannot tell anything of {link}"
+    assert not way.unbalanced

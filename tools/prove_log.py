@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "target" / "proof"
 PAGE = ROOT / "docs" / "reliability.md"
-BEGIN, END = "<!-- written by make prove-log -->\n", "<!-- to here -->\n"
+END = "<!-- to here -->\n"
 SCALE = int(os.environ.get("SCALE", "1"))
 SEED = 1
 SIMULATE = ("cargo", "run", "--quiet", "--release", "--locked", "-p", "loom-sim", "--")
@@ -158,9 +158,9 @@ def shown(command: Sequence[str]) -> tuple[int, str]:
     return process.returncode, last
 
 
-def run(name: str) -> int:
+def run(name: str, pieces: Mapping[str, Piece]) -> int:
     """Run a piece and keep what it has counted."""
-    piece = PIECES[name]
+    piece = pieces[name]
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = KEPT / f"{name}.json"
     kept.unlink(missing_ok=True)
@@ -184,10 +184,11 @@ def run(name: str) -> int:
     return 0 if enough and not failures else 1
 
 
-def page() -> int:
-    """Write what the pieces have counted into the page."""
+def page(pieces: Mapping[str, Piece], made_by: str) -> int:
+    """Write what the pieces have counted into the page, where ``make`` of that name writes."""
+    begin = f"<!-- written by make {made_by} -->\n"
     rows = ["| What | How many | Failures | Seeds | Seconds |", "|---|---|---|---|---|"]
-    for name, piece in PIECES.items():
+    for name, piece in pieces.items():
         kept = KEPT / f"{name}.json"
         if not kept.exists():
             rows.append(f"| {piece.title} | not run | | | |")
@@ -203,7 +204,7 @@ def page() -> int:
     machine = f"Run on {day}, {os.cpu_count()} cores, SCALE={SCALE}."
     written = "\n".join([machine, "", *rows, ""])
     text = PAGE.read_text(encoding="utf-8")
-    between = re.compile(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", re.DOTALL)
+    between = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(END)})", re.DOTALL)
     PAGE.write_text(between.sub(lambda _: written, text), encoding="utf-8")
     print(f"written to {PAGE.relative_to(ROOT)}")
     return 0
@@ -217,21 +218,24 @@ def details(told: Mapping[str, Any]) -> str:
         "reported": "reported as damage, the others cut as a torn tail or harmless",
         "snapshots": "with snapshots and retention",
         "behind": "that lost what was only written",
+        "events": "durable events",
+        "handled_again": "turns that were given again",
+        "slowest_s": "s until the last was back, or found out",
     }
     parts = [f"{told[name]:,} {word}" for name, word in words.items() if told.get(name)]
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], pieces: Mapping[str, Piece], made_by: str) -> int:
     """Do what was asked for."""
     if arguments == ["page"]:
-        return page()
-    if len(arguments) == 1 and arguments[0] in PIECES:
-        return run(arguments[0])
-    print(f"usage: prove_log.py {'|'.join((*PIECES, 'page'))}", file=sys.stderr)
+        return page(pieces, made_by)
+    if len(arguments) == 1 and arguments[0] in pieces:
+        return run(arguments[0], pieces)
+    print(f"arguments: {'|'.join((*pieces, 'page'))}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], PIECES, "prove-log"))

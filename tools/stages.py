@@ -1,4 +1,4 @@
-"""Run the stages of ``make test``, ``lint``, ``prove`` or ``prove-log`` one after the other.
+"""Run the stages of ``make test``, ``lint``, ``prove`` … one after the other.
 
 Each stage prints its time, a failed one does not keep the others from running, and what a stage
 started ends with it.
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+import prove_bridge as prove_the_bridge
 import prove_log as prove_the_log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,13 @@ def prove_log() -> Iterator[Stage]:
     yield Stage("docs/reliability.md", (PYTHON, "tools/prove_log.py", "page"))
 
 
+def prove_bridge() -> Iterator[Stage]:
+    """The proof of the Bridge under faults, piece by piece, and the page that tells of it."""
+    for piece in prove_the_bridge.PIECES:
+        yield Stage(piece, (PYTHON, "tools/prove_bridge.py", piece), 3_600)
+    yield Stage("docs/reliability.md", (PYTHON, "tools/prove_bridge.py", "page"))
+
+
 def run(stage: Stage) -> str | None:
     """Run one stage in a process group of its own; say what went wrong, or nothing."""
     process = subprocess.Popen(
@@ -112,6 +120,7 @@ def main(arguments: list[str]) -> int:
         "lint": lambda: iter(LINT),
         "prove": prove,
         "prove-log": prove_log,
+        "prove-bridge": prove_bridge,
     }
     if len(arguments) != 1 or arguments[0] not in sets:
         print(f"usage: stages.py {'|'.join(sets)}", file=sys.stderr)

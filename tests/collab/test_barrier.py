@@ -85,6 +85,7 @@ async def test_who_comes_twice_counts_once() -> None:
     assert {meeting.members for meeting in meetings} == {("default/meet/ada", "default/meet/bob")}
 
 
+@pytest.mark.in_process("elsewhere what agents say at the same time comes in any order")
 async def test_agents_meet_in_the_thread_of_their_turns() -> None:
     app = loom.App("crew")
     met: list[tuple[str, Meeting]] = []
@@ -108,6 +109,7 @@ async def test_agents_meet_in_the_thread_of_their_turns() -> None:
     }
 
 
+@pytest.mark.in_process("elsewhere what agents say at the same time comes in any order")
 async def test_a_member_that_dies_is_missed_by_the_others_in_time() -> None:
     app = loom.App("crew")
     met: list[Meeting] = []
@@ -168,6 +170,7 @@ async def test_what_is_wrong_is_refused_by_name(
 
 
 @pytest.mark.requirement("COLLAB-REFUSED")
+@pytest.mark.in_process("fills a table of the node, in real time")
 async def test_more_who_wait_than_there_is_room_for_are_refused_at_once() -> None:
     async with Harness(loom.App("meet")) as h:
 
@@ -209,6 +212,7 @@ async def test_an_arrival_that_is_no_request_or_no_arrival_is_refused() -> None:
     assert told.data["field"] == "topic"
 
 
+@pytest.mark.in_process("the deadline of a turn is in the time of its client")
 async def test_a_turn_that_has_less_time_ends_the_barrier_for_all() -> None:
     app = loom.App("crew")
 
@@ -278,6 +282,7 @@ async def test_a_coordinator_that_crashes_ends_those_who_wait_and_starts_again()
 
 
 @pytest.mark.requirement("COLLAB-NO-LEAK")
+@pytest.mark.in_process("fills a table of the node, in real time")
 async def test_members_that_are_cancelled_make_room_for_others_at_once() -> None:
     async with Harness(loom.App("meet")) as h:
         for _ in range(2):
@@ -344,6 +349,7 @@ async def test_a_member_that_is_cancelled_on_its_way_waits_at_no_barrier() -> No
         assert (await meet(h, "bob", n=2)).members == ("default/meet/ada", "default/meet/bob")
 
 
+@pytest.mark.in_process("fills a table of the node")
 async def test_of_barriers_where_nobody_waits_the_oldest_end_before_there_are_too_many() -> None:
     async with Harness(loom.App("meet")) as h:
         for number in range(BARRIERS + 1):

@@ -96,6 +96,7 @@ async def test_all_gives_answers_failures_and_what_is_missing_at_one_deadline() 
     assert (partial.missing, partial.timed_out) == (2, True)
 
 
+@pytest.mark.in_process("elsewhere the node hears a little later of what was left")
 async def test_first_k_returns_when_k_have_answered_and_leaving_cancels_the_rest() -> None:
     async with Harness(stations()) as h:
         counts: list[int] = []
@@ -224,6 +225,7 @@ async def test_an_answer_of_another_type_is_a_failure() -> None:
     assert [failure.error.code for failure in partial.failures] == ["CAPABILITY_ERROR"]
 
 
+@pytest.mark.in_process("elsewhere the node hears a little later of what was left")
 async def test_leaving_by_an_error_raises_that_error_and_leaves_nothing_behind() -> None:
     async with Harness(stations()) as h:
         with pytest.raises(ZeroDivisionError):
@@ -234,6 +236,7 @@ async def test_leaving_by_an_error_raises_that_error_and_leaves_nothing_behind()
         await h.advance(10)
 
 
+@pytest.mark.in_process("the deadline of a turn is in the time of its client")
 async def test_a_turn_that_has_less_time_ends_its_fanout_with_it() -> None:
     app = stations()
     seen: list[Partial[Item[Report]]] = []
@@ -362,6 +365,7 @@ async def test_a_target_that_exits_is_an_exit_of_who_asked() -> None:
                 await group.all()
 
 
+@pytest.mark.in_process("elsewhere no answer comes before the block ends")
 async def test_after_its_block_a_fanout_waits_for_nothing_and_gives_what_there_was() -> None:
     async with Harness(stations()) as h:
         async with fanout(h.ctx, ["weather.north", "weather.nowhere"], timeout=60) as group:

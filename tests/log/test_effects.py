@@ -99,6 +99,7 @@ async def test_all_pages_are_listed_each_effect_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.requirement("EFFECT-RESOLVE", "EFFECT-KEPT")
+@pytest.mark.in_process("elsewhere effects are listed by loom.node.effects")
 async def test_what_a_person_says_was_done_is_the_result_of_the_key_after_a_restart_too(
     tmp_path: Path,
 ) -> None:
@@ -163,6 +164,7 @@ async def test_what_a_person_says_was_not_done_is_done_by_the_next_call_and_no_o
 
 
 @pytest.mark.requirement("EFFECT-PROBE")
+@pytest.mark.in_process("elsewhere effects are listed by loom.node.effects")
 async def test_a_probe_tells_what_became_of_an_effect_and_the_key_is_given_its_result(
     tmp_path: Path,
 ) -> None:
@@ -210,6 +212,7 @@ async def test_what_cannot_be_shown_or_settled_is_refused_with_its_field(tmp_pat
         ("unsafe", None, "declare the effect pure if it changes nothing"),
     ],
 )
+@pytest.mark.in_process("elsewhere effects are listed by loom.node.effects")
 async def test_a_call_without_an_answer_names_the_way_out_of_its_class(
     tmp_path: Path, effect: Class, key: str | None, way_out: str
 ) -> None:

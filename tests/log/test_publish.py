@@ -69,6 +69,7 @@ async def test_a_topic_that_is_durable_by_configuration_needs_no_ack(tmp_path: P
 
 
 @pytest.mark.requirement("SDKLOG-ACK")
+@pytest.mark.in_process("elsewhere the node alone knows what it keeps")
 async def test_without_a_directory_no_more_is_promised_than_memory_can_keep() -> None:
     app, heard = collecting()
     async with Harness(app, durable=["order.>"]) as h:
@@ -96,6 +97,7 @@ async def test_without_a_directory_no_more_is_promised_than_memory_can_keep() ->
         ({"id": "", "ack": "os"}, "id"),
     ],
 )
+@pytest.mark.in_process("elsewhere nobody hears what becomes of a realtime event")
 async def test_wrong_options_of_a_durable_publish_are_refused_by_their_name(
     options: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ async def test_what_is_no_path_is_no_data_directory(data: Any) -> None:
         ({"max_deliver": "2"}, "max_deliver"),
     ],
 )
+@pytest.mark.in_process("most are refused where they are written")
 async def test_wrong_terms_of_a_consumer_are_refused_by_their_name(
     how: dict[str, Any], field: str | None
 ) -> None:
@@ -227,6 +230,7 @@ async def test_an_error_after_an_ack_does_not_give_the_event_again(tmp_path: Pat
 
 
 @pytest.mark.requirement("SDKLOG-SETTLE")
+@pytest.mark.in_process("elsewhere pauses are in the time of the client")
 async def test_a_nak_gives_the_event_again_after_its_delay(tmp_path: Path) -> None:
     app, attempts = loom.App("shop"), list[int]()
 
@@ -325,6 +329,7 @@ async def test_only_durable_events_of_this_very_turn_can_be_settled(tmp_path: Pa
 
 
 @pytest.mark.requirement("SDKLOG-START")
+@pytest.mark.in_process("elsewhere a time is no start of a group")
 async def test_a_new_group_begins_where_it_says_and_a_known_one_where_it_was(
     tmp_path: Path,
 ) -> None:
@@ -394,6 +399,7 @@ async def test_a_watcher_that_is_too_slow_for_its_queue_misses_nothing_that_is_d
 
 
 @pytest.mark.requirement("SDKLOG-WATCH")
+@pytest.mark.in_process("looks at positions of one engine")
 async def test_a_place_that_is_none_of_this_log_is_refused(tmp_path: Path) -> None:
     app, _ = collecting()
     async with Harness(app, data=tmp_path / "one") as h:

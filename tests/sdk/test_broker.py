@@ -139,6 +139,7 @@ async def test_a_breaker_opens_says_when_to_come_back_and_recovers_by_itself() -
 
 
 @pytest.mark.requirement("CALL-JOIN")
+@pytest.mark.in_process("a stream is refused when it is opened, and elsewhere when it is read")
 async def test_calls_with_one_key_run_once_and_each_gets_the_result() -> None:
     app = loom.App("joins")
     gate = asyncio.Event()

@@ -130,6 +130,7 @@ async def test_plain_functions_run_in_threads_of_their_own() -> None:
 
 
 @pytest.mark.requirement("STREAM-CREDIT")
+@pytest.mark.in_process("elsewhere chunks are on their way besides")
 async def test_a_stream_is_never_ahead_of_its_reader_by_more_than_its_credit() -> None:
     app = loom.App("streams")
     produced = 0
@@ -353,6 +354,7 @@ async def test_the_directory_lists_capabilities_with_their_schemas() -> None:
 
 @pytest.mark.requirement("BAD-HANDLER")
 @pytest.mark.parametrize("kind", ["nan", "cycle", "huge", "surrogate", "stranger"])
+@pytest.mark.in_process("elsewhere a result over the limit is refused by the node: INDETERMINATE")
 async def test_a_result_that_cannot_travel_is_a_typed_error_and_the_next_call_works(
     kind: str,
 ) -> None:

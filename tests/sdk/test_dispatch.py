@@ -294,6 +294,7 @@ async def test_run_thread_cause_and_sender_come_from_the_turn() -> None:
 
 
 @pytest.mark.requirement("QOS-SELF")
+@pytest.mark.in_process("elsewhere what is taken ahead makes room")
 async def test_a_handler_that_fills_its_own_queue_is_told_at_once() -> None:
     app = loom.App("self")
     codes: list[str] = []
@@ -360,6 +361,7 @@ async def test_realtime_keeps_the_newest_and_counts_what_it_drops() -> None:
 
 
 @pytest.mark.requirement("QOS-LOWERED")
+@pytest.mark.in_process("elsewhere what is taken ahead is kept besides the newest")
 async def test_an_agent_that_takes_its_events_as_realtime_keeps_the_newest_and_stops_nobody() -> (
     None
 ):
@@ -402,6 +404,7 @@ def test_an_agent_that_would_raise_its_class_is_refused() -> None:
 
 
 @pytest.mark.requirement("DIRECTORY-LOAD")
+@pytest.mark.in_process("elsewhere what is taken ahead is leased")
 async def test_the_directory_says_what_an_agent_has_to_do_and_has_done() -> None:
     app = loom.App("load")
     gate = asyncio.Event()

@@ -11,6 +11,7 @@ from loom.testing import Harness, ScriptedModel
 
 
 @pytest.mark.requirement("MEMORY-BOUNDED", "HARNESS-CLOCK")
+@pytest.mark.in_process("fills 64 MiB")
 async def test_memory_keeps_scans_expires_and_is_bounded() -> None:
     async with Harness(loom.App("memory")) as h:
         memory = h.ctx.memory

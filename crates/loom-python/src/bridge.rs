@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::convert::{refusal, refuse};
 use crate::engine::{Shared, random_id};
 use crate::history::{Start, look};
+use crate::remote::frames;
 use crate::threads::lock;
 use crate::wake::Wake;
 
@@ -263,6 +264,7 @@ fn show(stats: &loom_bridge::Stats, sessions: &[loom_session::Shown]) -> serde_j
                 "leases": it.leases,
                 "registrations": it.registrations,
                 "calls": it.calls,
+                "frames": frames(it.progress),
             })
         })
         .collect();

@@ -858,8 +858,15 @@ impl RemoteSession {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let (waits, leases) = self.remote.lock()?.open();
-        let shown = serde_json::json!({ "waiting": waits, "leases": leases });
+        let (open, progress) = {
+            let client = self.remote.lock()?;
+            (client.open(), client.progress())
+        };
+        let shown = serde_json::json!({
+            "waiting": open.0,
+            "leases": open.1,
+            "frames": frames(progress),
+        });
         Ok(PyBytes::new(py, shown.to_string().as_bytes()))
     }
 
@@ -933,6 +940,14 @@ impl RemoteSession {
             }
         }
     }
+}
+
+pub(crate) fn frames(progress: loom_session::Progress) -> serde_json::Value {
+    serde_json::json!({
+        "sent": progress.sent,
+        "received": progress.received,
+        "queued": progress.queued,
+    })
 }
 
 fn show_link(change: &LinkChange, namespace: &str) -> serde_json::Value {

@@ -62,6 +62,18 @@ struct Partial {
     data: BytesMut,
 }
 
+/// How far one end of a session has got. Nothing is under way where each end has received what the other has sent, and
+/// nothing is queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The number of the last frame that was sent.
+    pub sent: u64,
+    /// All numbered frames of the other end up to this one have come.
+    pub received: u64,
+    /// Frames that wait to be sent for the first time.
+    pub queued: usize,
+}
+
 /// Both directions of one session.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -176,6 +188,16 @@ impl Channel {
             + self.control.len()
             + self.data.len()
             + self.cutting.iter().flatten().count()
+    }
+
+    /// How far both directions have got.
+    pub(crate) fn progress(&self) -> Progress {
+        let cutting = self.cutting.iter().flatten().count();
+        Progress {
+            sent: self.base + self.unconfirmed.len() as u64 - 1,
+            received: self.received,
+            queued: self.control.len() + self.data.len() + cutting,
+        }
     }
 
     /// All numbered frames up to this one have come.

@@ -13,7 +13,7 @@ use rustc_hash::FxHashMap;
 
 use crate::attached::{Attached, ReadErrand};
 use crate::authority::{ANYWHERE, Authority};
-use crate::channel::{Channel, Class};
+use crate::channel::{Channel, Class, Progress};
 use crate::convert::{show_envelope, show_error};
 use crate::limits::Limits;
 use crate::planted::{Bugs, Planted};
@@ -116,6 +116,8 @@ pub struct Shown {
     pub registrations: usize,
     /// Calls and requests that wait.
     pub calls: usize,
+    /// How far the node's end has got.
+    pub progress: Progress,
 }
 
 /// What has happened so far.
@@ -200,6 +202,7 @@ impl Hub {
                 leases,
                 registrations,
                 calls,
+                progress: entry.attached.channel.progress(),
             }
         })
         .collect()

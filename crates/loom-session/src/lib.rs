@@ -27,7 +27,7 @@ mod queue;
 
 pub use crate::attached::ReadErrand;
 pub use crate::authority::{ANYWHERE, Authority, Credential};
-pub use crate::channel::PACKET_BYTES;
+pub use crate::channel::{PACKET_BYTES, Progress};
 pub use crate::client::{
     Client, ClientConfig, Invocation, LinkChange, LinkState, Note, Sending, Sent, Why,
 };

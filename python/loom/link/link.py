@@ -105,8 +105,10 @@ class Link:
         self.look()  # the refusal may be an event to somebody
         return refused(error, payload)
 
-    async def parked(self, ticket: int) -> Receipt:
+    async def parked(self, ticket: int, *, payload: str = "data") -> Receipt:
         """Wait until an offer that found no room is taken.
+
+        ``payload`` is the caller's word for that field of a refusal.
 
         Raises:
             LoomError: it was refused after all.
@@ -117,6 +119,8 @@ class Link:
         self._ring_within(0.0)
         try:
             return await taken
+        except LoomError as error:
+            raise _named(error, payload) from None
         except asyncio.CancelledError:
             if taken.cancelled():
                 self.session.withdraw(ticket)
@@ -502,6 +506,13 @@ def error_from_detail(code: int, detail: bytes) -> LoomError:
     return error
 
 
+def _named(error: LoomError, payload: str) -> LoomError:
+    """Return an error of a node with the caller's word for the field ``payload``."""
+    if error.field == "payload":
+        error.field = payload
+    return error
+
+
 class _OneAnswer:
     def __init__(self, done: "asyncio.Future[Envelope]") -> None:
         self.done = done
@@ -515,7 +526,7 @@ class _OneAnswer:
 
     def end(self, error: LoomError | None, payload: bytes) -> None:
         if error is not None and not self.done.done():
-            self.done.set_exception(error)
+            self.done.set_exception(_named(error, "data"))
 
 
 class _ManyAnswers:
@@ -553,7 +564,7 @@ class _Outcome:
         if error is None:
             self.done.set_result(payload)
         else:
-            self.done.set_exception(error)
+            self.done.set_exception(_named(error, "args"))
 
 
 class Chunks:
@@ -583,7 +594,7 @@ class Chunks:
     def end(self, error: LoomError | None, payload: bytes) -> None:
         """Take the end."""
         self.ended = True
-        self._error = error
+        self._error = None if error is None else _named(error, "args")
         self._more.set()
 
     def __aiter__(self) -> AsyncIterator[bytes]:

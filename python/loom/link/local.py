@@ -279,7 +279,7 @@ class LocalLedger:
             ticket = self._link.session.resolve(effect, result, note)
         except self._link.refusal as error:
             raise self._link.translate(error, payload="result") from None
-        await self._link.parked(ticket)
+        await self._link.parked(ticket, payload="result")
 
 
 class LocalRoutes:

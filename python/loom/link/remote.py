@@ -377,7 +377,7 @@ class RemoteLedger:
             ticket = self._link.session.resolve(effect, result, note)
         except self._link.refusal as error:
             raise self._link.translate(error, payload="result") from None
-        await self._link.parked(ticket)
+        await self._link.parked(ticket, payload="result")
 
 
 class RemoteRoutes:

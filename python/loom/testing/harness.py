@@ -228,9 +228,7 @@ class Harness:
                 or the harness itself has lost events, and so cannot tell.
         """
         self._check_recorded()
-        engine = self._running.engine
-        assert isinstance(engine, Local)  # it has made one itself
-        audit = engine.audit()
+        audit = cast("Local", self._running.engine).audit()  # it has made one itself
         for entry in audit["subscriptions"]:
             assert entry["balanced"], f"the books of {entry['name']} do not balance: {entry}"
         assert audit["balanced"], audit

@@ -20,7 +20,7 @@ use loom_proto::v1::{self, frame::Body};
 use rustc_hash::FxHashMap;
 
 use crate::attached::Flow;
-use crate::channel::{Channel, Class};
+use crate::channel::{Channel, Class, Progress};
 use crate::limits::Limits;
 use crate::planted::Bugs;
 use crate::queue::Queue;
@@ -293,6 +293,15 @@ impl Client {
     pub fn open(&self) -> (usize, usize) {
         let waits = self.publishes.len() + self.calls.len() + self.asks.len();
         (waits, self.leases.len())
+    }
+
+    /// How far this end has got; what waits for credit is queued.
+    pub fn progress(&self) -> Progress {
+        let progress = self.channel.progress();
+        Progress {
+            queued: progress.queued + self.outbound.len(),
+            ..progress
+        }
     }
 
     fn note(&mut self, note: Note) {
