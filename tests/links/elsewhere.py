@@ -115,9 +115,9 @@ class Way:
         """What stands for ``loom.runtime.running.running`` in the test."""
         return partial(_running_at_node, self)
 
-    def open(self, url: str, token: str) -> Remote:
+    def open(self, url: str, token: str, *, keep: float = 0.0) -> Remote:
         """Return the node that was made for that url, or really dial."""
-        return self.engines.get(url) or open_remote(url, token)
+        return self.engines.get(url) or open_remote(url, token, keep=keep)
 
     def url(self, served: Served, socket: Path) -> str:
         """The url of the node over this link."""
