@@ -499,6 +499,7 @@ async def test_children_that_are_cancelled_before_they_begin_leave_no_warning() 
 
 
 @pytest.mark.requirement("LANE-PARALLEL")
+@pytest.mark.in_process("runs a pool over a link of its own")
 async def test_what_comes_while_the_last_worker_is_about_to_park_is_taken() -> None:
     app = loom.App("late")
     seen: asyncio.Queue[str] = asyncio.Queue()
