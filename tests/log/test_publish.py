@@ -149,6 +149,7 @@ async def test_wrong_terms_of_a_consumer_are_refused_by_their_name(
 
 
 @pytest.mark.requirement("SDKLOG-DEDUP")
+@pytest.mark.in_process("elsewhere the ack of a turn may still be on its way when its app stops")
 async def test_a_second_event_with_an_id_is_the_first_one_also_after_a_restart(
     tmp_path: Path,
 ) -> None:
