@@ -40,6 +40,9 @@ SETTLED: Final = 60.0
 BLOCKED: Final = 20.0
 """Seconds that the event loop of a client stands still."""
 
+AHEAD: Final = 400
+"""Events that may be on their way to their handlers."""
+
 Told = dict[str, Any]
 
 
@@ -232,9 +235,14 @@ async def kills(seed: int, wanted: int) -> Told:
                 async def publish(n: int, key: str) -> None:
                     await ctx.emit("order.new", n, key=key, ack="os", id=f"order-{n}")
 
+                def has_room() -> bool:
+                    return ears.count > number - AHEAD
+
                 async def work(until: asyncio.Event) -> None:
                     nonlocal number
                     while not until.is_set():
+                        # not further ahead than what is handled in a moment when it is over
+                        await ears.until(has_room)
                         batch = [(number + i, rng.choice(KEYS)) for i in range(4)]
                         number += len(batch)
                         for n, key in batch:
