@@ -373,3 +373,84 @@ fn an_invocation_quotes_what_it_follows_from() {
         Body::Register(v1::Register { handle: 1, .. })
     ));
 }
+
+// requirement: SESSION-LARGE
+#[test]
+fn what_is_too_large_for_any_node_is_refused_before_it_is_sent_and_the_session_goes_on() {
+    let mut world = World::new();
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let handle = world.clients[bob]
+        .machine
+        .enrol(|n| wire::provider(n, "sum"))
+        .unwrap();
+    world.settle();
+    let at = world.at();
+    let large = "1".repeat(9 << 20);
+    let refused = [
+        world.clients[alice]
+            .machine
+            .offer(event("big", &large), at)
+            .err(),
+        world.clients[alice]
+            .machine
+            .call(&wire::invocation("sum", &large), at)
+            .err(),
+    ];
+    for error in refused {
+        let error = error.expect("it is refused");
+        assert_eq!(
+            (error.code, error.limit),
+            (Code::InvalidParams, Some("kept_payload_bytes"))
+        );
+    }
+    let call = world.clients[alice]
+        .machine
+        .call(&wire::invocation("sum", "1"), at)
+        .unwrap();
+    world.settle();
+    let work = world.clients[bob]
+        .machine
+        .take(handle, None, at)
+        .unwrap()
+        .expect("work");
+    let lease = work.lease.unwrap();
+    let machine = &mut world.clients[bob].machine;
+    assert!(machine.result(lease, Bytes::from(large)).is_err());
+    assert!(machine.fail(lease, Code::InvalidParams, b"{}").unwrap());
+    world.settle();
+    let notes = world.clients[alice].machine.drain(64);
+    let ends = |note: &Note| matches!(note, Note::Core(Notice::Outcome(known, Some(Code::InvalidParams), _)) if *known == call);
+    assert!(notes.iter().any(ends));
+    assert_eq!(world.clients[bob].machine.state(), &LinkState::Up);
+}
+
+// requirement: HEALTH-RESTARTING
+#[test]
+fn an_agent_that_restarts_takes_nothing_that_waits_at_its_client_until_it_is_up() {
+    let mut world = World::new();
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    let status = |status| {
+        Body::Status(v1::Status {
+            handle: handle.0,
+            status,
+        })
+    };
+    world.settle();
+    world.clients[bob].machine.tell(handle, status(1)).unwrap();
+    let at = world.at();
+    world.clients[alice]
+        .machine
+        .offer(event("n.one", "1"), at)
+        .unwrap();
+    world.settle();
+    let machine = &mut world.clients[bob].machine;
+    machine.drain(64);
+    assert!(machine.take(handle, None, at).unwrap().is_none());
+    machine.tell(handle, status(0)).unwrap();
+    world.settle();
+    let machine = &mut world.clients[bob].machine;
+    assert_eq!(readies(&machine.drain(64)), 1);
+    assert!(machine.take(handle, None, at).unwrap().is_some());
+}

@@ -73,8 +73,13 @@ impl Client {
     pub fn offer(&mut self, sending: Sending<'_>, at: Moment) -> Result<Sent> {
         self.check_open()?;
         check_topic(sending.topic, &self.core_limits)?;
+        self.check_size(sending.payload.len())?;
         let lease = self.quoted(sending.turn)?;
         let realtime = sending.qos == Qos::Realtime;
+        if realtime && sending.ack.is_some_and(|ack| ack > Level::Accepted) {
+            let message = "a realtime event cannot be durable";
+            return Err(Error::invalid("qos", message).hint("use batched"));
+        }
         let content_type = sending
             .options
             .as_ref()
@@ -148,6 +153,7 @@ impl Client {
     ) -> Result<CallId> {
         self.check_open()?;
         check_topic(sending.topic, &self.core_limits)?;
+        self.check_size(sending.payload.len())?;
         let content_type = sending
             .options
             .as_ref()
@@ -176,6 +182,7 @@ impl Client {
     /// As [`Self::offer`].
     pub fn call(&mut self, call: &Invocation<'_>, at: Moment) -> Result<CallId> {
         self.check_open()?;
+        self.check_size(call.payload.len())?;
         let number = self.number();
         let frame = v1::Call {
             call: number,

@@ -32,7 +32,8 @@ impl Client {
                     None => Err(Error::fenced("this registration was removed")),
                 };
             };
-            let Some((lane, delivery)) = found.queue.pop() else {
+            let next = if found.is_up { found.queue.pop() } else { None };
+            let Some((lane, delivery)) = next else {
                 found.armed = true;
                 return Ok(None);
             };
@@ -94,7 +95,7 @@ impl Client {
         let Some(found) = self.registrations.get_mut(&handle) else {
             return;
         };
-        if found.armed && found.queue.is_ready() {
+        if found.armed && found.is_up && found.queue.is_ready() {
             found.armed = false;
             self.note(Note::Core(Notice::Ready(Handle(handle))));
         }
@@ -175,6 +176,7 @@ impl Client {
         data: Bytes,
         content_type: Option<&str>,
     ) -> Result<bool> {
+        self.check_size(data.len())?;
         let Some(wire) = self.wire_of(lease)? else {
             return Ok(false);
         };
@@ -194,6 +196,7 @@ impl Client {
     /// # Errors
     /// `FENCED` where the turn is over, or the link was closed.
     pub fn result(&mut self, lease: LeaseId, data: Bytes) -> Result<bool> {
+        self.check_size(data.len())?;
         let handle = self.leases.get(&lease.0).map(|held| held.handle);
         let Some((_, wire)) = self.end(lease) else {
             return Ok(false);
@@ -242,6 +245,7 @@ impl Client {
     /// # Errors
     /// `FENCED` where the turn is over, or the link was closed.
     pub fn chunk(&mut self, lease: LeaseId, data: Bytes) -> Result<bool> {
+        self.check_size(data.len())?;
         let Some(held) = self.leases.get_mut(&lease.0) else {
             return Ok(false);
         };
@@ -311,7 +315,9 @@ impl Client {
     /// `FENCED` where the turn is over.
     pub fn about(&mut self, lease: LeaseId, make: impl FnOnce(u64) -> Body) -> Result<()> {
         if let Some(wire) = self.wire_of(lease)? {
-            self.send_after(wire, make(wire));
+            let frame = make(wire);
+            self.check_frame(&frame)?;
+            self.send_after(wire, frame);
         }
         Ok(())
     }

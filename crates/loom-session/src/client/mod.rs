@@ -115,6 +115,8 @@ struct Registration {
     is_accepted: bool,
     /// Turns that ended well.
     done: u64,
+    /// It is up; else nothing is taken, as at the node.
+    is_up: bool,
 }
 
 /// A turn or an invocation that was delivered and has not ended.
@@ -365,6 +367,7 @@ impl Client {
                 armed: true,
                 is_accepted: false,
                 done: 0,
+                is_up: true,
             },
         );
         self.send(frame);
@@ -385,8 +388,32 @@ impl Client {
             .frames
             .retain(|known| std::mem::discriminant(known) != same);
         found.frames.push(frame.clone());
+        let status = match &frame {
+            Body::Status(it) => Some(it.status),
+            _ => None,
+        };
         self.send(frame);
+        if let Some(status) = status {
+            self.stands(handle.0, status);
+        }
         Ok(())
+    }
+
+    /// An agent is up, restarting or quarantined: what waits for it here waits, or is given up, as it would at the node.
+    fn stands(&mut self, handle: u64, status: u32) {
+        let Some(found) = self.registrations.get_mut(&handle) else {
+            return;
+        };
+        found.is_up = status == 0;
+        if status == 2 {
+            let gone = found.queue.restart(|_| false, |lane| lane);
+            for delivery in gone {
+                if let Some(lease) = delivery.lease {
+                    self.give_up(lease.0, delivery.envelope.size());
+                }
+            }
+        }
+        self.wake(handle);
     }
 
     /// How many turns of an agent have ended well here.
@@ -454,9 +481,32 @@ impl Client {
         }
         let number = self.number();
         let frame = make(number);
+        self.check_frame(&frame)?;
         self.asks.insert(number, frame.clone());
         self.send(frame);
         Ok(Ticket(number))
+    }
+
+    /// Refuses data that no node takes: sent, it would end the session.
+    pub(super) fn check_size(&self, bytes: usize) -> Result<()> {
+        let most = self.core_limits.kept_payload_bytes;
+        if bytes <= most {
+            return Ok(());
+        }
+        let message = format!("the payload has {bytes} bytes of at most {most}");
+        Err(Error::invalid("payload", message)
+            .limit("kept_payload_bytes")
+            .hint("send a reference to where it lies, or several pieces"))
+    }
+
+    /// Refuses a frame that no node takes, whatever makes it so large.
+    pub(super) fn check_frame(&self, body: &Body) -> Result<()> {
+        let (bytes, most) = (body.encoded_len(), self.config.limits.frame_bytes);
+        if bytes <= most {
+            return Ok(());
+        }
+        let message = format!("this has {bytes} bytes, and a frame takes {most}");
+        Err(Error::invalid("payload", message).limit("kept_payload_bytes"))
     }
 
     /// Says something that has no answer.
@@ -465,6 +515,7 @@ impl Client {
     /// When the link was closed or refused; `EXHAUSTED` where the node has not taken what was said before.
     pub fn say(&mut self, frame: Body) -> Result<()> {
         self.check_room()?;
+        self.check_frame(&frame)?;
         self.send(frame);
         Ok(())
     }
@@ -480,7 +531,9 @@ impl Client {
     ) -> Result<()> {
         self.check_open()?;
         let lease = self.quoted(turn)?;
-        self.send_after(lease, Body::Report(make(lease)));
+        let frame = Body::Report(make(lease));
+        self.check_frame(&frame)?;
+        self.send_after(lease, frame);
         Ok(())
     }
 
@@ -495,13 +548,12 @@ impl Client {
         }) = self.leases.get(&lease.0)
         {
             let wire = *wire;
-            self.send_after(
-                wire,
-                Body::Step(v1::Step {
-                    lease: wire,
-                    ..step
-                }),
-            );
+            let frame = Body::Step(v1::Step {
+                lease: wire,
+                ..step
+            });
+            self.check_frame(&frame)?;
+            self.send_after(wire, frame);
         }
         Ok(())
     }
