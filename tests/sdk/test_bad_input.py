@@ -167,7 +167,6 @@ async def test_what_is_not_built_yet_says_so() -> None:
 
 @pytest.mark.requirement("BAD-HANDLER")
 @pytest.mark.parametrize("kind", ["nan", "cycle", "huge", "surrogate"])
-@pytest.mark.in_process("elsewhere an answer over the limit is refused by the node")
 async def test_a_handler_that_returns_what_cannot_travel_ends_its_turn_with_an_error(
     kind: str,
 ) -> None:

@@ -354,7 +354,6 @@ async def test_the_directory_lists_capabilities_with_their_schemas() -> None:
 
 @pytest.mark.requirement("BAD-HANDLER")
 @pytest.mark.parametrize("kind", ["nan", "cycle", "huge", "surrogate", "stranger"])
-@pytest.mark.in_process("elsewhere a result over the limit is refused by the node: INDETERMINATE")
 async def test_a_result_that_cannot_travel_is_a_typed_error_and_the_next_call_works(
     kind: str,
 ) -> None:

@@ -75,7 +75,6 @@ async def health_of(h: Harness) -> dict[str, str]:
 
 
 @pytest.mark.requirement("CRASH-RESTART", "CRASH-TOLD")
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 async def test_an_agent_that_exits_is_started_again_and_its_events_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -107,8 +106,8 @@ async def test_an_agent_that_exits_is_started_again_and_its_events_wait(
     assert logged[0].exc_info is not None
 
 
+@pytest.mark.in_process("elsewhere the object that crashed may still be given what was taken ahead")
 @pytest.mark.requirement("CRASH-RESTART")
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 async def test_a_new_object_serves_after_a_crash_and_the_states_stay() -> None:
     made = Crashes()
     async with Harness(made.app) as h:
@@ -220,7 +219,6 @@ async def test_an_error_in_on_start_keeps_no_app_from_running_and_is_tried_again
 
 
 @pytest.mark.requirement("CRASH-QUARANTINE", "CRASH-PLANTED")
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 async def test_a_crash_loop_backs_off_then_is_quarantined_and_can_be_released() -> None:
     made = Crashes()
     async with Harness(made.app) as h:
