@@ -49,6 +49,7 @@ def fits(name: str, data: object) -> bool:
     return True
 
 
+@pytest.mark.in_process("elsewhere what agents say at the same time comes in any order")
 @pytest.mark.requirement("COLLAB-EXCHANGE")
 @pytest.mark.parametrize("name", RUNS)
 async def test_each_primitive_says_what_its_golden_exchange_says(name: str) -> None:

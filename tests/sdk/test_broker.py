@@ -109,6 +109,7 @@ async def test_only_what_does_no_harm_twice_is_tried_again(
     assert (outcome == "done") == (runs == 2)
 
 
+@pytest.mark.in_process("elsewhere changes of the directory are heard a moment later")
 @pytest.mark.requirement("CALL-BREAKER")
 @pytest.mark.requirement("RETRY-AFTER")
 async def test_a_breaker_opens_says_when_to_come_back_and_recovers_by_itself() -> None:

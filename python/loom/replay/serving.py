@@ -477,7 +477,7 @@ class Link:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.emit = session.emit
+        self.emit: Callable[[int, Any, str, bytes], None] = session.emit
         self.waiting = 0
 
     @staticmethod
