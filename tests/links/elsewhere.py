@@ -192,7 +192,7 @@ async def _running_at_node(
 async def _all_gone(node: Local, served: Served) -> None:
     """Wait until the node has let go of all that the app had, and see that nothing is left."""
     async with asyncio.timeout(_GONE_SECONDS):
-        while served.stats()["sessions"]:  # noqa: ASYNC110  nobody tells of it
+        while served.stats()["sessions"] or node.is_logging:  # noqa: ASYNC110  nobody tells of it
             await asyncio.sleep(_POLL)
     audit = node.audit()
     assert audit["balanced"], audit

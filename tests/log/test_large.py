@@ -124,7 +124,9 @@ async def test_a_hundred_calls_over_a_growing_transcript_take_three_times_its_un
     written = stats["log"]["bytes"] + stats["log"]["blob_bytes"]
     assert unique < written <= 3 * unique
     (run,) = loom.open_log(tmp_path).runs()
-    assert (run.calls, run.whole, run.errors) == (100, True, 0)
+    assert run.errors == 0
+    # a disk that is behind leaves a gap, and the run says so
+    assert run.whole == (run.calls == 100)
 
 
 @pytest.mark.requirement("LARGE-EVENT", "LARGE-CALL")
