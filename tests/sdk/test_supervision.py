@@ -74,6 +74,7 @@ async def health_of(h: Harness) -> dict[str, str]:
     return {info.name: info.health for info in await h.ctx.agents()}
 
 
+@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 @pytest.mark.requirement("CRASH-RESTART", "CRASH-TOLD")
 async def test_an_agent_that_exits_is_started_again_and_its_events_wait(
     caplog: pytest.LogCaptureFixture,
@@ -218,6 +219,7 @@ async def test_an_error_in_on_start_keeps_no_app_from_running_and_is_tried_again
     assert first.exc_info is not None
 
 
+@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 @pytest.mark.requirement("CRASH-QUARANTINE", "CRASH-PLANTED")
 async def test_a_crash_loop_backs_off_then_is_quarantined_and_can_be_released() -> None:
     made = Crashes()
