@@ -47,6 +47,8 @@ pub struct Counts {
     pub strangers: u64,
     /// Closed because nothing could be written for too long.
     pub stalled: u64,
+    /// Closed because too much came that brings nothing.
+    pub floods: u64,
 }
 
 /// One connection.
@@ -136,6 +138,11 @@ impl Visit {
     pub(crate) fn calm(&self) {
         self.0.read.store(0, Ordering::Relaxed);
         *lock(&self.0.since) = Instant::now();
+    }
+
+    /// The connection is flooded.
+    pub(crate) fn is_flooded(&self) {
+        lock(&self.0.admission.books).counts.floods += 1;
     }
 
     /// Ends the connection.

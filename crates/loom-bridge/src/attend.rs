@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loom_core::spec::limits;
-use loom_proto::v1::Packet;
+use loom_proto::Encoded;
 use loom_proto::v1::frame::Body;
 use loom_session::ConnId;
 
@@ -89,7 +89,8 @@ async fn send_out(
     }
 }
 
-fn is_welcome(packet: &Packet) -> bool {
+fn is_welcome(packet: &Encoded) -> bool {
+    let packet = packet.packet();
     let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
     matches!(first, Some(Body::Welcome(_)))
 }
@@ -139,6 +140,7 @@ mod tests {
             limits: Limits::default(),
             agent: String::new(),
             durable: Vec::new(),
+            keeps_log: false,
         };
         let node = Node::new(
             Arc::new(Engine(Mutex::new(core), tokio::time::Instant::now())),
@@ -181,9 +183,9 @@ mod tests {
         let frame = loom_proto::v1::Frame {
             body: Some(Body::Hello(hello)),
         };
-        let packet = Packet {
+        let packet = loom_proto::v1::Packet {
             frames: vec![frame],
-            ..Packet::default()
+            ..Default::default()
         };
         client
             .send(Message::Binary(packet.encode_to_vec().into()))

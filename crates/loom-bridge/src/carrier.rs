@@ -3,10 +3,12 @@
 use std::fmt;
 
 use loom_core::Code;
+use loom_proto::Encoded;
 use loom_proto::v1::Packet;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::trust::untrusted;
 use crate::websocket;
 
 /// Why a carrier can go on no longer.
@@ -15,6 +17,8 @@ pub(crate) struct Broken {
     /// What the peer did wrong; `UNAVAILABLE`: the connection is gone.
     pub(crate) code: Code,
     pub(crate) reason: String,
+    /// One of the two does not trust the other, or does not answer to that name: what is to be changed.
+    pub(crate) untrusted: Option<Box<loom_core::Error>>,
 }
 
 impl Broken {
@@ -22,6 +26,20 @@ impl Broken {
         Self {
             code: Code::Unavailable,
             reason: reason.to_string(),
+            untrusted: None,
+        }
+    }
+
+    /// The connection failed; what TLS says of it stands for what those above it say.
+    pub(crate) fn failed(error: &(dyn std::error::Error + 'static)) -> Self {
+        let broken = Self::gone(cause(error));
+        match untrusted(error) {
+            None => broken,
+            Some(found) => Self {
+                reason: found.message.clone(),
+                untrusted: Some(Box::new(found)),
+                ..broken
+            },
         }
     }
 
@@ -29,6 +47,7 @@ impl Broken {
         Self {
             code: Code::InvalidParams,
             reason: reason.to_string(),
+            untrusted: None,
         }
     }
 
@@ -36,8 +55,18 @@ impl Broken {
         Self {
             code: Code::Exhausted,
             reason: reason.to_string(),
+            untrusted: None,
         }
     }
+}
+
+/// The innermost error: those around it say less.
+pub(crate) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
 }
 
 /// What comes in.
@@ -53,7 +82,10 @@ impl Inlet {
             Self::Grpc(stream) => match stream.message().await {
                 Ok(None) => None,
                 Ok(Some(packet)) => Some(Ok(packet)),
-                Err(status) => Some(Err(of_status(&status))),
+                Err(status) => Some(Err(match untrusted(&status) {
+                    None => of_status(&status),
+                    Some(_) => Broken::failed(&status),
+                })),
             },
             Self::WebSocket(inlet) => inlet.next().await,
         }
@@ -72,15 +104,15 @@ fn of_status(status: &Status) -> Broken {
 /// What goes out.
 pub(crate) enum Outlet {
     /// A server's answer, which may end with a status.
-    Answer(mpsc::Sender<Result<Packet, Status>>),
+    Answer(mpsc::Sender<Result<Encoded, Status>>),
     /// A client's question.
-    Question(mpsc::Sender<Packet>),
+    Question(mpsc::Sender<Encoded>),
     WebSocket(websocket::Outlet),
 }
 
 impl Outlet {
     /// Sends packets, and returns when the carrier has taken them.
-    pub(crate) async fn send(&mut self, packets: Vec<Packet>) -> Result<(), Broken> {
+    pub(crate) async fn send(&mut self, packets: Vec<Encoded>) -> Result<(), Broken> {
         let gone = || Broken::gone("the other side has ended the connection");
         match self {
             Self::Answer(sender) => {

@@ -17,13 +17,13 @@ pub(crate) fn connector(tls: &ClientTls, protocol: &str) -> Result<TlsConnector>
         .with_safe_default_protocol_versions()
         .map_err(wrong)?;
     let builder = match &tls.ca {
-        Some(ca) => builder.with_root_certificates(authorities("tls_ca", ca)?),
+        Some(ca) => builder.with_root_certificates(authorities("ca", ca)?),
         None => builder.with_platform_verifier().map_err(wrong)?,
     };
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some(own) => {
-            let (chain, key) = identity(own)?;
+            let (chain, key) = identity(own, ["cert", "cert_key"])?;
             builder.with_client_auth_cert(chain, key).map_err(wrong)?
         }
     };

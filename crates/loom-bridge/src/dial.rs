@@ -4,21 +4,20 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hyper::Uri;
 use hyper::client::conn::http2;
+use hyper::{StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use loom_core::spec::limits;
 use loom_core::{Code, Error, Moment, Nanos, Result};
-use loom_proto::v1::Packet;
+use loom_proto::Encoded;
 use loom_session::{Client, LinkState, PACKET_BYTES, Why};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, mpsc as channel};
+use tokio::sync::{Notify, mpsc as channel, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_tungstenite::client_async_with_config;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest};
 use tonic::body::Body;
-use tonic_prost::ProstCodec;
 
 use crate::attend::STALL;
 use crate::carrier::{Broken, Inlet, Outlet};
@@ -118,15 +117,16 @@ impl Dialing {
         self.wait(within)
     }
 
-    /// Waits until a client that was closed has said all, then ends it. `false`: it could not say all in time.
-    pub fn finish(&self, within: Duration) -> bool {
+    /// Waits until a client that was closed has said all, over as many connections as that takes, then ends it. Gives
+    /// how many frames the node has not confirmed by then.
+    pub fn finish(&self, within: Duration) -> usize {
         if !self.runtime.is_ours() {
-            return true;
+            return 0;
         }
         self.line.kicked.notify_one();
-        let done = self.wait(within);
+        self.wait(within);
         self.line.stopped.notify_one();
-        done
+        self.line.step(|client, _| client.unsaid())
     }
 
     fn wait(&self, within: Duration) -> bool {
@@ -171,20 +171,20 @@ impl Line {
                 () = self.overdue() => continue,
             };
             let why = match carrier {
-                Err(broken) => Why::Broken(broken.reason),
+                Err(broken) => why(broken),
                 Ok(carrier) => self.carry(carrier).await,
             };
             self.step(|client, at| client.disconnected(&why, at));
-            if self.step(|client, _| *client.state() == LinkState::Closed) {
+            if self.step(|client, _| client.is_over()) {
                 return;
             }
         }
     }
 
-    /// Returns when a connection is wanted; what is due meanwhile is done. `false`: the client was closed.
+    /// Returns when a connection is wanted; what is due meanwhile is done. `false`: none will be.
     async fn wanted(&self) -> bool {
         loop {
-            if self.step(|client, _| *client.state() == LinkState::Closed) {
+            if self.step(|client, _| client.is_over()) {
                 return false;
             }
             let (dial, due, at) = self.step(|client, at| {
@@ -231,7 +231,7 @@ impl Line {
         let _ = tokio::time::timeout(CONNECT / 10, outlet.close(None)).await;
         match ended {
             Ok(()) => Why::Ended,
-            Err(broken) => Why::Broken(broken.reason),
+            Err(broken) => why(broken),
         }
     }
 
@@ -255,7 +255,7 @@ impl Line {
             let (packets, more, due, at) = self
                 .step(|client, at| {
                     client.tick(at).map(|()| {
-                        let packets: Vec<Packet> = std::iter::from_fn(|| client.transmit())
+                        let packets: Vec<Encoded> = std::iter::from_fn(|| client.transmit())
                             .take(limits::WIRE_BATCH)
                             .collect();
                         let more = packets.len() == limits::WIRE_BATCH;
@@ -277,6 +277,13 @@ impl Line {
                 self.rest(due, at).await;
             }
         }
+    }
+}
+
+fn why(broken: Broken) -> Why {
+    match broken.untrusted {
+        None => Why::Broken(broken.reason),
+        Some(error) => Why::Untrusted(*error),
     }
 }
 
@@ -339,18 +346,31 @@ impl Route {
                 .map(socket::of_tcp),
             Address::Unix(path) => UnixStream::connect(path).await.map(socket::of_unix),
         };
-        let stream = stream.map_err(Broken::gone)?;
+        let stream = stream.map_err(|error| Broken::failed(&error))?;
         let stream: Boxed = match &self.tls {
             None => stream,
             Some((tls, name)) => Box::new(
                 tls.connect(name.clone(), stream)
                     .await
-                    .map_err(Broken::gone)?,
+                    .map_err(|error| Broken::failed(&error))?,
             ),
         };
         match self.way {
             Way::Grpc => self.grpc(stream).await,
             Way::WebSocket => self.websocket(stream).await,
+        }
+    }
+
+    /// The node does not know the name by which it was called.
+    fn unnamed(&self) -> Broken {
+        let host = self.uri.host().unwrap_or_default();
+        let message = format!("the node does not answer to the name {host:?}");
+        let error = Error::new(Code::Denied, message.clone())
+            .field("url")
+            .hint(format!("`loom up --host {host}` lets it; or connect by its address, or over loom:// or looms://"));
+        Broken {
+            untrusted: Some(Box::new(error)),
+            ..Broken::gone(message)
         }
     }
 
@@ -366,20 +386,35 @@ impl Route {
             .keep_alive_while_idle(true)
             .handshake::<_, Body>(TokioIo::new(stream))
             .await
-            .map_err(Broken::gone)?;
-        // It ends with the last of its streams, and those tell why.
-        drop(tokio::spawn(async move { drop(connection.await) }));
+            .map_err(|error| Broken::failed(&error))?;
+        // It ends with the last of its streams, and those tell why; before there is one, it does.
+        let (told, why) = oneshot::channel();
+        drop(tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                // Nobody may wait for it any more.
+                let _ = told.send(Broken::failed(&error));
+            }
+        }));
         let (packets, waiting) = channel::channel(WAITING);
         let mut client = tonic::client::Grpc::with_origin(Sender(sender), self.uri.clone())
             .max_decoding_message_size(PACKET_BYTES);
-        client.ready().await.map_err(Broken::gone)?;
         let request = tonic::Request::new(grpc::receiving(waiting).boxed());
         let path = hyper::http::uri::PathAndQuery::from_static(grpc::ATTACH);
-        let codec: ProstCodec<Packet, Packet> = ProstCodec::default();
-        let answer = client
-            .streaming(request, path, codec)
-            .await
-            .map_err(Broken::gone)?;
+        let asked = async {
+            client
+                .ready()
+                .await
+                .map_err(|error| Broken::failed(&error))?;
+            let answer = client.streaming(request, path, grpc::Packets).await;
+            answer.map_err(|status| Broken::failed(&status))
+        };
+        let answer = match asked.await {
+            Ok(answer) => answer,
+            Err(broken) => {
+                drop(client);
+                return Err(why.await.unwrap_or(broken));
+            }
+        };
         let inlet = Inlet::Grpc(Box::new(answer.into_inner()));
         Ok((inlet, Outlet::Question(packets)))
     }
@@ -398,7 +433,12 @@ impl Route {
         let config = Some(websocket::config(form));
         let (socket, _) = client_async_with_config(request, stream, config)
             .await
-            .map_err(Broken::gone)?;
+            .map_err(|error| match &error {
+                tungstenite::Error::Http(answer) if answer.status() == StatusCode::FORBIDDEN => {
+                    self.unnamed()
+                }
+                _ => Broken::failed(&error),
+            })?;
         let (inlet, outlet) = websocket::halves(socket, form);
         Ok((Inlet::WebSocket(inlet), Outlet::WebSocket(outlet)))
     }

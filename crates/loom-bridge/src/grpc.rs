@@ -8,14 +8,16 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use loom_core::spec::limits;
 use loom_core::{Core, Moment};
+use loom_proto::Encoded;
 use loom_proto::v1::frame::Body as Frame;
 use loom_proto::v1::{self, Packet};
 use loom_session::{Hub, PACKET_BYTES};
 use tokio::sync::mpsc;
 use tonic::body::Body;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::admission::{HANDSHAKE, Stay};
 use crate::attend::attend;
@@ -32,11 +34,43 @@ pub(crate) const ATTACH: &str = "/loom.v1.Bridge/Attach";
 pub(crate) const EXCHANGED: &str = "/loom.v1.Bridge/Exchange";
 pub(crate) const HEALTH: &str = "/grpc.health.v1.Health/Check";
 
-type Answer<T> = std::result::Result<tonic::Response<T>, Status>;
+type Answer<T> = Result<tonic::Response<T>, Status>;
 type Coming<T> = std::pin::Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
 
-fn codec() -> Grpc<ProstCodec<Packet, Packet>> {
-    Grpc::new(ProstCodec::default()).max_decoding_message_size(PACKET_BYTES)
+/// Packets as they come, and as they go: those are encoded already.
+#[derive(Default)]
+pub(crate) struct Packets;
+
+impl Codec for Packets {
+    type Encode = Encoded;
+    type Decode = Packet;
+    type Encoder = Writes;
+    type Decoder = ProstDecoder<Packet>;
+
+    fn encoder(&mut self) -> Writes {
+        Writes
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<Packet> {
+        ProstCodec::<Packet, Packet>::raw_decoder(BufferSettings::default())
+    }
+}
+
+pub(crate) struct Writes;
+
+impl Encoder for Writes {
+    type Item = Encoded;
+    type Error = Status;
+
+    fn encode(&mut self, packet: Encoded, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(packet.encoded_len());
+        packet.encode(to);
+        Ok(())
+    }
+}
+
+fn codec() -> Grpc<Packets> {
+    Grpc::new(Packets).max_decoding_message_size(PACKET_BYTES)
 }
 
 /// Answers `Attach`.
@@ -77,8 +111,8 @@ struct Attach {
 }
 
 impl StreamingService<Packet> for Attach {
-    type Response = Packet;
-    type ResponseStream = BoxStream<'static, std::result::Result<Packet, Status>>;
+    type Response = Encoded;
+    type ResponseStream = BoxStream<'static, Result<Encoded, Status>>;
     type Future = Coming<Self::ResponseStream>;
 
     fn call(&mut self, request: tonic::Request<Streaming<Packet>>) -> Self::Future {
@@ -111,8 +145,8 @@ struct Exchange {
 }
 
 impl UnaryService<Packet> for Exchange {
-    type Response = Packet;
-    type Future = Coming<Packet>;
+    type Response = Encoded;
+    type Future = Coming<Encoded>;
 
     fn call(&mut self, request: tonic::Request<Packet>) -> Self::Future {
         let (node, stay) = (Arc::clone(&self.node), Arc::clone(&self.stay));
@@ -125,11 +159,7 @@ impl UnaryService<Packet> for Exchange {
 }
 
 /// A session that lives as long as one call.
-async fn exchange(
-    node: &Arc<Node>,
-    stay: &Arc<Stay>,
-    packet: Packet,
-) -> std::result::Result<Packet, Status> {
+async fn exchange(node: &Arc<Node>, stay: &Arc<Stay>, packet: Packet) -> Result<Encoded, Status> {
     let closed = |error: loom_core::Error| Status::unavailable(error.message);
     let mut frames = packet.frames.into_iter();
     let hello = frames.next();
@@ -184,14 +214,15 @@ async fn gather(
     gone: &Gone,
     end: &End,
     open: &mut usize,
-) -> std::result::Result<Packet, Status> {
-    let mut all = Packet::default();
+) -> Result<Encoded, Status> {
+    let mut all = Encoded::default();
     while *open > 0 {
         let batch = node
             .batch(gone.1, end)
             .map_err(|error| Status::unavailable(error.message))?;
         for packet in batch.packets {
-            let ends = packet.frames.iter().filter(|frame| ends(frame)).count();
+            let frames = packet.packet().frames;
+            let ends = frames.iter().filter(|frame| ends(frame)).count();
             *open = open.saturating_sub(ends);
             all.received = all.received.max(packet.received);
             all.frames.extend(packet.frames);
@@ -206,7 +237,8 @@ async fn gather(
     Ok(all)
 }
 
-fn is_greeted(packet: &Packet) -> bool {
+fn is_greeted(packet: &Encoded) -> bool {
+    let packet = packet.packet();
     let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
     matches!(first, Some(Frame::Welcome(_)))
 }

@@ -14,6 +14,7 @@ mod dial;
 mod door;
 mod grpc;
 mod http;
+mod idle;
 mod node;
 mod origin;
 mod runtime;
@@ -21,6 +22,7 @@ mod serve;
 mod server_tls;
 mod sizes;
 mod socket;
+mod trust;
 mod websocket;
 
 pub use crate::admission::Counts as Visits;

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use loom_core::spec::limits;
 use loom_core::{Core, Moment, Nanos, Result, SessionId};
-use loom_proto::Message;
-use loom_proto::v1::Packet;
+use loom_proto::Encoded;
 use loom_session::{ConnId, Errand, Hub};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
@@ -48,11 +47,11 @@ pub(crate) struct End {
 }
 
 /// A connection is to close, after this packet.
-struct Closing(Option<Packet>);
+struct Closing(Option<Encoded>);
 
 /// What a connection has to send now.
 pub(crate) struct Batch {
-    pub(crate) packets: Vec<Packet>,
+    pub(crate) packets: Vec<Encoded>,
     /// It closes after them.
     pub(crate) closes: bool,
     /// There is more.
@@ -141,7 +140,7 @@ impl Node {
                 }
                 Errand::Read(key, read) => {
                     let looked = node.door.read(&read);
-                    node.step(|hub, _, at| hub.has_read(key, read.reference, looked, at))
+                    node.step(|hub, core, at| hub.has_read((key, &read), looked, core, at))
                 }
             };
             // An engine that is closed has ended the session as well.

@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto;
 use loom_core::spec::limits;
 use loom_core::{Code, Error, Result};
 use loom_session::{Authority, Counts, Hub, HubConfig, Shown};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -20,6 +21,7 @@ use crate::admission::{Admission, Counts as Visits, HANDSHAKE, Stay};
 use crate::config::ServeConfig;
 use crate::door::Door;
 use crate::http::Service;
+use crate::idle::Counted;
 use crate::node::Node;
 use crate::origin::Rules;
 use crate::socket::{self, Boxed, Watched};
@@ -76,11 +78,17 @@ pub(crate) struct Shared {
 }
 
 impl Serving {
-    /// Binds the addresses, and serves from then on.
+    /// Binds the addresses, and serves from then on those whose credentials are in `authority`: a client that came before
+    /// they are known would be refused for good.
     ///
     /// # Errors
     /// An address cannot be bound, a certificate cannot be read, an origin is none.
-    pub fn start(door: Arc<dyn Door>, config: &ServeConfig, hub: HubConfig) -> Result<Self> {
+    pub fn start(
+        door: Arc<dyn Door>,
+        config: &ServeConfig,
+        hub: HubConfig,
+        authority: Authority,
+    ) -> Result<Self> {
         let runtime = runtime::build("loom-bridge")?;
         let _inside = runtime.enter();
         let tcp = config.listen.iter().map(|address| bind(*address));
@@ -93,6 +101,7 @@ impl Serving {
         let (phase, phases) = watch::channel(Phase::Open);
         let admission = Arc::<Admission>::default();
         let node = Node::new(door, Hub::new(hub));
+        node.step(|hub, core, at| hub.set_authority(authority, core, at))?;
         let shared = Arc::new(Shared {
             node: Arc::clone(&node),
             rules: Rules::new(&addresses, &config.origins, &config.hosts)?,
@@ -234,8 +243,17 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
         socket.listen(BACKLOG)
     };
     listen().map_err(|error| {
-        let hint =
-            format!("is another node running? choose another address than {address}, or port 0");
+        let hint = match error.kind() {
+            std::io::ErrorKind::AddrNotAvailable => {
+                format!("{} is no address of this machine", address.ip())
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 are for the administrator: choose a higher one".to_owned()
+            }
+            _ => {
+                format!("is another node running? choose another address than {address}, or port 0")
+            }
+        };
         refused("listen", &error).hint(hint)
     })
 }
@@ -253,7 +271,13 @@ fn bind_unix(path: &PathBuf) -> Result<UnixListener> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    listen().map_err(|error| refused("unix", &error))
+    listen().map_err(|error| {
+        let hint = format!(
+            "{} takes a folder that is there and that you may write to, a path of at most 107 bytes, and no other node there",
+            path.display()
+        );
+        refused("unix", &error).hint(hint)
+    })
 }
 
 fn http() -> auto::Builder<TokioExecutor> {
@@ -361,19 +385,28 @@ fn enter(shared: &Arc<Shared>, stream: Boxed, may_tls: bool) {
     }));
 }
 
+/// Lets the other side read why it was not let in: what it still sends would else take that away from it.
+async fn parted(mut stream: Watched) {
+    if stream.shutdown().await.is_ok() {
+        let mut rest = [0; 1024];
+        while matches!(stream.read(&mut rest).await, Ok(read) if read > 0) {}
+    }
+}
+
 async fn connection(shared: Arc<Shared>, stream: Boxed, may_tls: bool, stay: Arc<Stay>) {
     let watched = Watched::new(stream, stay.visit().clone());
     let stream: Boxed = match shared.tls.as_ref().filter(|_| may_tls) {
         None => Box::new(watched),
         // What fails here is the peer's affair; one that is late is overdue.
-        Some(tls) => match tls.accept(watched).await {
+        Some(tls) => match tls.accept(watched).into_fallible().await {
             Ok(stream) => Box::new(stream),
-            Err(_) => return,
+            Err((_, stream)) => return parted(stream).await,
         },
     };
     let mut phase = shared.phase.clone();
+    let visit = stay.visit().clone();
     let service = Service::new(Arc::clone(&shared), stay, !may_tls);
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Counted::new(stream, visit));
     let served = shared.http.serve_connection_with_upgrades(io, service);
     tokio::pin!(served);
     tokio::select! {

@@ -31,7 +31,7 @@ pub(crate) fn acceptor(tls: &ServerTls) -> Result<TlsAcceptor> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let (chain, key) = identity(&tls.identity)?;
+    let (chain, key) = identity(&tls.identity, ["tls_cert", "tls_key"])?;
     let mut config = builder.with_single_cert(chain, key).map_err(wrong)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
@@ -39,10 +39,11 @@ pub(crate) fn acceptor(tls: &ServerTls) -> Result<TlsAcceptor> {
 
 pub(crate) fn identity(
     identity: &Identity,
+    [cert, key]: [&str; 2],
 ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let chain = certificates("tls_cert", &identity.chain)?;
+    let chain = certificates(cert, &identity.chain)?;
     let key = PrivateKeyDer::from_pem_slice(&identity.key)
-        .map_err(|error| Error::invalid("tls_key", format!("no private key in PEM: {error}")))?;
+        .map_err(|error| Error::invalid(key, format!("no private key in PEM: {error}")))?;
     Ok((chain, key))
 }
 

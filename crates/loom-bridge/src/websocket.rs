@@ -6,7 +6,7 @@ use futures_util::{SinkExt, StreamExt};
 use loom_core::Code;
 use loom_core::spec::limits;
 use loom_proto::v1::Packet;
-use loom_proto::{Message as _, json};
+use loom_proto::{Encoded, Message as _, json};
 use loom_session::PACKET_BYTES;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::carrier::Broken;
+use crate::idle::Idle;
 use crate::socket::Boxed;
 
 /// Which form the packets have: the subprotocol.
@@ -76,12 +77,14 @@ pub(crate) async fn accepted(stream: Boxed, form: Form) -> (Inlet, Outlet) {
 
 pub(crate) fn halves(socket: Socket, form: Form) -> (Inlet, Outlet) {
     let (sink, stream) = socket.split();
-    (Inlet { stream, form }, Outlet { sink, form })
+    let idle = Idle::default();
+    (Inlet { stream, form, idle }, Outlet { sink, form })
 }
 
 pub(crate) struct Inlet {
     stream: SplitStream<Socket>,
     form: Form,
+    idle: Idle,
 }
 
 impl Inlet {
@@ -127,12 +130,13 @@ impl Inlet {
                 Ok(message @ (Message::Binary(_) | Message::Text(_))) => Some(Ok(message)),
                 Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::AlreadyClosed) => None,
                 // Pings are answered by the socket itself.
-                Ok(_) => continue,
+                Ok(_) if self.idle.may_take(1) => continue,
+                Ok(_) => Some(Err(Broken::too_large("more pings than are allowed"))),
                 Err(error @ Error::Capacity(_)) => Some(Err(Broken::too_large(error))),
                 Err(error @ (Error::Protocol(_) | Error::Utf8(_))) => {
                     Some(Err(Broken::wrong(error)))
                 }
-                Err(error) => Some(Err(Broken::gone(error))),
+                Err(error) => Some(Err(Broken::failed(&error))),
             };
         }
     }
@@ -144,7 +148,7 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    pub(crate) async fn send(&mut self, packets: Vec<Packet>) -> Result<(), Broken> {
+    pub(crate) async fn send(&mut self, packets: Vec<Encoded>) -> Result<(), Broken> {
         for packet in packets {
             match self.form {
                 Form::Proto => {
@@ -152,7 +156,7 @@ impl Outlet {
                         .await?;
                 }
                 Form::Json => {
-                    let (text, attachments) = json::encode(&packet);
+                    let (text, attachments) = json::encode(&packet.packet());
                     self.feed(Message::Text(text.into())).await?;
                     for data in attachments {
                         self.feed(Message::Binary(data)).await?;

@@ -223,7 +223,7 @@ async fn a_browser_speaks_json_and_sends_a_picture_as_it_is() {
     assert_eq!(came.as_ref(), b"\x89PNG\xff");
 
     // What is no packet ends the connection, with the reason.
-    let wrong = r#"{"first":2,"frames":[{"publish":{"qos":"fast"}}]}"#;
+    let wrong = r#"{"first":2,"frames":[{"publish":{"topic":7}}]}"#;
     socket.send(Message::Text(wrong.into())).await.unwrap();
     assert_eq!(closed_with(&mut socket).await, CloseCode::Protocol);
 }

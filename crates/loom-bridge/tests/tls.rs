@@ -151,7 +151,7 @@ fn what_is_no_certificate_no_key_or_no_name_is_refused_with_the_field() {
             ..local()
         };
         let door: std::sync::Arc<dyn loom_bridge::Door> = World::engine();
-        loom_bridge::Serving::start(door, &config, common::hub())
+        loom_bridge::Serving::start(door, &config, common::hub(), common::authority(&[]))
             .err()
             .and_then(|error| error.field)
     };

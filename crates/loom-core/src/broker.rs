@@ -461,6 +461,37 @@ impl Core {
         Err(unknown(name, namespace.unwrap_or_default()))
     }
 
+    /// A node that was started again does not know what others offered before: until they had their time to come back, what
+    /// is unknown to a session elsewhere may only be away, and so may what it is not to know of.
+    pub(crate) fn not_back_yet(
+        &self,
+        error: Error,
+        source: &Source,
+        name: &str,
+        at: Moment,
+    ) -> Error {
+        let reserved = name.starts_with("loom.");
+        if error.code != Code::NotFound || reserved || !self.is_elsewhere(source.session) {
+            return error;
+        }
+        let part = self.partition_in(source.space);
+        let part = part.and_then(|part| self.parts.get(&part));
+        let until_ms = part.filter(|part| part.opened.epoch > 1);
+        let left_ms = until_ms.map_or(0, |part| part.grace_ms.saturating_sub(at.wall_ms));
+        if left_ms == 0 {
+            return error;
+        }
+        let message = format!(
+            "nobody offers {name:?} since the node was started again; who did before has {left_ms} ms left to come back"
+        );
+        let away = Error::new(Code::ProviderUnavailable, message);
+        Error {
+            field: error.field,
+            hint: error.hint,
+            ..away.retry_after(self.limits.retry_base_ms)
+        }
+    }
+
     /// Those who can be given a call of a capability now, all of one version.
     fn candidates(
         &self,

@@ -25,7 +25,7 @@ pub(crate) struct Publishing {
     space: SpaceId,
     env: Arc<Envelope>,
     level: Level,
-    /// The publisher's id.
+    /// The publisher's id in its topic.
     dedup: Option<u128>,
     /// Publishes with the same id that came meanwhile.
     seconds: Vec<(SessionId, Ticket, Level)>,
@@ -63,6 +63,12 @@ impl Core {
                 .hint("start with a data directory: --data DIR"));
         };
         if !part.opened.kept {
+            if publish.ack.is_some_and(|ack| ack > Level::Accepted) {
+                let message = "an event that is to outlive the process needs a log on disk";
+                return Err(Error::new(Code::NotSupported, message)
+                    .field("ack")
+                    .hint("start with a data directory: --data DIR"));
+            }
             return Ok(Some(Level::Accepted));
         }
         Ok(Some(asked.unwrap_or(part.ack)))
@@ -90,7 +96,7 @@ impl Core {
             return Err(Error::new(Code::Internal, "there is no such log"));
         };
         let given = env.extra.as_ref().and_then(|extra| extra.dedup.as_deref());
-        let dedup = given.map(|text| (id_of(text), hash_of(&env.topic, &env.payload)));
+        let dedup = given.map(|text| (id_of(&env.topic, text), hash_of(&env.payload)));
         if let Some(key) = dedup
             && let Some(offer) = self.is_second((session, level), partition, key, at)?
         {
@@ -126,7 +132,7 @@ impl Core {
             return Ok(None);
         };
         let conflict = || {
-            let message = "an event with this id and other data was published";
+            let message = "an event of this topic with this id and other data was published";
             Err(Error::new(Code::Conflict, message)
                 .field("id")
                 .hint("give each event an id of its own"))

@@ -195,7 +195,7 @@ pub struct Extra {
     pub traceparent: Option<Box<str>>,
     /// The events this one follows from, where there is more than one.
     pub causes: Vec<u128>,
-    /// The publisher's own id: a second event with it is the same one.
+    /// The publisher's own id: a second event of the topic with it is the same one.
     pub dedup: Option<Box<str>>,
     /// The one consumer that it is for: it was dead and published anew.
     pub only: Option<u32>,

@@ -36,9 +36,10 @@ const LOOKS: [&str; 12] = [
 
 /// What stands before all that is the engine's own.
 const OWN: &str = "loom.";
+const ENGINE: &str = "loom";
 
 fn is_own(name: &str) -> bool {
-    name.starts_with(OWN) || name == "loom"
+    name.starts_with(OWN) || name == ENGINE
 }
 
 /// What a session may do, each as filters: over topics where it publishes and hears, over names of capabilities where it
@@ -184,6 +185,17 @@ fn read_list(field: &'static str, texts: &[&str], limits: &Limits) -> Result<Vec
     texts.iter().map(read).collect()
 }
 
+/// Nobody but the engine speaks under its name.
+pub(crate) fn check_is_not_own(field: &str, name: &str) -> Result<()> {
+    if !is_own(name) {
+        return Ok(());
+    }
+    let message = format!("{name:?} is the engine's own: loom, and what begins with loom.");
+    Err(Error::new(Code::Denied, message)
+        .field(field)
+        .hint("take another name"))
+}
+
 /// Says that something was not granted; what it names is the word of who asked.
 fn denied(field: &str, what: &str, list: &str) -> Error {
     Error::new(
@@ -262,13 +274,33 @@ impl Core {
         Err(denied("filters", deaf.as_str(), list))
     }
 
+    /// An agent hears what is spawned by its name, has the place in the log of its group, and keeps its own states: it is for
+    /// those to register who may hear `spawn.` and that name. Under `loom.` stand the coordinators that clients bring with
+    /// them; `loom` itself is the engine.
+    pub(crate) fn check_agent(&self, session: SessionId, name: &str, group: &str) -> Result<()> {
+        let found = self.session(session)?;
+        let Some(grants) = found.grants.as_ref().filter(|_| !found.is_node) else {
+            return Ok(());
+        };
+        for (field, who) in [("name", name), ("group", group)] {
+            if who == ENGINE {
+                check_is_not_own(field, who)?;
+            }
+            let topic = format!("spawn.{who}");
+            if !grants.may_hear(&topic) {
+                return Err(denied(field, &topic, "subscribe"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a subscription is given events of this topic: its filters say what it asks for, the grants of its session
     /// what it may hear of that.
     pub(crate) fn may_reach(&self, sub: &Subscription, topic: &str) -> bool {
         let Some(grants) = self.grants_of(sub.session) else {
             return true;
         };
-        grants.may_hear(topic) || sub.is_spawned_by(topic) || self.has(Planted::GrantsNotKept)
+        grants.may_hear(topic) || self.has(Planted::GrantsNotKept)
     }
 
     /// What a subscription hears of the log: its filters, as far as its session may hear what they ask for.
@@ -276,17 +308,7 @@ impl Core {
         let Some(grants) = self.grants_of(sub.session) else {
             return sub.filters.clone();
         };
-        let mut heard = grants.narrow(&sub.filters);
-        let spawn = sub
-            .filters
-            .iter()
-            .filter(|it| sub.is_spawned_by(it.as_str()));
-        for filter in spawn {
-            if !heard.contains(filter) {
-                heard.push(filter.clone());
-            }
-        }
-        heard
+        grants.narrow(&sub.filters)
     }
 
     /// Gives a session other grants, from now on: what is queued for it and may not be heard any more is taken out as if

@@ -110,7 +110,7 @@ pub struct Options {
     pub traceparent: Option<String>,
     /// Ids of events this one follows from, each held by the sender's session now.
     pub causes: Vec<String>,
-    /// The publisher's own id for what is durable: a second event with it is the same one.
+    /// The publisher's own id for what is durable: a second event of the topic with it is the same one.
     pub dedup: Option<String>,
 }
 

@@ -185,7 +185,8 @@ impl Core {
     /// Calls a capability; a [`Notice::Outcome`] is its one end.
     ///
     /// # Errors
-    /// `NOT_FOUND` for a name or a version nobody ever offered; `PROVIDER_UNAVAILABLE` where nobody can serve it now; `EXHAUSTED`
+    /// `NOT_FOUND` for a name or a version nobody ever offered; `PROVIDER_UNAVAILABLE` where nobody can serve it now, or where
+    /// who offered it before this start may yet come back; `EXHAUSTED`
     /// where all providers have too much to do; `CONFLICT` for a key that other arguments have in flight, or a stream;
     /// `DEADLOCK` for a call that would wait for itself; `INVALID_PARAMS`; `FENCED`.
     pub fn call(&mut self, session: SessionId, invoke: Invoke<'_>, at: Moment) -> Result<CallId> {
@@ -203,6 +204,7 @@ impl Core {
         let place = match self.find_place(&source, &invoke, key.as_ref(), at) {
             Ok(place) => place,
             Err(error) => {
+                let error = self.not_back_yet(error, &source, invoke.capability, at);
                 self.refuse_call(&source, &invoke, &error, at);
                 return Err(error);
             }

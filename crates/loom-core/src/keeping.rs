@@ -182,6 +182,69 @@ impl Core {
         all
     }
 
+    /// The state that turns of an agent have left in one lane: also one that the log has not answered yet.
+    pub fn state_of(&self, namespace: &str, agent: &str, lane: &str) -> Option<Arc<[u8]>> {
+        let part = self.parts.get(&self.partition_of(namespace)?)?;
+        let key = (Some(agent.to_owned()), lane.to_owned());
+        if let Some(Record::State(_, body)) = self.unkept(part, &key) {
+            return Some(body.share());
+        }
+        let folded = part.folded.kept().state(agent, lane);
+        let mut newest = folded.map(|kept| Arc::clone(&kept.body));
+        for found in part.consumers.values() {
+            let written = found.flying.iter().flatten();
+            for (state, body) in written
+                .chain(&found.acks)
+                .filter_map(|n| found.states.get(n))
+            {
+                if state.agent == agent && state.key == lane {
+                    newest = Some(body.share());
+                }
+            }
+        }
+        newest
+    }
+
+    /// One value of the memory, and until when: also one that the log has not answered yet.
+    pub fn memory_of(&self, namespace: &str, key: &str) -> Option<(Arc<[u8]>, Option<u64>)> {
+        let part = self.parts.get(&self.partition_of(namespace)?)?;
+        if let Some(Record::Memory(it, body)) = self.unkept(part, &(None, key.to_owned())) {
+            return (!it.gone).then(|| (body.share(), it.until_ms));
+        }
+        let kept = part.folded.kept().memory(key)?;
+        Some((Arc::clone(&kept.body), kept.until_ms))
+    }
+
+    /// All values of the memory, and until when: also those that the log has not answered yet.
+    pub fn memories_of(&self, namespace: &str) -> BTreeMap<String, (Arc<[u8]>, Option<u64>)> {
+        let part = self.partition_of(namespace);
+        let Some(part) = part.and_then(|number| self.parts.get(&number)) else {
+            return BTreeMap::new();
+        };
+        let kept = part.folded.memories();
+        let mut all: BTreeMap<_, _> = kept
+            .map(|it| (it.key.clone(), (Arc::clone(&it.body), it.until_ms)))
+            .collect();
+        let flying = part.unkept.flying.values();
+        let flying = flying.filter_map(|ticket| self.kept_by(*ticket));
+        for record in flying.chain(part.unkept.refused.values()) {
+            match record {
+                Record::Memory(it, _) if it.gone => drop(all.remove(&it.key)),
+                Record::Memory(it, body) => {
+                    drop(all.insert(it.key.clone(), (body.share(), it.until_ms)));
+                }
+                _ => {}
+            }
+        }
+        all
+    }
+
+    fn unkept<'a>(&'a self, part: &'a crate::part::Part, key: &Key) -> Option<&'a Record> {
+        let flying = part.unkept.flying.get(key);
+        let flying = flying.and_then(|ticket| self.kept_by(*ticket));
+        flying.or_else(|| part.unkept.refused.get(key))
+    }
+
     fn unkept_of<'a>(
         &'a self,
         part: &'a crate::part::Part,

@@ -112,7 +112,10 @@ impl Core {
             let Some(sub) = self.subs.get_mut(target) else {
                 continue;
             };
-            sub.parked.retain(|(_, other)| *other != ticket);
+            let place = sub.parked.partition_point(|(other, _)| *other < seq);
+            if sub.parked.get(place).is_some_and(|(at, _)| *at == seq) {
+                sub.parked.remove(place);
+            }
             if !sub.parked.is_empty() {
                 self.todo.push_back(Todo::Unpark(target));
             }

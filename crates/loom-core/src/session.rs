@@ -11,7 +11,7 @@ use crate::core::{Core, Holding, Kind, Registration};
 use crate::directory::{Change, DirectoryKind};
 use crate::envelope::{Origin, Qos};
 use crate::error::{Code, Error, Result};
-use crate::grants::Grants;
+use crate::grants::{Grants, check_is_not_own};
 use crate::health::Health;
 use crate::input::{AgentSpec, Attach};
 use crate::lane::Lanes;
@@ -49,6 +49,12 @@ pub(crate) struct Session {
 }
 
 impl Core {
+    /// Whether it belongs to another process.
+    pub(crate) fn is_elsewhere(&self, session: SessionId) -> bool {
+        let found = self.sessions.get(session);
+        found.is_some_and(|session| session.client != 0)
+    }
+
     /// Attaches a session of the engine's own process to a namespace; `name` is the sender of what it publishes outside
     /// any agent. It may do everything.
     ///
@@ -76,6 +82,9 @@ impl Core {
         } = attach;
         check_name("namespace", namespace, &self.limits)?;
         check_name("name", name, &self.limits)?;
+        if grants.is_some() && !is_node {
+            check_is_not_own("name", name)?;
+        }
         let space = self.enter_space(namespace);
         let namespace = self
             .space(space)
@@ -144,7 +153,7 @@ impl Core {
     ///
     /// # Errors
     /// `INVALID_PARAMS`, `EXHAUSTED`; `CONFLICT` for a second agent of that name in one session; `DENIED` for a filter of
-    /// which the session may hear nothing.
+    /// which the session may hear nothing, and for a name or a group of which it may not hear what is spawned.
     pub fn register(
         &mut self,
         session: SessionId,
@@ -163,6 +172,7 @@ impl Core {
         self.check_concurrency(spec.concurrency)?;
         let mut filters = self.read_filters(spec.filters)?;
         self.check_hearing(session, &filters)?;
+        self.check_agent(session, spec.name, group)?;
         filters.push(Filter::parse(
             &format!("spawn.{}", spec.name),
             &self.limits,

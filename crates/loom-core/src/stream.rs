@@ -13,7 +13,8 @@ impl Core {
     /// Sends one chunk to the caller. `false`: no credit; a [`Notice::Credit`] says when there is some.
     ///
     /// # Errors
-    /// `INVALID_PARAMS` where the caller does not read chunks, and over the limit of a payload; `FENCED`.
+    /// `INVALID_PARAMS` where the caller does not read chunks, and over the limit of a payload; `EXHAUSTED` for one from
+    /// elsewhere without credit: it was sent, so the stream would lack it; `FENCED`.
     pub fn chunk(
         &mut self,
         session: SessionId,
@@ -42,6 +43,14 @@ impl Core {
             ));
         };
         if !credit.spend() {
+            let most = credit.granted();
+            // One elsewhere counts its chunks itself, and is never seen to wait.
+            if self.is_elsewhere(session) {
+                let message = format!("more chunks came than the {most} that the caller granted");
+                return Err(Error::exhausted("stream_chunks", message)
+                    .field("credit")
+                    .hint("the provider sends a chunk only while its grant is not used up"));
+            }
             return Ok(false);
         }
         // A streamed job is joined by nobody.
@@ -93,9 +102,7 @@ impl Core {
             && let Some(provider) = job.provider.and_then(|id| self.providers.get(id))
         {
             let session = provider.session;
-            // One elsewhere counts its chunks itself, and is never seen to wait.
-            let is_elsewhere = self.sessions.get(session).is_some_and(|it| it.client != 0);
-            if waiting || is_elsewhere {
+            if waiting || self.is_elsewhere(session) {
                 self.notify(session, Notice::Credit(lease, total));
             }
         }

@@ -70,11 +70,6 @@ impl Subscription {
         self.group.is_none()
     }
 
-    /// Whether this topic is the one that its agent is spawned by.
-    pub(crate) fn is_spawned_by(&self, topic: &str) -> bool {
-        !self.is_stream() && topic.strip_prefix("spawn.") == Some(&*self.name)
-    }
-
     /// The class an event has here.
     pub(crate) fn class(&self, qos: Qos) -> Qos {
         if self.lossy { Qos::Realtime } else { qos }

@@ -11,8 +11,8 @@ mod common;
 use common::World;
 use common::log::Log;
 use loom_core::{
-    AgentSpec, Attach, Delivery, Handle, Limits, Offer, Options, Partition, Publish, Qos, Record,
-    SessionId,
+    AgentSpec, Attach, Code, Delivery, EffectClass, GrantTexts, Handle, Limits, Offer, Options,
+    Partition, Publish, Qos, Record, SessionId,
 };
 
 fn attach(w: &mut World, client: u128) -> SessionId {
@@ -258,4 +258,40 @@ fn an_event_that_was_given_back_by_its_handler_waits_as_long_as_that_said() {
     assert!(taken(&mut w, &mut log, other, b).is_empty());
     w.pass(1);
     assert_eq!(texts(&taken(&mut w, &mut log, other, b)), all(&[("1", 2)]));
+}
+
+/// What a call of a name that nobody offers ends with: the code, and whether it says when to try again.
+fn refused(w: &mut World, s: SessionId, name: &str) -> (Code, bool) {
+    let error = w.call(s, name).unwrap_err();
+    (error.code, error.retry_after_ms.is_some())
+}
+
+// requirement: CALL-NOT-BACK
+#[test]
+fn what_nobody_offers_after_a_restart_may_come_back_until_it_had_its_time() {
+    let (unknown, away) = ((Code::NotFound, false), (Code::ProviderUnavailable, true));
+    let (mut w, mut log) = Log::world(Limits::default());
+    let s = attach(&mut w, 7);
+    assert_eq!(refused(&mut w, s, "tool"), unknown, "in the first life");
+    log.restart(&mut w);
+    let (s, own) = (attach(&mut w, 7), w.session());
+    assert_eq!(refused(&mut w, s, "tool"), away);
+    assert_eq!(
+        refused(&mut w, own, "tool"),
+        unknown,
+        "in one's own process"
+    );
+    assert_eq!(
+        refused(&mut w, s, "loom.node.none"),
+        unknown,
+        "the node's own"
+    );
+    w.grant(s, &GrantTexts::default());
+    assert_eq!(refused(&mut w, s, "tool"), away, "absent or not granted");
+    w.provider(own, "tool", EffectClass::Pure);
+    assert_eq!(refused(&mut w, s, "tool"), away, "there and not granted");
+    w.pass(w.core.limits().resume_grace_ms - 1);
+    assert_eq!(refused(&mut w, s, "tool"), away);
+    w.pass(1);
+    assert_eq!(refused(&mut w, s, "tool"), unknown);
 }

@@ -1232,6 +1232,41 @@ fn a_second_publish_with_an_id_gets_the_receipt_of_the_first() {
 
 // requirement: DEDUP-ONCE
 #[test]
+fn an_id_counts_in_its_topic_whoever_publishes() {
+    let (mut w, mut log) = world();
+    let named = |w: &World, s: SessionId, topic: &'static str, text: &str| Publish {
+        options: Some(Box::new(id("order-7"))),
+        payload: text.as_bytes().into(),
+        ..w.publish(s, topic)
+    };
+    let s = w.session();
+    for (topic, text) in [("d.a", "x"), ("d.b", "y"), ("d.c", "x")] {
+        let publish = named(&w, s, topic, text);
+        logging(&mut w, s, publish);
+    }
+    log.serve(&mut w);
+    let accepted = w.seen(s).accepted;
+    assert_eq!(accepted.len(), 3);
+    log.restart(&mut w);
+    let s = w.session();
+    let publish = named(&w, s, "d.e", "z");
+    logging(&mut w, s, publish);
+    log.serve(&mut w);
+    let other = w.session();
+    for (at, (topic, text)) in [("d.a", "x"), ("d.b", "y"), ("d.c", "x")]
+        .into_iter()
+        .enumerate()
+    {
+        let publish = named(&w, other, topic, text);
+        let second = done(w.offer(other, publish).unwrap());
+        assert_eq!(second.id, accepted[at].1.id, "{topic}");
+        let publish = named(&w, other, topic, "z");
+        assert_eq!(w.offer(other, publish).unwrap_err().code, Code::Conflict);
+    }
+}
+
+// requirement: DEDUP-ONCE
+#[test]
 fn those_who_waited_for_a_first_publish_are_refused_with_it() {
     let (mut w, mut log) = world();
     let s = w.session();

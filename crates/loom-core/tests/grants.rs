@@ -15,8 +15,8 @@ use std::sync::Arc;
 use common::log::Log;
 use common::{World, done, parked, spec};
 use loom_core::{
-    Attach, Code, DirectoryKind, EffectClass, Filter, GrantTexts, Grants, Limits, LogLine, Offer,
-    Options, ProviderSpec, Publish, Qos, SessionId,
+    AgentSpec, Attach, Code, DirectoryKind, EffectClass, Filter, GrantTexts, Grants, Limits,
+    LogLine, Offer, Options, ProviderSpec, Publish, Qos, SessionId, Start,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -349,7 +349,7 @@ fn the_directory_shows_what_may_be_called_or_observed_and_what_is_ones_own() {
     let (mut w, node) = offering();
     w.agent(node, "planner", &["x"]);
     let s = w.session_as(&GrantTexts {
-        subscribe: &["x"],
+        subscribe: &["spawn.>", "x"],
         provide: &["mine"],
         observe: &["a:*", "plan*r", "loom.node.stats"]
             .map(|text| if text == "plan*r" { "planner" } else { text }),
@@ -376,14 +376,70 @@ fn the_directory_shows_what_may_be_called_or_observed_and_what_is_ones_own() {
 
 // requirement: AUTHZ-SPAWN
 #[test]
-fn an_agent_always_hears_what_spawns_it_and_no_other() {
+fn an_agent_is_who_may_hear_what_spawns_it_and_its_group() {
     let mut w = World::new();
-    let (s, other) = (w.session_as(&GrantTexts::default()), w.session());
-    let a = w.agent(s, "a.b", &[]);
+    let other = w.session();
+    let grants = GrantTexts {
+        subscribe: &["chat.>", "spawn.a.b", "spawn.helpers", "spawn.loom"],
+        ..GrantTexts::default()
+    };
+    let s = w.session_as(&grants);
+    let mut register = |name, group| {
+        let agent = AgentSpec {
+            name,
+            filters: &[],
+            group,
+            concurrency: 1,
+            qos: Qos::Batched,
+            info: b"{}",
+            start: Start::Now,
+            max_deliver: 0,
+            exclusive: false,
+        };
+        w.core.register(s, &agent, w.at)
+    };
+    for (name, group, field) in [
+        ("billing", "", "name"),
+        ("a.b", "billing", "group"),
+        ("a", "a.b", "name"),
+        ("loom", "", "name"),
+        ("a.b", "loom", "group"),
+        ("loom.barrier", "a.b", "name"),
+    ] {
+        let error = register(name, group).unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::Denied, Some(field)),
+            "{name} in {group:?}"
+        );
+    }
+    let a = register("a.b", "").unwrap();
+    register("helpers", "a.b").unwrap();
     for topic in ["spawn.a.b", "spawn.a", "spawn.c", "x"] {
         w.emit(other, topic);
     }
     assert_eq!(w.run(s, a), ["spawn.a.b"]);
+}
+
+// requirement: AUTHZ-SPAWN
+#[test]
+fn nobody_but_the_engine_speaks_under_its_name() {
+    let mut w = World::new();
+    for name in ["loom", "loom.node"] {
+        let error = w
+            .core
+            .attach_as(Attach {
+                namespace: "n",
+                name,
+                grants: Some(Arc::new(Grants::all())),
+                ..Attach::default()
+            })
+            .unwrap_err();
+        assert_eq!(
+            (error.code, error.field.as_deref()),
+            (Code::Denied, Some("name"))
+        );
+    }
 }
 
 // requirement: AUTHZ-NODE
@@ -545,7 +601,7 @@ fn other_grants_hold_at_once_for_what_is_queued_and_for_what_is_provided() {
     let mut w = World::new();
     let speaker = w.session();
     let wide = GrantTexts {
-        subscribe: &["a.>", "b"],
+        subscribe: &["spawn.>", "a.>", "b"],
         provide: &["p.>"],
         ..GrantTexts::default()
     };
@@ -561,7 +617,7 @@ fn other_grants_hold_at_once_for_what_is_queued_and_for_what_is_provided() {
     w.grant(
         s,
         &GrantTexts {
-            subscribe: &["b"],
+            subscribe: &["spawn.>", "b"],
             provide: &["p.kept"],
             ..GrantTexts::default()
         },
@@ -602,11 +658,11 @@ fn what_waits_for_one_that_may_not_hear_it_any_more_goes_to_another_member_or_pa
     });
     let speaker = w.session();
     let s = w.session_as(&GrantTexts {
-        subscribe: &[">"],
+        subscribe: &["spawn.>", ">"],
         ..GrantTexts::default()
     });
     let narrow = GrantTexts {
-        subscribe: &["b"],
+        subscribe: &["spawn.>", "b"],
         ..GrantTexts::default()
     };
     let agent = w.agent(s, "agent", &["a", "b"]);
@@ -638,7 +694,7 @@ fn one_who_is_asked_and_may_not_hear_it_any_more_has_declined() {
     let mut w = World::new();
     let asker = w.session();
     let s = w.session_as(&GrantTexts {
-        subscribe: &["a"],
+        subscribe: &["spawn.>", "a"],
         ..GrantTexts::default()
     });
     w.agent(s, "agent", &["a"]);
@@ -658,7 +714,7 @@ fn a_request_that_waits_finds_the_one_that_may_hear_it_now() {
     let mut w = World::new();
     let asker = w.session();
     let s = w.session_as(&GrantTexts {
-        subscribe: &["b"],
+        subscribe: &["spawn.>", "b"],
         ..GrantTexts::default()
     });
     let agent = w.agent(s, "agent", &["*"]);
@@ -673,7 +729,7 @@ fn a_request_that_waits_finds_the_one_that_may_hear_it_now() {
     w.grant(
         s,
         &GrantTexts {
-            subscribe: &["a"],
+            subscribe: &["spawn.>", "a"],
             ..GrantTexts::default()
         },
     );
@@ -686,7 +742,7 @@ fn a_group_consumes_of_the_log_what_its_agent_may_hear() {
     let (mut w, mut log) = Log::world(Limits::default());
     let speaker = w.session();
     let s = w.session_as(&GrantTexts {
-        subscribe: &["d.a.*"],
+        subscribe: &["spawn.>", "d.a.*"],
         ..GrantTexts::default()
     });
     let agent = w.agent(s, "agent", &["d.>"]);
@@ -717,7 +773,7 @@ fn a_group_consumes_of_the_log_what_its_agent_may_hear() {
     w.grant(
         s,
         &GrantTexts {
-            subscribe: &["d.b.>"],
+            subscribe: &["spawn.>", "d.b.>"],
             ..GrantTexts::default()
         },
     );
@@ -736,7 +792,7 @@ fn a_durable_event_that_may_not_be_heard_any_more_waits_for_a_member_that_may() 
     let (mut w, mut log) = Log::world(Limits::default());
     let speaker = w.session();
     let wide = GrantTexts {
-        subscribe: &["d.>"],
+        subscribe: &["spawn.>", "d.>"],
         ..GrantTexts::default()
     };
     let s = w.session_as(&wide);

@@ -12,6 +12,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/loom.v1.rs"));
 }
 
+pub mod encoded;
 pub mod json;
+
+pub use encoded::Encoded;
 
 pub use prost::Message;

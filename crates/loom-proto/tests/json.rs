@@ -203,6 +203,22 @@ fn golden_frames_are_the_same_in_both_forms() {
     assert!(seen > 49, "there are {seen} golden packets");
 }
 
+// requirement: WIRE-FORWARD
+#[test]
+fn a_packet_with_a_member_of_an_enumeration_that_is_not_known_is_read() {
+    let text = r#"{"frames":[{"accepted":{"ref":7,"level":"moon"}},{"deliver":{"event":{"topic":"a","qos":"express"}}}]}"#;
+    let mut frames = json::decode(text, Vec::new()).unwrap().frames.into_iter();
+    let Some(v1::frame::Body::Accepted(accepted)) = frames.next().unwrap().body else {
+        panic!("a receipt")
+    };
+    assert_eq!((accepted.r#ref, accepted.level), (7, -1));
+    let Some(v1::frame::Body::Deliver(deliver)) = frames.next().unwrap().body else {
+        panic!("a delivery")
+    };
+    let event = deliver.event.unwrap();
+    assert_eq!((event.topic.as_str(), event.qos), ("a", -1));
+}
+
 // requirement: WIRE-JSON
 #[test]
 fn every_frame_and_field_has_the_name_of_its_proto() {
@@ -343,6 +359,33 @@ fn what_is_nested_too_deep_is_refused_and_never_sent_inline() {
 
 // requirement: WIRE-JSON
 #[test]
+fn weights_survive_to_the_last_bit() {
+    for bits in [
+        0x656d_7573_6572_0000,
+        1,
+        0x3ff0_0000_0000_0001,
+        0x7fef_ffff_ffff_ffff,
+    ] {
+        let route = v1::Route {
+            weights: [("a".to_owned(), f64::from_bits(bits))].into(),
+            ..v1::Route::default()
+        };
+        let frame = v1::Frame {
+            body: Some(v1::frame::Body::Route(route)),
+        };
+        let packet = v1::Packet {
+            frames: vec![frame],
+            ..v1::Packet::default()
+        };
+        let (text, _) = json::encode(&packet);
+        assert_eq!(json::decode(&text, vec![]).unwrap(), packet, "{text}");
+    }
+    let infinite = r#"{"frames":[{"route":{"weights":{"a":1e999}}}]}"#;
+    assert!(json::decode(infinite, vec![]).is_err());
+}
+
+// requirement: WIRE-JSON
+#[test]
 fn a_malformed_packet_is_refused_with_the_field() {
     let cases = [
         ("[]", ""),
@@ -352,7 +395,7 @@ fn a_malformed_packet_is_refused_with_the_field() {
         ("{\"first\":1} {}", ""),
         ("{\"frames\":{}}", "frames"),
         (
-            "{\"frames\":[{\"publish\":{\"qos\":\"fast\"}}]}",
+            "{\"frames\":[{\"publish\":{\"qos\":[]}}]}",
             "frames.publish.qos",
         ),
         (
@@ -404,6 +447,23 @@ fn a_newer_peer_may_send_fields_frames_and_names_that_are_unknown_here() {
     );
 }
 
+// requirement: WIRE-ENUM
+#[test]
+fn a_name_that_an_enumeration_does_not_have_is_not_its_default() {
+    let of = |ack: &str| {
+        let text = format!(r#"{{"first":1,"frames":[{{"publish":{{"topic":"a","ack":{ack}}}}}]}}"#);
+        let frame = json::decode(&text, vec![]).unwrap().frames.pop();
+        match frame.and_then(|it| it.body) {
+            Some(v1::frame::Body::Publish(it)) => v1::AckLevel::try_from(it.ack).ok(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of("\"disk\""), Some(v1::AckLevel::Disk));
+    for wrong in ["\"Disk\"", "\"durable\"", "\"\"", "9", "-1"] {
+        assert_eq!(of(wrong), None, "{wrong}");
+    }
+}
+
 // requirement: WIRE-JSON
 #[test]
 fn a_million_members_are_refused() {
@@ -416,6 +476,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     // requirement: WIRE-JSON
+    // requirement: FUZZ-DECODE
     #[test]
     fn whatever_comes_nothing_panics(
         choices in proptest::collection::vec(any::<u8>(), 0..200),
@@ -435,5 +496,29 @@ proptest! {
             let _ = json::decode(&text, vec![Bytes::from_static(b"x"); count.min(9)]);
         }
         let _ = json::decode(&text, attachments);
+    }
+
+    // requirement: FUZZ-DECODE
+    #[test]
+    fn what_was_decoded_can_be_sent_on_in_both_forms(
+        choices in proptest::collection::vec(any::<u8>(), 0..200),
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    ) {
+        thread_local!(static POOL: DescriptorPool = pool());
+        let mut bytes = POOL.with(|pool| packet(pool, &choices)).encode_to_vec();
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        if let Ok(packet) = v1::Packet::decode(bytes.as_slice()) {
+            let again = v1::Packet::decode(packet.encode_to_vec().as_slice()).unwrap();
+            prop_assert_eq!(again.encode_to_vec(), packet.encode_to_vec());
+            let (text, attachments) = json::encode(&packet);
+            let read = json::decode(&text, attachments);
+            prop_assert!(read.is_ok(), "{:?}: {}", read, text);
+            prop_assert_eq!(json::encode(&read.unwrap()).0, text);
+        }
     }
 }

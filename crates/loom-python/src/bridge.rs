@@ -1,7 +1,7 @@
 //! What lets other processes attach to the engine of this one.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ type RawGrants = (
     Vec<String>,
     Vec<String>,
 );
+/// Origins of web pages, and further names of the node.
+pub(crate) type Names = (Vec<String>, Vec<String>);
 /// Files of a certificate, its key, and of those who vouch for clients.
 pub(crate) type TlsFiles = (PathBuf, PathBuf, Option<PathBuf>);
 
@@ -104,7 +106,7 @@ fn authority(raw: Vec<RawCredential>) -> loom_core::Result<Authority> {
     Ok(Authority::new(all.collect::<Result<_, _>>()?))
 }
 
-fn file(field: &str, path: &PathBuf) -> loom_core::Result<Vec<u8>> {
+pub(crate) fn file(field: &str, path: &Path) -> loom_core::Result<Vec<u8>> {
     std::fs::read(path).map_err(|error| {
         let message = format!("{} cannot be read: {error}", path.display());
         Error::invalid(field, message)
@@ -146,7 +148,7 @@ impl Bridge {
         shared: &Arc<Shared>,
         (tcp, unix): (Vec<String>, Option<PathBuf>),
         files: Option<&TlsFiles>,
-        origins: Vec<String>,
+        (origins, hosts): Names,
         credentials: Vec<RawCredential>,
     ) -> loom_core::Result<Self> {
         let wake = Wake::new().map_err(|error| Error::new(Code::Exhausted, error.to_string()))?;
@@ -158,13 +160,17 @@ impl Bridge {
             unix: unix.into_iter().collect(),
             tls: files.map(tls).transpose()?,
             origins,
-            hosts: Vec::new(),
+            hosts,
         };
         let hub = HubConfig {
             boot: random_id().to_be_bytes(),
             limits: loom_session::Limits::default(),
             agent: concat!("loom/", env!("CARGO_PKG_VERSION")).to_owned(),
             durable: shared.settings.durability.filters.clone(),
+            keeps_log: shared
+                .store
+                .get()
+                .is_some_and(crate::log::Store::is_durable),
         };
         let opening = Arc::new(Opening {
             shared: Arc::clone(shared),
@@ -173,8 +179,7 @@ impl Bridge {
         });
         let authority = authority(credentials)?;
         let door: Arc<dyn Door> = Arc::<Opening>::clone(&opening);
-        let serving = Serving::start(door, &config, hub)?;
-        serving.allow(authority)?;
+        let serving = Serving::start(door, &config, hub, authority)?;
         Ok(Self {
             addresses: serving
                 .addresses()
@@ -272,7 +277,13 @@ fn show(stats: &loom_bridge::Stats, sessions: &[loom_session::Shown]) -> serde_j
     json!({
         "connections": stats.connections,
         "strangers": stats.strangers,
-        "visits": format!("{visits:?}"),
+        "visits": {
+            "accepted": visits.accepted,
+            "refused": visits.refused,
+            "strangers": visits.strangers,
+            "stalled": visits.stalled,
+            "floods": visits.floods,
+        },
         "attached": counts.attached,
         "resumed": counts.resumed,
         "refused": counts.refused,

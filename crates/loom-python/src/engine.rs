@@ -15,7 +15,7 @@ use pyo3::types::{PyBytes, PyString};
 use rustc_hash::FxHashMap;
 
 use crate::bell::Bell;
-use crate::bridge::{Bridge, RawCredential, TlsFiles};
+use crate::bridge::{Bridge, Names, RawCredential, TlsFiles};
 use crate::clock::{Clock, seconds, seconds_of_millis};
 use crate::convert::{effect_id, refusal, refuse, text};
 use crate::delivery::Delivery;
@@ -404,7 +404,7 @@ impl Engine {
         ))
     }
 
-    #[pyo3(signature = (tcp, unix, tls, origins, credentials))]
+    #[pyo3(signature = (tcp, unix, tls, names, credentials))]
     #[expect(
         clippy::too_many_arguments,
         clippy::needless_pass_by_value,
@@ -416,19 +416,11 @@ impl Engine {
         tcp: Vec<String>,
         unix: Option<std::path::PathBuf>,
         tls: Option<TlsFiles>,
-        origins: Vec<String>,
+        names: Names,
         credentials: Vec<RawCredential>,
     ) -> PyResult<Bridge> {
-        py.detach(|| {
-            Bridge::serve(
-                &self.shared,
-                (tcp, unix),
-                tls.as_ref(),
-                origins,
-                credentials,
-            )
-        })
-        .map_err(refuse)
+        py.detach(|| Bridge::serve(&self.shared, (tcp, unix), tls.as_ref(), names, credentials))
+            .map_err(refuse)
     }
 
     fn now(&self) -> f64 {

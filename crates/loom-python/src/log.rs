@@ -374,6 +374,11 @@ impl Store {
         }
     }
 
+    /// Whether it outlives the process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.log.is_durable()
+    }
+
     /// Reads records from a position on.
     ///
     /// # Errors

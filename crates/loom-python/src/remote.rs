@@ -1,16 +1,19 @@
 //! A session at a node: the same doors as a session in process, over the client machine and its connection.
 
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use ::bytes::Bytes;
-use loom_bridge::{Address, ClientTls, Dialing, Target, Way};
+use loom_bridge::{Address, ClientTls, Dialing, Identity, Target, Way};
 use loom_core::{CallId, Code, Handle, LeaseId, Level, Moment, Notice, Qos, Ticket};
 use loom_proto::v1::{self, frame::Body};
 use loom_session::{Client, ClientConfig, Invocation, LinkChange, LinkState, Note, Sending, Sent};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
+use crate::bridge::file;
 use crate::clock::Clock;
 use crate::convert::{Shown, effect_id, millis, refusal, refuse, show_notice, text};
 use crate::delivery::{Delivery, Holder, Receipt, Settle};
@@ -22,11 +25,14 @@ use crate::wake::{Wake, generation};
 /// Notices of its own, beside those of a session in process.
 pub(crate) const LINK: u8 = 12;
 
+/// What the loop says goes out when it has come round; once it has said so much, the carrier begins before.
+const TOGETHER: u32 = 64;
+
 /// Where a url leads.
 ///
 /// # Errors
 /// `INVALID_PARAMS`, naming what of it is wrong.
-fn target(url: &str) -> loom_core::Result<Target> {
+fn target(url: &str, trust: Option<TrustFiles>) -> loom_core::Result<Target> {
     let wrong = |why: &str| {
         let hint = "loom://host:7420, looms://host:7420, ws://, wss://, unix:///path";
         loom_core::Error::invalid("url", why).hint(hint)
@@ -67,7 +73,26 @@ fn target(url: &str) -> loom_core::Result<Target> {
     Ok(Target {
         way,
         address,
-        tls: tls.then(ClientTls::default),
+        tls: tls.then(|| client_tls(trust)).transpose()?,
+    })
+}
+
+/// Files of who vouches for the node, and of the certificate and the key that it is shown.
+type TrustFiles = (Option<PathBuf>, Option<(PathBuf, PathBuf)>);
+
+fn client_tls(trust: Option<TrustFiles>) -> loom_core::Result<ClientTls> {
+    let (ca, own) = trust.unwrap_or_default();
+    let identity = match own {
+        None => None,
+        Some((chain, key)) => Some(Identity {
+            chain: file("cert", &chain)?,
+            key: file("cert_key", &key)?,
+        }),
+    };
+    Ok(ClientTls {
+        ca: ca.map(|path| file("ca", &path)).transpose()?,
+        identity,
+        name: None,
     })
 }
 
@@ -77,11 +102,35 @@ pub(crate) struct Remote {
     dialing: Dialing,
     clock: Arc<Clock>,
     wake: Arc<Wake>,
+    /// Steps of the loop since it has flushed.
+    steps: AtomicU32,
     number: u64,
     generation: u32,
 }
 
 impl Remote {
+    /// Lets the carrier send what a step may have left: with what else the loop says in this round, for a connection that
+    /// is written to for each step of a handler is slow. The loop is made to drain once it comes round.
+    fn send(&self) {
+        if self.wake.is_mine() {
+            let before = self.steps.fetch_add(1, Ordering::Relaxed);
+            if before == 0 {
+                self.wake.write();
+            }
+            if before == 0 || !before.is_multiple_of(TOGETHER) {
+                return;
+            }
+        }
+        self.dialing.kick();
+    }
+
+    /// The loop has come round.
+    fn flush(&self) {
+        if self.steps.swap(0, Ordering::Relaxed) > 0 {
+            self.dialing.kick();
+        }
+    }
+
     fn lock(&self) -> PyResult<MutexGuard<'_, Client>> {
         self.guard().map_err(refuse)
     }
@@ -107,7 +156,7 @@ impl Remote {
         let done = step(&mut client, at);
         let woken = client.take_woken();
         drop(client);
-        self.dialing.kick();
+        self.send();
         if woken {
             self.wake.set_pending(true);
             if !self.wake.is_mine() {
@@ -204,7 +253,7 @@ fn hash_of(data: &[u8]) -> Bytes {
 #[pymethods]
 impl RemoteSession {
     /// `now`: the seconds of Python's monotonic clock, in which deadlines are shown. `keep`: so many seconds the node keeps
-    /// the session without a connection; 0: as long as it does.
+    /// the session without a connection; 0: as long as it does. `trust` is for TLS: without it, the authorities of the system.
     #[new]
     #[expect(clippy::too_many_arguments, reason = "it is made once")]
     fn new(
@@ -215,8 +264,9 @@ impl RemoteSession {
         namespace: &str,
         now: f64,
         keep: f64,
+        trust: Option<TrustFiles>,
     ) -> PyResult<Self> {
-        let target = target(url).map_err(refuse)?;
+        let target = target(url, trust).map_err(refuse)?;
         let config = ClientConfig {
             session: random_id().to_be_bytes(),
             name: name.to_owned(),
@@ -247,6 +297,7 @@ impl RemoteSession {
             dialing,
             clock,
             wake,
+            steps: AtomicU32::new(0),
             number: next_number(),
             generation: generation(),
         });
@@ -649,7 +700,7 @@ impl RemoteSession {
             verdict: u32::from(verdict),
             result: Some(json(result)),
         });
-        self.step(|client, _| client.say(frame).map(|()| true))
+        self.step(|client, _| client.say(&frame).map(|()| true))
     }
 
     #[pyo3(signature = (sender, turn, lane, schema, payload, failed, /))]
@@ -686,12 +737,16 @@ impl RemoteSession {
         })
     }
 
-    #[pyo3(signature = (sender, /))]
-    fn states(&self, sender: u64) -> PyResult<u64> {
+    /// `key`: of that lane alone, or that value of the memory where `sender` is 0.
+    #[pyo3(signature = (sender, key, /))]
+    fn states(&self, sender: u64, key: Option<&Bound<'_, PyString>>) -> PyResult<u64> {
+        let key = key.map(|key| text("key", key)).transpose()?;
+        let key = key.unwrap_or_default().to_owned();
         self.ask(|number| {
             Body::Keep(v1::Keep {
                 r#ref: number,
                 sender,
+                key,
                 ..v1::Keep::default()
             })
         })
@@ -713,11 +768,12 @@ impl RemoteSession {
             gone: payload.is_none(),
             until_ms,
         });
-        self.step(|client, _| client.say(frame))
+        self.step(|client, _| client.say(&frame))
     }
 
-    fn memories(&self) -> PyResult<u64> {
-        self.states(0)
+    #[pyo3(signature = (key, /))]
+    fn memories(&self, key: Option<&Bound<'_, PyString>>) -> PyResult<u64> {
+        self.states(0, key)
     }
 
     #[pyo3(signature = (kind, /))]
@@ -824,6 +880,7 @@ impl RemoteSession {
     #[pyo3(signature = (most, /))]
     fn drain<'py>(&self, py: Python<'py>, most: usize) -> PyResult<Vec<Shown<'py>>> {
         let notes = {
+            self.remote.flush();
             self.remote.wake.read();
             let mut client = self.remote.lock()?;
             let notes = client.drain(most);
@@ -876,14 +933,15 @@ impl RemoteSession {
             client.close();
             Ok(())
         })?;
+        self.remote.flush();
         self.remote.wake.set_pending(false);
         self.remote.wake.close();
         Ok(())
     }
 
-    /// Waits until what was sent has been taken. `false`: it was not in time.
+    /// Waits until what was sent has been taken; how many frames were not, or nobody knows it of.
     #[pyo3(signature = (seconds, /))]
-    fn join(&self, py: Python<'_>, seconds: f64) -> bool {
+    fn join(&self, py: Python<'_>, seconds: f64) -> usize {
         let most = Duration::try_from_secs_f64(seconds.clamp(0.0, 3_600.0)).unwrap_or_default();
         py.detach(|| self.remote.dialing.finish(most))
     }
@@ -966,7 +1024,11 @@ fn show_link(change: &LinkChange, namespace: &str) -> serde_json::Value {
         "reason": change.reason,
         "dropped": change.dropped,
     });
-    if let (LinkState::Refused(error), Some(shown)) = (&change.state, shown.as_object_mut()) {
+    let error = match &change.state {
+        LinkState::Refused(error) => Some(error),
+        _ => change.untrusted.as_ref(),
+    };
+    if let (Some(error), Some(shown)) = (error, shown.as_object_mut()) {
         shown.insert("code".to_owned(), error.code.number().into());
         if let Ok(serde_json::Value::Object(detail)) = serde_json::to_value(error.detail()) {
             shown.extend(detail);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use loom_core::record::{Body as Kept, Memory, State};
+use loom_core::spec::limits;
 use loom_core::{
     AgentSpec, CallId, Code, Core, Delivery, DirectoryKind, Error, Fault, Handle, Health, Invoke,
     LeaseId, LogLine, Moment, Nanos, Notice, Offer, Position, ProbeAnswer, Probed, ProviderSpec,
@@ -18,6 +19,7 @@ use crate::convert::{
     ack_number, ack_of, boxed, code_number, code_of, effect_of, id_bytes, id_of, json, position_of,
     qos_of, read_options, show_envelope, show_error,
 };
+use crate::info;
 use crate::limits::Limits;
 use crate::planted::{Bugs, Planted};
 
@@ -50,6 +52,37 @@ pub struct ReadErrand {
     pub filters: Vec<String>,
     /// "beginning", a position, "time:" and milliseconds, or what an earlier look gave.
     pub start: String,
+    /// Only the place of the first is asked for: a group is to begin there.
+    pub(crate) finds: bool,
+}
+
+/// All others read it who look through the memory: one that they cannot read would keep them from all of it.
+fn check_kept(it: &v1::Keep) -> Result<(), Error> {
+    let given = |message: String| Error::invalid("key", message);
+    if it.key.is_empty() {
+        return Err(given("a key must not be empty".to_owned()).hint("name what is kept"));
+    }
+    if it.key.len() > limits::KEY_BYTES {
+        let (came, most) = (it.key.len(), limits::KEY_BYTES);
+        let message = format!("the key has {came} bytes of at most {most}");
+        return Err(given(message).limit("key_bytes"));
+    }
+    if it.key.chars().any(char::is_control) {
+        return Err(given("the key has a control character".to_owned()).hint("leave it out"));
+    }
+    if it.gone {
+        return Ok(());
+    }
+    let (data, kind) = it.value.as_ref().map_or((&[][..], ""), |value| {
+        (&value.data[..], value.content_type.as_str())
+    });
+    let wrong = match serde_json::from_slice::<serde_json::Value>(data) {
+        Err(error) => error.to_string(),
+        Ok(_) if !matches!(kind, "" | "application/json") => format!("its type is {kind:?}"),
+        Ok(_) => return Ok(()),
+    };
+    let message = format!("it is no JSON that can be read: {wrong}");
+    Err(Error::invalid("value", message).hint("a memory keeps JSON values, not bytes"))
 }
 
 /// What a registration is.
@@ -66,6 +99,8 @@ struct Registered {
     kind: Kind,
     /// Deliveries of it that are out.
     out: usize,
+    /// And at most: those that its client works on, and some before they are begun.
+    most_out: usize,
     /// It may have work in the core.
     ready: bool,
 }
@@ -76,6 +111,7 @@ struct Lease {
     /// The client's number of its registration.
     handle: u64,
     durable: bool,
+    attempt: u32,
 }
 
 /// What of the credit is out with an answer.
@@ -125,6 +161,10 @@ pub(crate) struct Attached {
     pub(crate) reads: Vec<ReadErrand>,
     /// Reads of the log that have no answer yet.
     reading: usize,
+    /// A new group that begins at a time: where that is has to be read. All that comes meanwhile waits for it.
+    finding: Option<Box<v1::Register>>,
+    held_back: VecDeque<Body>,
+    held_back_bytes: usize,
     draining: bool,
     /// The client is gone for good.
     pub(crate) has_left: bool,
@@ -161,6 +201,9 @@ impl Attached {
             due: None,
             reads: Vec::new(),
             reading: 0,
+            finding: None,
+            held_back: VecDeque::new(),
+            held_back_bytes: 0,
             draining: false,
             has_left: false,
         })
@@ -196,7 +239,10 @@ impl Attached {
 
     /// Whether nothing of it is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.leases.is_empty() && self.tickets.is_empty() && self.channel.held() == 0
+        self.leases.is_empty()
+            && self.tickets.is_empty()
+            && self.finding.is_none()
+            && self.channel.held() == 0
     }
 
     /// Turns and invocations that are out, registrations, and calls that wait.
@@ -204,22 +250,22 @@ impl Attached {
         (self.leases.len(), self.handles.len(), self.calls.len())
     }
 
-    fn control(&mut self, body: Body) {
+    fn control(&mut self, body: &Body) {
         self.channel.push(body, Class::Control);
     }
 
     /// Answers what has spent no credit.
-    fn owe(&mut self, body: Body, class: Class) {
+    fn owe(&mut self, body: &Body, class: Class) {
         self.channel.push_owed(body, class);
     }
 
     fn refuse(&mut self, reference: u64, error: &Error) {
-        self.owe(Body::Error(show_error(reference, error)), Class::Control);
+        self.owe(&Body::Error(show_error(reference, error)), Class::Control);
     }
 
     fn answer(&mut self, reference: u64, done: Result<(), Error>) {
         match done {
-            Ok(()) => self.owe(Body::Done(v1::Done { r#ref: reference }), Class::Control),
+            Ok(()) => self.owe(&Body::Done(v1::Done { r#ref: reference }), Class::Control),
             Err(error) => self.refuse(reference, &error),
         }
     }
@@ -241,6 +287,9 @@ impl Attached {
             let message = "answers to this session are not taken";
             return Err(Error::exhausted("session_frames", message));
         }
+        if self.finding.is_some() && !matches!(frame, Body::Credit(_)) {
+            return self.hold_back(frame);
+        }
         match frame {
             Body::Publish(publish) => self.publish(publish, core, at)?,
             Body::Ack(ack) if ack.goes_on => self.ack_early(&ack.leases, core, at),
@@ -259,6 +308,7 @@ impl Attached {
                     let _ = core.grant(self.core, *call, grant.total, at);
                 }
             }
+            Body::Register(it) if self.begins_at_a_time(&it, core) => self.find(it, limits),
             Body::Register(_) | Body::Provide(_) | Body::Subscribe(_) => {
                 self.enrol(&frame, core, at, limits);
             }
@@ -401,7 +451,7 @@ impl Attached {
     }
 
     fn accepted(&mut self, reference: u64, receipt: &Receipt) {
-        self.control(Body::Accepted(v1::Accepted {
+        self.control(&Body::Accepted(v1::Accepted {
             r#ref: reference,
             id: id_bytes(receipt.id),
             level: ack_number(Some(receipt.level)),
@@ -521,7 +571,7 @@ impl Attached {
             Err(error) => {
                 self.give_back(bytes);
                 let detail = serde_json::to_vec(&error.detail()).unwrap_or_default();
-                self.control(Body::Outcome(v1::Outcome {
+                self.control(&Body::Outcome(v1::Outcome {
                     call: number,
                     code: u32::from(error.code.number()),
                     payload: Some(json(detail)),
@@ -633,8 +683,15 @@ impl Attached {
             Body::Nak(nak) => {
                 let lease = self.leases.get(&nak.lease).copied();
                 if let Some(lease) = lease.filter(|lease| lease.durable) {
-                    let pause = nak.after_ms.unwrap_or_else(|| core.pause(1));
-                    let _ = core.nak(session, lease.id, pause);
+                    let usual = core.pause(lease.attempt);
+                    let done = core.nak(session, lease.id, nak.after_ms.unwrap_or(usual));
+                    if let Err(error) = done
+                        && error.code == Code::InvalidParams
+                    {
+                        // It is to be given again in any case, and not done when its turn ends well.
+                        let _ = core.nak(session, lease.id, usual);
+                        self.report_lost((0, nak.lease), &error.field("after_ms"), core, at);
+                    }
                 }
             }
             Body::Extend(it) => {
@@ -674,6 +731,12 @@ impl Attached {
         } else {
             self.add(frame, core, at)
         };
+        let width = match frame {
+            Body::Register(it) => it.concurrency,
+            Body::Provide(it) => it.concurrency,
+            _ => 0,
+        };
+        let width = usize::try_from(width).unwrap_or(usize::MAX);
         let done = added.map(|handle| {
             self.numbers.insert(handle, number);
             self.handles.insert(
@@ -682,6 +745,7 @@ impl Attached {
                     handle,
                     kind,
                     out: 0,
+                    most_out: limits.ahead.saturating_add(width),
                     ready: true,
                 },
             );
@@ -690,9 +754,80 @@ impl Attached {
         self.answer(number, done);
     }
 
+    fn begins_at_a_time(&self, it: &v1::Register, core: &Core) -> bool {
+        let group = if it.group.is_empty() {
+            &it.name
+        } else {
+            &it.group
+        };
+        let folded = core
+            .partition_of(&self.namespace)
+            .and_then(|it| core.partition(it));
+        // One that is known goes on where it was.
+        it.start.starts_with(TIME) && folded.is_none_or(|it| it.consumer_of(group).is_none())
+    }
+
+    fn find(&mut self, it: v1::Register, limits: &Limits) {
+        if self.reading >= limits.reads {
+            self.refuse(it.handle, &self.reads_enough());
+            return;
+        }
+        self.reading += 1;
+        self.reads.push(ReadErrand {
+            reference: it.handle,
+            namespace: self.namespace.clone(),
+            filters: vec![">".to_owned()],
+            start: it.start.clone(),
+            finds: true,
+        });
+        self.finding = Some(Box::new(it));
+    }
+
+    fn hold_back(&mut self, frame: Body) -> Result<(), Error> {
+        self.held_back_bytes += frame.encoded_len();
+        self.held_back.push_back(frame);
+        if self.held_back_bytes > HELD_BYTES || self.held_back.len() > HELD_FRAMES {
+            let message = "too much was said before it was known where a group begins";
+            return Err(Error::exhausted("session_frames", message));
+        }
+        Ok(())
+    }
+
+    /// The place is known at which a group begins, none: behind all that is there. What waited for it goes on.
+    ///
+    /// # Errors
+    /// As [`Self::take_in`].
+    pub(crate) fn found(
+        &mut self,
+        place: Result<Option<Position>, Error>,
+        core: &mut Core,
+        at: Moment,
+        limits: &Limits,
+    ) -> Result<(), Error> {
+        self.reading = self.reading.saturating_sub(1);
+        if let Some(mut register) = self.finding.take() {
+            match place {
+                Ok(place) => {
+                    register.start = place.map(|it| it.to_string()).unwrap_or_default();
+                    self.enrol(&Body::Register(*register), core, at, limits);
+                }
+                Err(error) => self.refuse(register.handle, &error),
+            }
+        }
+        while self.finding.is_none() {
+            let Some(frame) = self.held_back.pop_front() else {
+                break;
+            };
+            self.held_back_bytes -= frame.encoded_len();
+            self.take_in(frame, core, at, limits)?;
+        }
+        Ok(())
+    }
+
     fn add(&self, frame: &Body, core: &mut Core, at: Moment) -> Result<Handle, Error> {
         match frame {
             Body::Register(it) => {
+                let info = info::of_agent(it)?;
                 let filters: Vec<&str> = it.filters.iter().map(String::as_str).collect();
                 let spec = AgentSpec {
                     name: &it.name,
@@ -704,7 +839,7 @@ impl Attached {
                     } else {
                         loom_core::Qos::Batched
                     },
-                    info: &it.info,
+                    info: &info,
                     start: start_of(&it.start)?,
                     max_deliver: it.max_deliver,
                     exclusive: it.exclusive,
@@ -712,6 +847,7 @@ impl Attached {
                 core.register(self.core, &spec, at)
             }
             Body::Provide(it) => {
+                let info = info::of_provider(it)?;
                 let spec = ProviderSpec {
                     name: &it.name,
                     version: &it.version,
@@ -719,7 +855,7 @@ impl Attached {
                     probes: it.probes,
                     provider: &it.provider,
                     concurrency: it.concurrency,
-                    info: &it.info,
+                    info: &info,
                 };
                 core.provide(self.core, &spec, at)
             }
@@ -872,6 +1008,7 @@ impl Attached {
                 let hint = format!("grant it to call {MEMORY_PUT}");
                 return Err(Error::new(Code::Denied, message).field("key").hint(hint));
             }
+            check_kept(&it)?;
             let memory = Memory {
                 key: it.key,
                 writer: core.name_of(self.core, self.sender(it.sender)?)?.to_owned(),
@@ -894,6 +1031,11 @@ impl Attached {
         };
         if it.sender > 0 {
             let agent = core.name_of(self.core, self.sender(it.sender)?)?;
+            if !it.key.is_empty() {
+                let state = core.state_of(&self.namespace, agent, &it.key);
+                let state = state.map(|body| value(it.key.clone(), body, None));
+                return Ok(state.into_iter().collect());
+            }
             let states = core.states_of(&self.namespace, agent).into_iter();
             return Ok(states.map(|(key, body)| value(key, body, None)).collect());
         }
@@ -901,12 +1043,14 @@ impl Attached {
             // What is forbidden looks as what is absent.
             return Ok(Vec::new());
         }
-        let folded = core
-            .partition_of(&self.namespace)
-            .and_then(|it| core.partition(it));
-        let all = folded.into_iter().flat_map(loom_core::Partition::memories);
+        if !it.key.is_empty() {
+            let found = core.memory_of(&self.namespace, &it.key);
+            let found = found.map(|(body, until_ms)| value(it.key.clone(), body, until_ms));
+            return Ok(found.into_iter().collect());
+        }
+        let all = core.memories_of(&self.namespace).into_iter();
         Ok(all
-            .map(|it| value(it.key.clone(), Arc::clone(&it.body), it.until_ms))
+            .map(|(key, (body, until_ms))| value(key, body, until_ms))
             .collect())
     }
 
@@ -931,7 +1075,7 @@ impl Attached {
                 values: page,
                 last,
             };
-            self.owe(Body::Kept(kept), Class::Data);
+            self.owe(&Body::Kept(kept), Class::Data);
         }
     }
 
@@ -1011,14 +1155,18 @@ impl Attached {
                 entries: page,
                 last,
             };
-            self.owe(Body::Entries(entries), Class::Data);
+            self.owe(&Body::Entries(entries), Class::Data);
         }
+    }
+
+    fn reads_enough(&self) -> Error {
+        let message = format!("this session reads the log {} times at once", self.reading);
+        Error::exhausted("session_reads", message)
     }
 
     fn read(&mut self, it: v1::Read, limits: &Limits) {
         if self.reading >= limits.reads {
-            let message = format!("this session reads the log {} times at once", self.reading);
-            self.refuse(it.r#ref, &Error::exhausted("session_reads", message));
+            self.refuse(it.r#ref, &self.reads_enough());
             return;
         }
         if self.is_owed_much(it.r#ref) {
@@ -1030,6 +1178,7 @@ impl Attached {
             namespace: self.namespace.clone(),
             filters: it.filters,
             start: it.start,
+            finds: false,
         });
     }
 
@@ -1039,7 +1188,7 @@ impl Attached {
         match read {
             Ok(pages) => {
                 for page in pages {
-                    self.owe(Body::Page(page), Class::Data);
+                    self.owe(&Body::Page(page), Class::Data);
                 }
             }
             Err(error) => self.refuse(reference, &error),
@@ -1055,7 +1204,7 @@ impl Attached {
             return;
         }
         self.notices(core, at);
-        self.deliver(core, at, limits);
+        self.deliver(core, at);
         self.regrant(limits);
     }
 
@@ -1067,7 +1216,7 @@ impl Attached {
             || bytes.saturating_sub(self.granted.bytes) >= quarter(limits.window_bytes);
         if is_worth_it {
             let credit = self.grant(limits);
-            self.control(Body::Credit(credit));
+            self.control(&Body::Credit(credit));
         }
     }
 
@@ -1102,7 +1251,7 @@ impl Attached {
             Notice::Answer(call, delivery) => {
                 if let Some(number) = self.call_numbers.get(&call).copied() {
                     let event = Some(show_envelope(&delivery.envelope, at));
-                    self.control(Body::Answer(v1::Answer {
+                    self.control(&Body::Answer(v1::Answer {
                         call: number,
                         event,
                     }));
@@ -1112,7 +1261,7 @@ impl Attached {
             Notice::Chunk(call, body) => {
                 if let Some(number) = self.call_numbers.get(&call).copied() {
                     let payload = Some(json(body.into_vec()));
-                    self.control(Body::Chunk(v1::Chunk {
+                    self.control(&Body::Chunk(v1::Chunk {
                         lease: 0,
                         call: number,
                         payload,
@@ -1133,7 +1282,7 @@ impl Attached {
             self.handles.remove(&number);
             self.ready.retain(|ready| *ready != number);
             self.channel
-                .push(Body::Error(show_error(number, error)), Class::Data);
+                .push(&Body::Error(show_error(number, error)), Class::Data);
         }
     }
 
@@ -1147,13 +1296,13 @@ impl Attached {
                         lease,
                         total: *total,
                     };
-                    self.channel.push(Body::Grant(grant), Class::Data);
+                    self.channel.push(&Body::Grant(grant), Class::Data);
                 }
             }
             Notice::Probe(handle, effect) => {
                 if let Some(handle) = self.numbers.get(handle).copied() {
                     let effect_id = id_bytes(*effect);
-                    self.control(Body::Probe(v1::Probe { handle, effect_id }));
+                    self.control(&Body::Probe(v1::Probe { handle, effect_id }));
                 }
             }
             Notice::Cancel(lease, code) => {
@@ -1164,7 +1313,7 @@ impl Attached {
                         lease,
                         code,
                     };
-                    self.channel.push(Body::Cancel(cancel), Class::Data);
+                    self.channel.push(&Body::Cancel(cancel), Class::Data);
                 }
             }
             _ => {}
@@ -1178,7 +1327,7 @@ impl Attached {
         if let Some((_, bytes)) = self.calls.remove(&number) {
             self.give_back(bytes);
         }
-        self.control(Body::Outcome(v1::Outcome {
+        self.control(&Body::Outcome(v1::Outcome {
             call: number,
             code: code_number(code),
             payload: Some(json(body.into_vec())),
@@ -1207,13 +1356,13 @@ impl Attached {
     }
 
     /// Takes from the registrations in turn, so that an event for several of them goes once.
-    fn deliver(&mut self, core: &mut Core, at: Moment, limits: &Limits) {
+    fn deliver(&mut self, core: &mut Core, at: Moment) {
         let mut last: Option<(Arc<loom_core::Envelope>, v1::Deliver)> = None;
         while self.has_credit() && self.channel.queued_bytes() < BACKLOG_BYTES {
             let Some(number) = self.ready.pop_front() else {
                 break;
             };
-            let Some((delivery, lane, kind)) = self.take(number, core, at, limits) else {
+            let Some((delivery, lane, kind)) = self.take(number, core, at) else {
                 continue;
             };
             self.ready.push_back(number);
@@ -1230,19 +1379,13 @@ impl Attached {
 
     fn flush(&mut self, last: &mut Option<(Arc<loom_core::Envelope>, v1::Deliver)>) {
         if let Some((_, deliver)) = last.take() {
-            self.channel.push(Body::Deliver(deliver), Class::Data);
+            self.channel.push(&Body::Deliver(deliver), Class::Data);
         }
     }
 
-    fn take(
-        &mut self,
-        number: u64,
-        core: &mut Core,
-        at: Moment,
-        limits: &Limits,
-    ) -> Option<(Delivery, u32, Kind)> {
+    fn take(&mut self, number: u64, core: &mut Core, at: Moment) -> Option<(Delivery, u32, Kind)> {
         let found = self.handles.get_mut(&number)?;
-        if found.out >= limits.ahead {
+        if found.out >= found.most_out {
             found.ready = false;
             return None;
         }
@@ -1265,13 +1408,14 @@ impl Attached {
         let Some(id) = delivery.lease else { return };
         self.next_lease += 1;
         let lease = self.next_lease;
-        let durable = delivery.durable;
+        let (durable, attempt) = (delivery.durable, delivery.attempt);
         self.leases.insert(
             lease,
             Lease {
                 id,
                 handle,
                 durable,
+                attempt,
             },
         );
         self.gone.frames += 1;
@@ -1297,7 +1441,7 @@ impl Attached {
                 state: None,
                 journal: Vec::new(),
             };
-            self.channel.push(Body::Turn(turn), Class::Data);
+            self.channel.push(&Body::Turn(turn), Class::Data);
             return;
         }
         let (_, deliver) = last.get_or_insert_with(|| {
@@ -1328,7 +1472,7 @@ impl Attached {
             attempt: delivery.attempt,
             recorded: delivery.turn,
         };
-        self.channel.push(Body::ActionCall(call), Class::Data);
+        self.channel.push(&Body::ActionCall(call), Class::Data);
     }
 }
 
@@ -1337,19 +1481,17 @@ pub(crate) fn quarter(window: u64) -> u64 {
     (window / 4).max(1)
 }
 
+/// What stands before milliseconds since 1970.
+const TIME: &str = "time:";
+
 /// Where a new group begins.
 fn start_of(text: &str) -> Result<Start, Error> {
     match text {
         "" | "now" => Ok(Start::Now),
         "beginning" => Ok(Start::Beginning),
+        // Of a group that is known: it goes on where it was.
+        _ if text.starts_with(TIME) => Ok(Start::Now),
         _ => {
-            if text.starts_with("time:") {
-                let hint = "give \"now\", \"beginning\" or a position";
-                let message = "a group that begins at a time is not supported over a link";
-                return Err(Error::new(Code::NotSupported, message)
-                    .field("start")
-                    .hint(hint));
-            }
             let position: Option<Position> = position_of(text).map_err(|it| it.field("start"))?;
             Ok(position.map_or(Start::Now, Start::At))
         }

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use loom_core::Error;
-use loom_proto::Message;
 use loom_proto::v1::{Frame, Packet, Part, frame::Body};
+use loom_proto::{Encoded, Message, encoded};
 
 use crate::planted::{Bugs, Planted};
 
@@ -40,8 +40,7 @@ pub(crate) enum Class {
 /// A frame that waits to be sent, or to be confirmed.
 #[derive(Debug, Clone)]
 struct Held {
-    frame: Frame,
-    bytes: usize,
+    frame: Bytes,
     /// It answers what has spent no credit: so many bytes are owed for it.
     owed: Option<usize>,
 }
@@ -81,7 +80,7 @@ pub(crate) struct Channel {
     most: usize,
     /// Frames go whole, however large: the carrier says so.
     whole: bool,
-    loose: VecDeque<Frame>,
+    loose: VecDeque<Bytes>,
     control: VecDeque<Held>,
     data: VecDeque<Held>,
     /// A large control frame, and a large one of data, that are being cut.
@@ -138,24 +137,24 @@ impl Channel {
     }
 
     /// Puts a frame behind those of its class.
-    pub(crate) fn push(&mut self, body: Body, class: Class) {
+    pub(crate) fn push(&mut self, body: &Body, class: Class) {
         self.put(body, class, false);
     }
 
     /// As [`Self::push`], for the answer to something that spends no credit: how much of that may wait is bounded by what
     /// [`Self::owed`] says.
-    pub(crate) fn push_owed(&mut self, body: Body, class: Class) {
+    pub(crate) fn push_owed(&mut self, body: &Body, class: Class) {
         self.put(body, class, true);
     }
 
-    fn put(&mut self, body: Body, class: Class, is_owed: bool) {
-        let frame = Frame { body: Some(body) };
-        let bytes = frame.encoded_len();
+    fn put(&mut self, body: &Body, class: Class, is_owed: bool) {
+        let frame = encoded::frame(body);
+        let bytes = frame.len();
         self.queued_bytes += bytes;
         let owed = is_owed.then_some(bytes);
         self.owed += usize::from(is_owed);
         self.owed_bytes += owed.unwrap_or_default();
-        let held = Held { frame, bytes, owed };
+        let held = Held { frame, owed };
         match class {
             Class::Control => self.control.push_back(held),
             Class::Data => self.data.push_back(held),
@@ -163,8 +162,8 @@ impl Channel {
     }
 
     /// Sends a frame that has no number: it goes first, and is not sent again.
-    pub(crate) fn push_loose(&mut self, body: Body) {
-        self.loose.push_back(Frame { body: Some(body) });
+    pub(crate) fn push_loose(&mut self, body: &Body) {
+        self.loose.push_back(encoded::frame(body));
     }
 
     /// Bytes that wait to be sent for the first time.
@@ -188,6 +187,23 @@ impl Channel {
             + self.control.len()
             + self.data.len()
             + self.cutting.iter().flatten().count()
+    }
+
+    /// Frames of those that were not confirmed, sent or not.
+    pub(crate) fn unconfirmed(&self, which: impl Fn(&Body) -> bool) -> usize {
+        let all = self
+            .unconfirmed
+            .iter()
+            .chain(&self.control)
+            .chain(&self.data);
+        let body = |held: &Held| Frame::decode(held.frame.clone()).ok()?.body;
+        let known = all.filter(|held| body(held).as_ref().is_some_and(&which));
+        known.count() + self.cutting.iter().flatten().count()
+    }
+
+    /// What has come so far, to be said once more before the connection is closed.
+    pub(crate) fn last_word(&mut self) -> Encoded {
+        self.packet(0, Vec::new())
     }
 
     /// How far both directions have got.
@@ -250,7 +266,7 @@ impl Channel {
         }
         while self.base <= received {
             if let Some(held) = self.unconfirmed.pop_front() {
-                self.unconfirmed_bytes -= held.bytes;
+                self.unconfirmed_bytes -= held.frame.len();
                 self.owed -= usize::from(held.owed.is_some());
                 self.owed_bytes -= held.owed.unwrap_or_default();
             }
@@ -377,7 +393,7 @@ impl Channel {
     }
 
     /// The next packet, or none: then everything that was pushed is on its way.
-    pub(crate) fn transmit(&mut self) -> Option<Packet> {
+    pub(crate) fn transmit(&mut self) -> Option<Encoded> {
         if !self.has_output() {
             return None;
         }
@@ -409,10 +425,10 @@ impl Channel {
     fn peek(&mut self) -> Option<usize> {
         if self.sent >= self.unconfirmed.len() {
             let held = self.next()?;
-            self.unconfirmed_bytes += held.bytes;
+            self.unconfirmed_bytes += held.frame.len();
             self.unconfirmed.push_back(held);
         }
-        self.unconfirmed.get(self.sent).map(|held| held.bytes)
+        self.unconfirmed.get(self.sent).map(|held| held.frame.len())
     }
 
     /// The next frame to number.
@@ -428,14 +444,14 @@ impl Channel {
         };
         if cutting.is_none() {
             let held = queue.pop_front()?;
-            self.queued_bytes -= held.bytes;
-            if self.whole || held.bytes <= WHOLE_BYTES {
+            self.queued_bytes -= held.frame.len();
+            if self.whole || held.frame.len() <= WHOLE_BYTES {
                 return Some(held);
             }
             self.parts += 1;
             *cutting = Some(Cutting {
                 id: self.parts,
-                whole: held.frame.encode_to_vec().into(),
+                whole: held.frame,
                 at: 0,
                 owed: held.owed,
             });
@@ -443,10 +459,10 @@ impl Channel {
         cut(cutting)
     }
 
-    fn packet(&mut self, first: u64, frames: Vec<Frame>) -> Packet {
+    fn packet(&mut self, first: u64, frames: Vec<Bytes>) -> Encoded {
         self.untold = 0;
         self.untold_bytes = 0;
-        Packet {
+        Encoded {
             first,
             received: self.received,
             frames,
@@ -474,9 +490,6 @@ fn cut(cutting: &mut Option<Cutting>) -> Option<Held> {
     if last {
         *cutting = None;
     }
-    let frame = Frame {
-        body: Some(Body::Part(part)),
-    };
-    let bytes = frame.encoded_len();
-    Some(Held { frame, bytes, owed })
+    let frame = encoded::frame(&Body::Part(part));
+    Some(Held { frame, owed })
 }

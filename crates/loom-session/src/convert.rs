@@ -31,14 +31,25 @@ fn maybe_id(field: &str, bytes: &[u8]) -> Result<Option<u128>, Error> {
     id_of(field, bytes).map(Some)
 }
 
+/// Refuses what an enumeration does not have; a name of JSON that it has not comes as -1.
+fn unknown(field: &str, what: &str, number: i32, names: &str) -> Error {
+    let message = match number {
+        -1 => format!("there is no {what} of this name"),
+        _ => format!("there is no {what} {number}"),
+    };
+    Error::invalid(field, message).hint(format!("one of {names}"))
+}
+
 pub(crate) fn qos_of(number: i32) -> Result<Qos, Error> {
     match v1::Qos::try_from(number) {
         Ok(v1::Qos::Unspecified | v1::Qos::Batched) => Ok(Qos::Batched),
         Ok(v1::Qos::Realtime) => Ok(Qos::Realtime),
         Ok(v1::Qos::Background) => Ok(Qos::Background),
-        Err(_) => Err(Error::invalid(
+        Err(_) => Err(unknown(
             "qos",
-            format!("there is no delivery class {number}"),
+            "delivery class",
+            number,
+            "realtime, batched, background",
         )),
     }
 }
@@ -58,9 +69,11 @@ pub(crate) fn effect_of(number: i32) -> Result<EffectClass, Error> {
         Ok(v1::EffectClass::Idempotent) => Ok(EffectClass::Idempotent),
         Ok(v1::EffectClass::Probeable) => Ok(EffectClass::Probeable),
         Ok(v1::EffectClass::Unspecified | v1::EffectClass::Unsafe) => Ok(EffectClass::Unsafe),
-        Err(_) => Err(Error::invalid(
+        Err(_) => Err(unknown(
             "effect",
-            format!("there is no effect class {number}"),
+            "effect class",
+            number,
+            "pure, idempotent, probeable, unsafe",
         )),
     }
 }
@@ -72,10 +85,7 @@ pub(crate) fn ack_of(number: i32) -> Result<Option<Level>, Error> {
         Ok(v1::AckLevel::Accepted) => Ok(Some(Level::Accepted)),
         Ok(v1::AckLevel::Os) => Ok(Some(Level::Os)),
         Ok(v1::AckLevel::Disk) => Ok(Some(Level::Disk)),
-        Err(_) => Err(Error::invalid(
-            "ack",
-            format!("there is no ack level {number}"),
-        )),
+        Err(_) => Err(unknown("ack", "ack level", number, "accepted, os, disk")),
     }
 }
 
@@ -209,7 +219,8 @@ pub(crate) fn read_envelope(
     env.key = (!shown.key.is_empty()).then(|| Ident::parse(&shown.key));
     env.time_ms = shown.time_ms;
     env.hop = u16::try_from(shown.hop).unwrap_or(u16::MAX);
-    env.qos = qos_of(shown.qos)?;
+    // Only a node sends these, and a newer one may have classes that are not known here.
+    env.qos = qos_of(shown.qos).unwrap_or(Qos::Batched);
     env.position = position_of(&shown.position)?;
     let is_plain = kind.is_none()
         && shown.headers.is_empty()

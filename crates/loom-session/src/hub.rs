@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use loom_core::{Attach, Code, Core, Envelope, Error, Grants, Moment, Nanos, SessionId};
+use loom_proto::Encoded;
 use loom_proto::v1::{self, Packet, frame::Body};
 use rustc_hash::FxHashMap;
 
@@ -42,6 +43,8 @@ pub struct HubConfig {
     pub agent: String,
     /// Filters of the topics whose events are durable.
     pub durable: Vec<String>,
+    /// Its log outlives it: what calls with a key have done is known in its next life.
+    pub keeps_log: bool,
 }
 
 /// What has to be done where it may wait for the disk; the answer is told to the hub.
@@ -150,7 +153,7 @@ pub struct Hub {
     /// Namespaces whose logs are open.
     open: BTreeSet<String>,
     ready: BTreeSet<ConnId>,
-    closing: Vec<(ConnId, Option<Packet>)>,
+    closing: Vec<(ConnId, Option<Encoded>)>,
     errands: Vec<Errand>,
     draining: Option<u64>,
     /// When the core is to be ticked, and when connections and sessions are to be looked through: not later than that.
@@ -575,8 +578,9 @@ impl Hub {
             time_ms: at.wall_ms,
             payload_bytes: limits.frame_bytes as u64,
             durable: self.config.durable.clone(),
+            keeps_log: self.config.keeps_log,
         };
-        entry.attached.channel.push_loose(Body::Welcome(welcome));
+        entry.attached.channel.push_loose(&Body::Welcome(welcome));
         self.counts.attached += 1;
         if let Some(state) = self.conns.get_mut(&conn) {
             state.session = Some(key);
@@ -614,24 +618,35 @@ impl Hub {
                 Some(_) => return Err(Error::invalid("first", "this frame has to be numbered")),
             }
         }
-        entry.attached.pump(core, at, limits);
+        self.attend(key, core, at);
+        Ok(())
+    }
+
+    /// Does what follows from what a session has said.
+    fn attend(&mut self, key: SessionKey, core: &mut Core, at: Moment) {
+        let Some(entry) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        entry.attached.pump(core, at, &self.config.limits);
         for read in entry.attached.reads.drain(..) {
             self.errands.push(Errand::Read(key, read));
         }
         let due = entry.attached.due.take();
-        let (has_left, carrier) = (entry.attached.has_left, entry.conn);
+        let carrier = entry.conn;
+        // One that leaves waits to hear that all it has said was taken.
+        let has_left = entry.attached.has_left;
+        let last = has_left.then(|| entry.attached.channel.last_word());
         self.tick_by(due);
         if has_left {
             self.end_session(key, None, core, at);
             if let Some(conn) = carrier {
                 self.conns.remove(&conn);
                 self.ready.remove(&conn);
-                self.closing.push((conn, None));
+                self.closing.push((conn, last));
             }
-            return Ok(());
+            return;
         }
         self.ready.extend(carrier);
-        Ok(())
     }
 
     /// The inbox of a core's session got something.
@@ -655,14 +670,29 @@ impl Hub {
     /// What reading the log for a session has given.
     pub fn has_read(
         &mut self,
-        key: SessionKey,
-        reference: u64,
+        (key, read): (SessionKey, &ReadErrand),
         looked: Result<Looked, Error>,
+        core: &mut Core,
         at: Moment,
     ) {
         let Some(entry) = self.sessions.get_mut(&key) else {
             return;
         };
+        if read.finds {
+            let place = looked.map(|it| it.events.first().and_then(|env| env.position));
+            let (limits, conn) = (&self.config.limits, entry.conn);
+            if let Err(error) = entry.attached.found(place, core, at, limits) {
+                self.counts.broken += 1;
+                if let Some(conn) = conn {
+                    self.close(conn, &error, false, at);
+                }
+                self.end_session(key, None, core, at);
+                return;
+            }
+            self.attend(key, core, at);
+            return;
+        }
+        let reference = read.reference;
         let grants = &entry.grants;
         let pages =
             looked.map(|looked| pages(reference, &looked, at, |env| grants.may_hear(&env.topic)));
@@ -680,7 +710,7 @@ impl Hub {
     }
 
     /// The next packet of a connection, or none: then it has no more for now.
-    pub fn transmit(&mut self, conn: ConnId, core: &mut Core, at: Moment) -> Option<Packet> {
+    pub fn transmit(&mut self, conn: ConnId, core: &mut Core, at: Moment) -> Option<Encoded> {
         let key = self.conns.get(&conn)?.session?;
         let entry = self
             .sessions
@@ -696,7 +726,7 @@ impl Hub {
     }
 
     /// Connections to be closed, each with what is to be sent before.
-    pub fn take_closing(&mut self) -> Vec<(ConnId, Option<Packet>)> {
+    pub fn take_closing(&mut self) -> Vec<(ConnId, Option<Encoded>)> {
         std::mem::take(&mut self.closing)
     }
 
@@ -713,15 +743,8 @@ impl Hub {
         self.let_go(conn, state.session, at);
         let mut shown = show_error(0, error);
         shown.keeps = keeps;
-        let frame = v1::Frame {
-            body: Some(Body::Error(shown)),
-        };
-        let packet = Packet {
-            first: 0,
-            received: 0,
-            frames: vec![frame],
-        };
-        self.closing.push((conn, Some(packet)));
+        let last = Encoded::alone(&Body::Error(shown));
+        self.closing.push((conn, Some(last)));
     }
 
     fn end_session(&mut self, key: SessionKey, error: Option<&Error>, core: &mut Core, at: Moment) {
@@ -818,7 +841,7 @@ impl Hub {
                             alive: true,
                             stack: String::new(),
                         };
-                        entry.attached.channel.push_loose(Body::Heartbeat(beat));
+                        entry.attached.channel.push_loose(&Body::Heartbeat(beat));
                         entry.attached.pump(core, at, &limits);
                         self.ready.insert(conn);
                     }
@@ -860,7 +883,7 @@ impl Hub {
             entry
                 .attached
                 .channel
-                .push(Body::Drain(v1::Drain { within_ms }), Class::Control);
+                .push(&Body::Drain(v1::Drain { within_ms }), Class::Control);
             if let Some(conn) = entry.conn {
                 self.ready.insert(conn);
             }

@@ -21,6 +21,7 @@ mod channel;
 mod client;
 mod convert;
 mod hub;
+mod info;
 mod limits;
 mod planted;
 mod queue;

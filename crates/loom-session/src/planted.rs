@@ -35,6 +35,8 @@ pub enum Planted {
     EndIsFinal,
     /// A durable event that comes again after its turn has ended well is begun again.
     AckedForgotten,
+    /// What a durable turn has sent that is over here is said again outside of it, though the turn was given to others.
+    EndedUnfenced,
     /// Deliveries go out whatever the client has granted.
     GrantIgnored,
     /// A half of a large frame is forgotten with its connection.
@@ -44,7 +46,7 @@ pub enum Planted {
 #[cfg(feature = "planted")]
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::CreditAsDelta,
         Self::CleanedBySession,
         Self::FencedHeard,
@@ -59,6 +61,7 @@ impl Planted {
         Self::SentAgainUnnamed,
         Self::EndIsFinal,
         Self::AckedForgotten,
+        Self::EndedUnfenced,
         Self::GrantIgnored,
         Self::PartsForgotten,
     ];

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use loom_core::Delivery;
+use loom_core::{Delivery, LeaseId};
 use rustc_hash::FxHashMap;
 
 #[derive(Debug, Default)]
@@ -51,6 +51,23 @@ impl Queue {
         } else {
             self.ready.push_back(lane);
         }
+    }
+
+    /// Takes one out of its lane that was not begun; none: it runs, or is not here.
+    pub(crate) fn remove(&mut self, lane: u64, lease: LeaseId) -> Option<Delivery> {
+        let found = self.lanes.get_mut(&lane)?;
+        let at = found
+            .waiting
+            .iter()
+            .position(|one| one.lease == Some(lease))?;
+        let delivery = found.waiting.remove(at);
+        if found.waiting.is_empty() {
+            self.ready.retain(|ready| *ready != lane);
+            if !found.is_busy {
+                self.lanes.remove(&lane);
+            }
+        }
+        delivery
     }
 
     /// Whether [`Self::pop`] has something.

@@ -66,6 +66,61 @@ fn an_event_of_one_client_reaches_the_agent_of_another_and_both_know_it() {
     assert_eq!(world.leased(), 0);
 }
 
+// requirement: COLLAB-NO-LEAK
+#[test]
+fn a_stream_that_is_left_leaves_nothing_at_the_node() {
+    let mut world = World::new();
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let handle = world.clients[bob]
+        .machine
+        .enrol(|n| {
+            Body::Subscribe(v1::Subscribe {
+                handle: n,
+                filters: vec!["greeting.>".into()],
+                ..Default::default()
+            })
+        })
+        .unwrap();
+    world.settle();
+    let at = world.at();
+    for _ in 0..3 {
+        let sent = event("greeting.hello", "1");
+        world.clients[alice].machine.offer(sent, at).unwrap();
+    }
+    world.settle();
+    let taken = world.clients[bob].machine.take(handle, None, at).unwrap();
+    assert!(taken.is_some());
+    world.clients[bob].machine.remove(handle);
+    world.settle();
+    assert!(world.audit_is_balanced());
+    assert_eq!(world.leased(), 0);
+    assert_eq!(world.clients[bob].machine.open(), (0, 0));
+}
+
+// requirement: CALL-CANCEL
+#[test]
+fn a_call_that_is_cancelled_before_its_provider_begins_is_never_begun() {
+    let mut world = World::new();
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let handle = world.clients[bob]
+        .machine
+        .enrol(|n| wire::provider(n, "sum"))
+        .unwrap();
+    world.settle();
+    let at = world.at();
+    let call = world.clients[alice]
+        .machine
+        .call(&wire::invocation("sum", "[1,2]"), at)
+        .unwrap();
+    world.settle();
+    world.clients[alice].machine.cancel(call);
+    world.settle();
+    let taken = world.clients[bob].machine.take(handle, None, at).unwrap();
+    assert!(taken.is_none());
+    assert_eq!(world.leased(), 0);
+    assert_eq!(world.clients[bob].machine.open(), (0, 0));
+}
+
 // requirement: SESSION-CALLS
 #[test]
 fn a_call_goes_to_a_provider_elsewhere_and_its_result_comes_back_once() {
@@ -453,4 +508,210 @@ fn an_agent_that_restarts_takes_nothing_that_waits_at_its_client_until_it_is_up(
     let machine = &mut world.clients[bob].machine;
     assert_eq!(readies(&machine.drain(64)), 1);
     assert!(machine.take(handle, None, at).unwrap().is_some());
+}
+
+// requirement: HEALTH-QUARANTINED
+#[test]
+fn what_is_on_its_way_to_an_agent_in_quarantine_is_declined_and_not_given_out_later() {
+    let mut world = World::new();
+    let (bob, alice) = (world.client("bob"), world.client("alice"));
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    let status = |status| {
+        Body::Status(v1::Status {
+            handle: handle.0,
+            status,
+        })
+    };
+    world.settle();
+    let at = world.at();
+    let asked = world.clients[alice]
+        .machine
+        .request(event("n.one", "1"), (10_000, 0, false), at)
+        .unwrap();
+    world.some_steps();
+    assert_eq!(world.leased(), 1); // it left the node before that heard of the quarantine
+    assert_eq!(world.clients[bob].machine.open().1, 0);
+    world.clients[bob].machine.tell(handle, status(2)).unwrap();
+    world.settle();
+    let notes = world.clients[alice].machine.drain(64);
+    let ends =
+        |note: &Note| matches!(note, Note::Core(Notice::Outcome(call, ..)) if *call == asked);
+    assert!(notes.iter().any(ends));
+    world.clients[bob].machine.tell(handle, status(0)).unwrap();
+    world.settle();
+    let machine = &mut world.clients[bob].machine;
+    assert!(machine.take(handle, None, at).unwrap().is_none());
+    assert_eq!(world.leased(), 0);
+}
+
+/// What an agent of the world has heard.
+fn heard(world: &mut World, client: usize, handle: loom_core::Handle) -> Vec<String> {
+    let mut came = Vec::new();
+    world.take_all(client, handle, &mut came);
+    world.settle();
+    came
+}
+
+// requirement: SESSION-FLUSH
+#[test]
+fn a_client_that_is_closed_is_told_that_its_last_frames_were_taken() {
+    let mut world = World::new();
+    let (bob, alice) = (world.client("bob"), world.client("alice"));
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    world.settle();
+    let at = world.at();
+    let machine = &mut world.clients[alice].machine;
+    machine.offer(event("n.one", "1"), at).unwrap();
+    machine.close();
+    assert_eq!((machine.unsaid(), machine.is_over()), (1, false));
+    world.settle();
+    let machine = &world.clients[alice].machine;
+    assert_eq!((machine.unsaid(), machine.is_over()), (0, true));
+    assert!(machine.is_flushed());
+    assert_eq!(heard(&mut world, bob, handle), ["1"]);
+    assert_eq!(world.hub.sessions().len(), 1);
+}
+
+// requirement: SESSION-FLUSH
+#[test]
+fn what_waits_for_credit_is_said_before_a_session_ends() {
+    let mut world = World::new();
+    let (bob, alice) = (world.client("bob"), world.client("alice"));
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    world.settle();
+    let at = world.at();
+    let most = loom_session::Limits::default().window_frames;
+    let machine = &mut world.clients[alice].machine;
+    for n in 0..most + 100 {
+        machine.offer(event("n.one", &n.to_string()), at).unwrap();
+    }
+    machine.close();
+    let mut came = Vec::new();
+    for _ in 0..50 {
+        world.settle();
+        came.extend(heard(&mut world, bob, handle));
+    }
+    let all: Vec<String> = (0..most + 100).map(|n| n.to_string()).collect();
+    assert_eq!(came, all);
+    assert_eq!(world.clients[alice].machine.unsaid(), 0);
+}
+
+/// How much each client has not said, and whether it is over.
+fn ends(world: &World) -> Vec<(usize, bool)> {
+    let all = world.clients.iter();
+    all.map(|end| (end.machine.unsaid(), end.machine.is_over()))
+        .collect()
+}
+
+// requirement: SESSION-FLUSH
+#[test]
+fn a_client_that_is_closed_while_its_link_is_down_dials_again_for_what_is_left() {
+    let mut world = World::new();
+    let (bob, alice) = (world.client("bob"), world.client("alice"));
+    let carol = world.client("carol");
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    world.settle();
+    let at = world.at();
+    let asked = world.clients[carol]
+        .machine
+        .request(event("n.one", "1"), (60_000, 0, false), at)
+        .unwrap();
+    world.settle();
+    let machine = &mut world.clients[bob].machine;
+    let taken = machine.take(handle, None, at).unwrap().unwrap();
+    world.unplug(alice);
+    world.unplug(bob);
+    let machine = &mut world.clients[alice].machine;
+    machine.offer(event("n.two", "2"), at).unwrap();
+    machine.close();
+    let machine = &mut world.clients[bob].machine;
+    let lease = taken.lease.unwrap();
+    assert!(
+        machine
+            .reply(lease, Bytes::from_static(b"2"), None)
+            .unwrap()
+    );
+    machine.take(handle, Some(lease), at).unwrap();
+    machine.close();
+    assert_eq!((machine.unsaid(), machine.is_over()), (2, false));
+    assert!(machine.take(handle, None, at).unwrap().is_none());
+    for client in [alice, bob] {
+        world.plug(client);
+    }
+    world.settle();
+    assert_eq!(ends(&world), [(0, true), (0, true), (0, false)]);
+    assert_eq!(world.hub.sessions().len(), 1);
+    assert!(world.audit_is_balanced());
+    let notes = world.clients[carol].machine.drain(64);
+    let answers =
+        |note: &Note| matches!(note, Note::Core(Notice::Answer(call, _)) if *call == asked);
+    assert!(notes.iter().any(answers));
+}
+
+// requirement: SESSION-FLUSH
+#[test]
+fn a_client_that_is_closed_says_how_much_a_node_that_forgot_it_was_not_told() {
+    let mut world = World::new();
+    let (bob, alice) = (world.client("bob"), world.client("alice"));
+    let machine = &mut world.clients[bob].machine;
+    let handle = machine.enrol(|n| agent(n, "hears", &["n.>"])).unwrap();
+    let machine = &mut world.clients[alice].machine;
+    let speaks = machine.enrol(|n| agent(n, "speaks", &["n.>"])).unwrap();
+    world.settle();
+    let at = world.at();
+    world.unplug(alice);
+    let machine = &mut world.clients[alice].machine;
+    machine
+        .report(None, |lease| v1::Report {
+            sender: speaks.0,
+            lease,
+            level: "info".to_owned(),
+            ..v1::Report::default()
+        })
+        .unwrap();
+    let sending = Sending {
+        sender: speaks.0,
+        ..event("n.one", "1")
+    };
+    machine.offer(sending, at).unwrap();
+    machine.close();
+    world.restart_node();
+    world.plug(alice);
+    world.settle();
+    let machine = &world.clients[alice].machine;
+    assert_eq!((machine.unsaid(), machine.is_over()), (1, true)); // the report; the event was never sent before
+    assert_eq!(heard(&mut world, bob, handle), ["1"]);
+    assert_eq!(world.hub.sessions().len(), 1);
+}
+
+// requirement: SESSION-UNSAFE-ONCE
+#[test]
+fn a_call_with_a_key_is_not_begun_again_by_a_node_that_cannot_remember_it() {
+    for keeps_log in [false, true] {
+        let mut world = World::with_log(keeps_log);
+        let (bob, alice) = (world.client("bob"), world.client("alice"));
+        let machine = &mut world.clients[bob].machine;
+        let handle = machine.enrol(|n| wire::provider(n, "buy")).unwrap();
+        world.settle();
+        let at = world.at();
+        let call = Invocation {
+            key: Some("order-1"),
+            ..wire::invocation("buy", "1")
+        };
+        let call = world.clients[alice].machine.call(&call, at).unwrap();
+        world.settle();
+        let machine = &mut world.clients[bob].machine;
+        assert!(machine.take(handle, None, at).unwrap().is_some());
+        world.restart_node();
+        world.settle();
+        let is_again = world.clients[bob].machine.take(handle, None, at).unwrap();
+        assert_eq!(is_again.is_some(), keeps_log);
+        let notes = world.clients[alice].machine.drain(64);
+        let ends = |note: &Note| matches!(note, Note::Core(Notice::Outcome(known, Some(Code::Indeterminate), _)) if *known == call);
+        assert_eq!(notes.iter().any(ends), !keeps_log);
+    }
 }

@@ -14,9 +14,9 @@ use crate::world::World;
 pub(crate) type MayHear = Option<(&'static [&'static str], &'static [&'static str])>;
 
 const GRANTED: &[MayHear] = &[
-    Some((&["a.>", "b"], &[])),
+    Some((&["a.>", "b", "spawn.>"], &[])),
     Some((
-        &["*.b", "x.*", "thread.>"],
+        &["*.b", "x.*", "thread.>", "spawn.*"],
         &["loom.error.>", "loom.directory.*.joined"],
     )),
     Some((&["a", "*.*"], &["loom.>"])),

@@ -4,7 +4,7 @@ use loom_core::{
     AgentSpec, Attach, Code, DirectoryKind, Handle, Health, LeaseId, ProviderSpec, Qos, SessionId,
 };
 
-use crate::afar::grants_of;
+use crate::afar::{grants_of, may_hear};
 use crate::calls::{CAPABILITIES, NAMES, VERSIONS};
 use crate::event::{State, space_name};
 use crate::fuse::Breaker;
@@ -118,10 +118,20 @@ impl World {
         self.note(format!(
             "register {name} at {session:?} in {group:?} for {filters:?}"
         ));
+        let names = [name.as_str(), if group.is_empty() { &name } else { group }];
+        let may_be = |name: &&str| may_hear(stay.may_hear, &format!("spawn.{name}"));
+        let may_be = names.iter().all(may_be);
         let handle = match handle {
             Ok(handle) => handle,
+            Err(error) if !may_be && error.code == Code::Denied => {
+                self.seen.note("agent denied");
+                return Ok(());
+            }
             Err(error) => return self.check_denied(&filters, stay, &error),
         };
+        ensure(may_be, "AUTHZ-SPAWN", || {
+            format!("{stay:?} has registered {names:?}")
+        })?;
         self.watch
             .enter((space, DirectoryKind::Agent, &name), handle, info);
         filters.push(format!("spawn.{name}"));

@@ -123,8 +123,7 @@ impl Sub {
 
     pub(crate) fn hears(&self, topic: &str) -> bool {
         let asks = self.filters.iter().any(|filter| hears(filter, topic));
-        let spawned = !self.stream && topic.strip_prefix("spawn.") == Some(self.name.as_str());
-        asks && (spawned || may_hear(self.may_hear, topic))
+        asks && may_hear(self.may_hear, topic)
     }
 
     /// It may get events that this book does not know beforehand: the engine's own, and copies of replies.

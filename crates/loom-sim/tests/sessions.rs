@@ -47,6 +47,7 @@ catches! {
     a_publish_that_is_sent_again_without_its_id_is_caught: SentAgainUnnamed,
     a_client_that_does_not_come_back_after_a_clean_end_is_caught: EndIsFinal,
     a_turn_that_is_begun_again_after_it_ended_well_is_caught: AckedForgotten,
+    what_an_ended_turn_has_sent_and_a_root_says_again_is_caught: EndedUnfenced,
     deliveries_beyond_what_was_granted_are_caught: GrantIgnored,
     a_half_of_a_frame_that_is_forgotten_is_caught: PartsForgotten,
 }
@@ -58,7 +59,7 @@ fn every_bug_of_sessions_is_hunted() {
 }
 
 // requirement: SESSION-CUT, SESSION-FENCED, SESSION-KEPT, SESSION-AGAIN, SESSION-CREDIT, SESSION-DEADLINE, SESSION-ENDS-ONCE
-// requirement: SESSION-ORDER, SESSION-PUBLISH-ONCE, SESSION-UNSAFE-ONCE, SESSION-ACK-AFTER
+// requirement: SESSION-ORDER, SESSION-PUBLISH-ONCE, SESSION-UNSAFE-ONCE, SESSION-ACK-AFTER, SESSION-TURN-FENCED
 #[test]
 fn sessions_keep_their_promises_and_every_rare_state_is_reached() {
     let campaign = Campaign::run_sessions(0..2_000, SessionSetup::default(), |_| {});

@@ -91,6 +91,7 @@ pub(crate) fn hub() -> HubConfig {
         limits: limits(),
         agent: "loom/test".to_owned(),
         durable: Vec::new(),
+        keeps_log: false,
     }
 }
 
@@ -109,8 +110,7 @@ impl World {
     pub(crate) fn with(config: &ServeConfig, hub: HubConfig) -> Self {
         let engine = Self::engine();
         let door: Arc<dyn Door> = engine.clone();
-        let serving = Serving::start(door, config, hub).unwrap();
-        serving.allow(authority(&[TOKEN])).unwrap();
+        let serving = Serving::start(door, config, hub, authority(&[TOKEN])).unwrap();
         Self { engine, serving }
     }
 

@@ -389,6 +389,9 @@ pub const PROBE_PAUSE_MS: u64 = 1_000;
 /// In runs: runs that a look into a log keeps in memory; the newest.
 pub const LOG_RUNS_SHOWN: usize = 1_000;
 
+/// In rows: runs, dead letters and effects that a node lists at once, the newest; lines of its log that it looks up at a time.
+pub const CONTROL_ROWS: usize = 1_000;
+
 /// In items: frames of a packet, or items of one of its lists: more do not fit into a packet of 64 KiB, so JSON may not have more either.
 pub const PACKET_ITEMS: usize = 65_536;
 
@@ -407,7 +410,7 @@ pub const SESSION_FRAMES: usize = 1_024;
 /// In bytes: their data; what a client keeps to send when its link is lost.
 pub const SESSION_BYTES: usize = 8_388_608;
 
-/// In events: deliveries of one agent that are with its client before they are begun.
+/// In events: deliveries of one agent that are with its client before they are begun, beside as many as its concurrency.
 pub const SESSION_AHEAD: usize = 256;
 
 /// In ms: so long a session whose connection is gone may come back.
@@ -461,6 +464,9 @@ pub const WIRE_WINDOW_BYTES: usize = 1_048_576;
 /// In ms: HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s.
 pub const WIRE_PING_MS: u64 = 7_500;
 
+/// In frames: frames of HTTP/2 (pings, settings, priorities, empty ones) or pings of a WebSocket in ten seconds, which bring nothing; more is a flood, and ends the connection.
+pub const WIRE_IDLE: usize = 10_000;
+
 /// In packets: packets that are written at once: more latency for those behind brings no more throughput.
 pub const WIRE_BATCH: usize = 16;
 
@@ -477,7 +483,7 @@ pub const WORKER_CRASHES: usize = 5;
 pub const WORKER_SECONDS: u64 = 60;
 
 /// All their names, as an error quotes them; sorted.
-pub const NAMES: [&str; 152] = [
+pub const NAMES: [&str; 154] = [
     "ack_batch",
     "ack_delay_ms",
     "ack_state_bytes",
@@ -504,6 +510,7 @@ pub const NAMES: [&str; 152] = [
     "consumers",
     "contract_bids",
     "contracts_open",
+    "control_rows",
     "crash_errors",
     "crash_window_seconds",
     "crashes",
@@ -619,6 +626,7 @@ pub const NAMES: [&str; 152] = [
     "wire_handshakes",
     "wire_header_bytes",
     "wire_headers",
+    "wire_idle",
     "wire_ping_ms",
     "wire_resets",
     "wire_streams",

@@ -12,9 +12,9 @@ use crate::record::Id;
 /// An event that was published with an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Known {
-    /// The publisher's id, hashed.
+    /// The publisher's id and the topic, hashed.
     pub(crate) id: u128,
-    /// Of topic and payload.
+    /// Of the payload.
     pub(crate) hash: u128,
     /// The event's own id.
     pub(crate) event: u128,
@@ -71,16 +71,20 @@ fn short(hash: &blake3::Hash) -> u128 {
     bytes.fold(0, |id, byte| id << 8 | u128::from(*byte))
 }
 
-/// The key of a publisher's id.
-pub(crate) fn id_of(text: &str) -> u128 {
-    short(&blake3::hash(text.as_bytes()))
+/// The key of a publisher's id: it counts in its topic, so that nobody takes an id where he may not publish.
+pub(crate) fn id_of(topic: &str, text: &str) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    // No topic has a zero in it.
+    hasher
+        .update(topic.as_bytes())
+        .update(&[0])
+        .update(text.as_bytes());
+    short(&hasher.finalize())
 }
 
-/// What makes two events with one id the same: topic and payload.
-pub(crate) fn hash_of(topic: &str, payload: &[u8]) -> u128 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(topic.as_bytes()).update(&[0]).update(payload);
-    short(&hasher.finalize())
+/// What makes two events with one id the same.
+pub(crate) fn hash_of(payload: &[u8]) -> u128 {
+    short(&blake3::hash(payload))
 }
 
 impl Dedup {
@@ -113,8 +117,8 @@ impl Dedup {
             self.drop_first();
         }
         self.push(Known {
-            id: id_of(given),
-            hash: hash_of(&env.topic, &env.payload),
+            id: id_of(&env.topic, given),
+            hash: hash_of(&env.payload),
             event: env.id,
             position,
             at_ms: self.clock_ms,

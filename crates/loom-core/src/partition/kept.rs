@@ -81,6 +81,14 @@ impl Kept {
         self.memories.values()
     }
 
+    pub(crate) fn state(&self, agent: &str, key: &str) -> Option<&KeptState> {
+        self.states.get(&(agent.to_owned(), key.to_owned()))
+    }
+
+    pub(crate) fn memory(&self, key: &str) -> Option<&KeptMemory> {
+        self.memories.get(key)
+    }
+
     pub(super) fn put_state(&mut self, record: &State, body: &Body) {
         let key = (record.agent.clone(), record.key.clone());
         let state = KeptState {

@@ -183,6 +183,10 @@ impl Partition {
         self.kept.memories()
     }
 
+    pub(crate) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
     pub(crate) fn consumer(&self, number: u32) -> Option<&ConsumerState> {
         self.consumers.get(number)
     }

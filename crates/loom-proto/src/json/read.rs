@@ -14,6 +14,9 @@ use super::table::{Attached, Enum, Hex, Id, Inline, Named, Object};
 use super::{Malformed, Result};
 use crate::v1::{Frame, Packet};
 
+/// The number of all names that an enumeration does not have: no version will give it to one.
+const UNKNOWN: i32 = -1;
+
 pub(super) struct In {
     attachments: Vec<Option<Bytes>>,
 }
@@ -265,9 +268,10 @@ readable! {
 fn weights(raw: &str) -> Result<BTreeMap<String, f64>> {
     members(raw)?
         .into_iter()
-        .map(|(name, raw)| match serde_json::from_str(raw) {
-            Ok(weight) => Ok((name.into_owned(), weight)),
-            Err(_) => Err(Malformed::new("is no number").within(&name)),
+        // Not by serde_json, whose numbers may be off by the last bit.
+        .map(|(name, raw)| match raw.parse::<f64>() {
+            Ok(weight) if weight.is_finite() => Ok((name.into_owned(), weight)),
+            _ => Err(Malformed::new("is no number").within(&name)),
         })
         .collect()
 }
@@ -330,9 +334,8 @@ impl Attached {
 impl<E: Named> Enum<E> {
     pub(super) fn read(raw: &str) -> Result<i32> {
         if raw.starts_with('"') {
-            let name = text(raw)?;
-            return E::number(&name)
-                .ok_or_else(|| Malformed::new(format!("is none of {:?}", E::NAMES)));
+            // One that is not known here is no default: it is refused where it would count, as an unknown number is.
+            return Ok(E::number(&text(raw)?).unwrap_or(UNKNOWN));
         }
         number(raw)
     }

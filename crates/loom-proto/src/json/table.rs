@@ -225,7 +225,7 @@ objects! {
     Welcome {
         version: Plain, boot: Hex, resumed: Plain, received: Plain, namespace: Plain, agent: Plain,
         credit: Plain, heartbeat_ms: Plain, keep_ms: Plain, time_ms: Plain, payload_bytes: Plain,
-        durable: Plain,
+        durable: Plain, keeps_log: Plain,
     }
     Heartbeat { alive: Plain, stack: Plain }
     Error {

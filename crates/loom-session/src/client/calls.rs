@@ -1,6 +1,6 @@
 //! Publishing, requesting, calling: what goes to the node and is answered once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use loom_core::record::Level;
@@ -10,8 +10,8 @@ use loom_core::{
 };
 use loom_proto::v1::{self, frame::Body};
 
-use super::{Calling, Client, LinkState, Note};
-use crate::convert::{ack_number, payload, qos_number, show_options};
+use super::{Calling, Client, LinkState, Note, Publishing, Turn};
+use crate::convert::{ack_number, ack_of, payload, qos_number, show_options};
 
 /// An event to publish.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Client {
         self.check_open()?;
         check_topic(sending.topic, &self.core_limits)?;
         self.check_size(sending.payload.len())?;
-        let lease = self.quoted(sending.turn)?;
+        let quoted = self.quoted(sending.turn)?;
         let realtime = sending.qos == Qos::Realtime;
         if realtime && sending.ack.is_some_and(|ack| ack > Level::Accepted) {
             let message = "a realtime event cannot be durable";
@@ -85,18 +85,14 @@ impl Client {
             .as_ref()
             .and_then(|it| it.content_type.clone());
         let mut options = sending.options.as_deref().map(show_options).transpose()?;
-        if !realtime && self.is_durable(&sending) {
-            // It can be sent again to another life of the node, which knows it by this.
-            let options = options.get_or_insert_with(v1::Options::default);
-            if options.id.is_empty() {
-                options.id = loom_core::show_uuid(self.ids.mint(at.wall_ms));
-            }
+        if !realtime && self.is_durable(sending.ack, sending.topic) {
+            self.name(&mut options, at);
         }
         let number = if realtime { 0 } else { self.number() };
         let publish = v1::Publish {
             r#ref: number,
             sender: sending.sender,
-            lease,
+            lease: quoted.wire,
             topic: sending.topic.to_owned(),
             payload: Some(payload(
                 sending.payload,
@@ -106,7 +102,8 @@ impl Client {
             ack: ack_number(sending.ack),
             options,
         };
-        self.hold(Body::Publish(publish.clone()), realtime)?;
+        let frame = Body::Publish(publish);
+        self.hold(&frame, quoted.turn, realtime)?;
         if realtime {
             return Ok(Sent::Done(Receipt {
                 id: self.ids.mint(at.wall_ms),
@@ -115,17 +112,41 @@ impl Client {
                 level: Level::Accepted,
             }));
         }
-        self.publishes.insert(number, publish);
+        if let Body::Publish(frame) = frame {
+            let turn = quoted.turn;
+            self.publishes.insert(number, Publishing { frame, turn });
+        }
         Ok(Sent::Waits(Ticket(number)))
     }
 
-    fn is_durable(&self, sending: &Sending<'_>) -> bool {
-        match sending.ack {
+    fn is_durable(&self, ack: Option<Level>, topic: &str) -> bool {
+        match ack {
             Some(level) => level != Level::Accepted,
-            None => self
-                .durable
-                .iter()
-                .any(|filter| filter.matches(sending.topic)),
+            None => self.durable.iter().any(|filter| filter.matches(topic)),
+        }
+    }
+
+    /// Gives a publish the id by which another life of the node knows it, where it is sent again.
+    fn name(&mut self, options: &mut Option<v1::Options>, at: Moment) {
+        let options = options.get_or_insert_with(v1::Options::default);
+        if options.id.is_empty() {
+            options.id = loom_core::show_uuid(self.ids.mint(at.wall_ms));
+        }
+    }
+
+    /// Names what was kept for a node that has only now said which topics are durable.
+    pub(super) fn name_unsent(&mut self, waiting: &mut VecDeque<Body>, at: Moment) {
+        for body in waiting {
+            let Body::Publish(publish) = body else {
+                continue;
+            };
+            let ack = ack_of(publish.ack).ok().flatten();
+            if publish.r#ref > 0 && self.is_durable(ack, &publish.topic) {
+                self.name(&mut publish.options, at);
+                if let Some(known) = self.publishes.get_mut(&publish.r#ref) {
+                    known.frame.options.clone_from(&publish.options);
+                }
+            }
         }
     }
 
@@ -136,7 +157,7 @@ impl Client {
         }
         let waits = |body: &Body| matches!(body, Body::Publish(it) if it.r#ref == ticket.0);
         if !self.take_back(waits) {
-            self.send(Body::Withdraw(v1::Withdraw { r#ref: ticket.0 }));
+            self.send(&Body::Withdraw(v1::Withdraw { r#ref: ticket.0 }));
         }
         true
     }
@@ -159,10 +180,11 @@ impl Client {
             .as_ref()
             .and_then(|it| it.content_type.clone());
         let number = self.number();
+        let quoted = self.quoted(sending.turn)?;
         let request = v1::Request {
             call: number,
             sender: sending.sender,
-            lease: self.quoted(sending.turn)?,
+            lease: quoted.wire,
             topic: sending.topic.to_owned(),
             payload: Some(payload(
                 sending.payload,
@@ -173,7 +195,8 @@ impl Client {
             wait,
             options: sending.options.as_deref().map(show_options).transpose()?,
         };
-        self.begin(number, Body::Request(request), timeout_ms, at)
+        let asked = (Body::Request(request), quoted.turn);
+        self.begin(number, asked, timeout_ms, at)
     }
 
     /// Calls a capability.
@@ -184,10 +207,11 @@ impl Client {
         self.check_open()?;
         self.check_size(call.payload.len())?;
         let number = self.number();
+        let quoted = self.quoted(call.turn)?;
         let frame = v1::Call {
             call: number,
             sender: call.sender,
-            lease: self.quoted(call.turn)?,
+            lease: quoted.wire,
             capability: call.capability.to_owned(),
             version: call.version.unwrap_or_default().to_owned(),
             payload: Some(payload(call.payload.clone(), "")),
@@ -195,17 +219,25 @@ impl Client {
             key: call.key.unwrap_or_default().to_owned(),
             credit: call.credit,
         };
-        self.begin(number, Body::Call(frame), call.timeout_ms, at)
+        let called = (Body::Call(frame), quoted.turn);
+        self.begin(number, called, call.timeout_ms, at)
     }
 
-    fn begin(&mut self, number: u64, frame: Body, timeout_ms: u64, at: Moment) -> Result<CallId> {
+    fn begin(
+        &mut self,
+        number: u64,
+        (frame, turn): (Body, Option<Turn>),
+        timeout_ms: u64,
+        at: Moment,
+    ) -> Result<CallId> {
         let deadline = at.now.plus_millis(timeout_ms);
-        self.hold(frame.clone(), false)?;
+        self.hold(&frame, turn, false)?;
         let is_sent = !self.is_outbound(number);
         self.calls.insert(
             number,
             Calling {
                 frame,
+                turn,
                 deadline,
                 is_sent,
                 is_cancelled: false,
@@ -234,7 +266,7 @@ impl Client {
 
     /// Tells the node that nobody waits for a call any more.
     fn stop(&mut self, call: u64) {
-        self.send(Body::Cancel(v1::Cancel {
+        self.send(&Body::Cancel(v1::Cancel {
             call,
             lease: 0,
             code: 0,
@@ -244,7 +276,7 @@ impl Client {
     /// Grants `total` chunks in all to a streamed call.
     pub fn grant(&mut self, call: CallId, total: u64) {
         if self.calls.contains_key(&call.0) {
-            self.send(Body::Grant(v1::Grant {
+            self.send(&Body::Grant(v1::Grant {
                 call: call.0,
                 lease: 0,
                 total,
@@ -356,16 +388,16 @@ impl Client {
 
     // -- what waits for credit ----------------------------------------------------------------------
 
-    /// Sends a frame that spends credit, or keeps it until there is some.
-    fn hold(&mut self, body: Body, realtime: bool) -> Result<()> {
+    /// Sends a frame that spends credit, or keeps it until there is some. `turn`: the durable one that it quotes.
+    fn hold(&mut self, body: &Body, turn: Option<Turn>, realtime: bool) -> Result<()> {
         // While the link is down nothing counts as sent: it can be taken back, and realtime events give way to newer ones.
         let is_up = self.wire.is_some_and(|wire| wire.is_welcome);
         if is_up && self.outbound.is_empty() && self.may_send() {
-            self.spend(&body);
+            self.spend(body);
             self.send(body);
             return Ok(());
         }
-        let bytes = data_of(&body);
+        let bytes = data_of(body);
         let (frames, most) = (
             self.config.limits.window_frames,
             self.config.limits.window_bytes,
@@ -384,10 +416,12 @@ impl Client {
             }
         }
         self.outbound_bytes += bytes;
-        if let Some(lease) = lease_of(&body) {
-            *self.quoting.entry(lease).or_default() += 1;
+        if let Some(lease) = lease_of(body) {
+            let quoting = self.quoting.entry(lease).or_default();
+            quoting.frames += 1;
+            quoting.turn = turn;
         }
-        self.outbound.push_back(body);
+        self.outbound.push_back(body.clone());
         Ok(())
     }
 
@@ -412,10 +446,10 @@ impl Client {
     fn let_go(&mut self, body: &Body) {
         self.outbound_bytes -= data_of(body);
         if let Some(lease) = lease_of(body)
-            && let Some(count) = self.quoting.get_mut(&lease)
+            && let Some(quoting) = self.quoting.get_mut(&lease)
         {
-            *count -= 1;
-            if *count == 0 {
+            quoting.frames -= 1;
+            if quoting.frames == 0 {
                 self.quoting.remove(&lease);
             }
         }
@@ -454,7 +488,7 @@ impl Client {
             if let Some(calling) = call_of(&body).and_then(|call| self.calls.get_mut(&call)) {
                 calling.is_sent = true;
             }
-            self.send(body);
+            self.send(&body);
         }
     }
 
@@ -464,7 +498,7 @@ impl Client {
             self.outbound_bytes += data_of(&body);
             self.outbound.push_back(body);
         } else {
-            self.send(body);
+            self.send(&body);
         }
     }
 }
@@ -490,7 +524,7 @@ pub(super) fn number_of(body: &Body) -> Option<u64> {
     }
 }
 
-fn lease_of(body: &Body) -> Option<u64> {
+pub(super) fn lease_of(body: &Body) -> Option<u64> {
     let lease = match body {
         Body::Publish(it) => it.lease,
         Body::Request(it) => it.lease,

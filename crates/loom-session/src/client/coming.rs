@@ -138,7 +138,8 @@ impl Client {
             id: id_of("id", &it.id)?,
             matched: usize::try_from(it.matched).unwrap_or(usize::MAX),
             position: position_of(&it.position)?,
-            level: ack_of(it.level)?.unwrap_or_default(),
+            // A newer node may have levels that are not known here: the least is claimed.
+            level: ack_of(it.level).ok().flatten().unwrap_or_default(),
         };
         self.newest = self.newest.max(receipt.position);
         self.accept(it.r#ref, receipt);
@@ -206,7 +207,9 @@ impl Client {
                 }
             }
             Body::Cancel(cancel) => {
-                if let Some(lease) = self.local(cancel.lease) {
+                if let Some(lease) = self.local(cancel.lease)
+                    && !self.give_up_waiting(lease)
+                {
                     let code = if cancel.code == 0 {
                         Code::Cancelled
                     } else {

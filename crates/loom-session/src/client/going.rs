@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use loom_core::{Code, Delivery, Error, Handle, LeaseId, Moment, Notice, Position, Result};
+use loom_core::{Code, Delivery, Error, Handle, Health, LeaseId, Moment, Notice, Position, Result};
 use loom_proto::v1::{self, frame::Body};
 
-use super::{ACKED, Client, Held, Note};
+use super::{ACKED, Client, Held, LinkState, Note, Registration, Turn};
 use crate::convert::payload;
 use crate::planted::Planted;
 
@@ -32,7 +32,8 @@ impl Client {
                     None => Err(Error::fenced("this registration was removed")),
                 };
             };
-            let next = if found.is_up { found.queue.pop() } else { None };
+            let is_up = found.health == Health::Up;
+            let next = if is_up { found.queue.pop() } else { None };
             let Some((lane, delivery)) = next else {
                 found.armed = true;
                 return Ok(None);
@@ -77,7 +78,7 @@ impl Client {
                     code: u32::from(Code::Timeout.number()),
                     detail: Bytes::from_static(detail),
                 };
-                self.send(Body::Fail(fail));
+                self.send(&Body::Fail(fail));
             }
         }
     }
@@ -95,7 +96,7 @@ impl Client {
         let Some(found) = self.registrations.get_mut(&handle) else {
             return;
         };
-        if found.armed && found.is_up && found.queue.is_ready() {
+        if found.armed && found.health == Health::Up && found.queue.is_ready() {
             found.armed = false;
             self.note(Note::Core(Notice::Ready(Handle(handle))));
         }
@@ -120,6 +121,14 @@ impl Client {
         }
     }
 
+    /// Ends what a stream had given last, of which its reader will say nothing any more.
+    pub(super) fn end_current(&mut self, handle: u64) {
+        let current = self.leases.iter().find(|(_, held)| held.handle == handle);
+        if let Some(lease) = current.map(|(lease, _)| LeaseId(*lease)) {
+            self.done(lease);
+        }
+    }
+
     fn done(&mut self, lease: LeaseId) {
         let Some((held, wire)) = self.end(lease) else {
             return;
@@ -127,8 +136,8 @@ impl Client {
         if let Some(found) = self.registrations.get_mut(&held.handle) {
             found.done += 1;
         }
-        if let (true, Some(position)) = (held.durable && !held.again, held.position) {
-            self.remember((held.handle, position));
+        if let Some(turn) = held.turn().filter(|_| !held.again) {
+            self.remember(turn);
         }
         let Some(wire) = wire else { return };
         if self.quoting.contains_key(&wire) && !self.bugs.has(Planted::AckOvertakes) {
@@ -143,7 +152,7 @@ impl Client {
     }
 
     /// A durable turn has ended well here: should it come again, the node had not heard of that.
-    fn remember(&mut self, turn: (u64, Position)) {
+    fn remember(&mut self, turn: Turn) {
         if !self.acked_known.insert(turn) {
             return;
         }
@@ -159,7 +168,7 @@ impl Client {
     pub(super) fn flush_acks(&mut self) {
         if !self.acks.is_empty() {
             let leases = std::mem::take(&mut self.acks);
-            self.send(Body::Ack(v1::Ack {
+            self.send(&Body::Ack(v1::Ack {
                 leases,
                 goes_on: false,
             }));
@@ -336,6 +345,10 @@ impl Client {
 
     /// Takes a delivery in.
     pub(super) fn deliver(&mut self, handle: u64, wire: u64, lane: u64, mut delivery: Delivery) {
+        if self.state == LinkState::Closed {
+            // The node gives it to others when the session ends, and to this one no more than was granted.
+            return;
+        }
         let position = delivery.envelope.position;
         self.newest = self.newest.max(position);
         let bytes = delivery.envelope.size();
@@ -361,7 +374,9 @@ impl Client {
         };
         self.leases.insert(lease, held);
         self.by_wire.insert(wire, lease);
-        let Some(found) = self.registrations.get_mut(&handle) else {
+        // The node may have sent it before it heard that nobody takes it any more.
+        let takes = |found: &&mut Registration| found.health != Health::Quarantined;
+        let Some(found) = self.registrations.get_mut(&handle).filter(takes) else {
             self.give_up(lease, bytes);
             return;
         };

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use loom_core::{Code, Error, Moment, Nanos, Result};
+use loom_proto::Encoded;
 use loom_proto::v1::{self, Packet, frame::Body};
 
-use super::{Client, LinkChange, LinkState, Note, Why, Wire};
+use super::{Client, Life, LinkChange, LinkState, Note, Why, Wire};
 use crate::attached::quarter;
 use crate::convert::read_error;
 use crate::hub::VERSION;
@@ -13,10 +14,13 @@ use crate::planted::Planted;
 impl Client {
     /// When a connection is to be tried; none: there is one, or none is wanted any more.
     pub fn wants_connection(&self) -> Option<Nanos> {
-        if self.wire.is_some() || matches!(self.state, LinkState::Refused(_) | LinkState::Closed) {
-            return None;
-        }
-        self.retry_at
+        let is_wanted = match self.state {
+            LinkState::Refused(_) => false,
+            // For what the node has not confirmed, if it has ever known the session.
+            LinkState::Closed => self.life.is_some() && self.unsaid() > self.forgone,
+            _ => true,
+        };
+        self.retry_at.filter(|_| is_wanted && self.wire.is_none())
     }
 
     /// A connection is there: the hello goes first.
@@ -38,9 +42,9 @@ impl Client {
             name: self.config.name.clone(),
             namespace: self.config.namespace.clone(),
             boot: self
-                .boot
+                .life
                 .filter(|_| !self.is_spoiled)
-                .map(|boot| Bytes::copy_from_slice(&boot))
+                .map(|life| Bytes::copy_from_slice(&life.boot))
                 .unwrap_or_default(),
             received: self.channel.received(),
             agent: self.config.agent.clone(),
@@ -50,7 +54,7 @@ impl Client {
             }),
             keep_ms: self.config.keep_ms,
         };
-        self.channel.push_loose(Body::Hello(hello));
+        self.channel.push_loose(&Body::Hello(hello));
     }
 
     /// The connection is gone, or could not be made.
@@ -66,22 +70,49 @@ impl Client {
         let pause = self.ids.draw() % (most + 1);
         let is_final = self.bugs.has(Planted::EndIsFinal) && *why == Why::Ended;
         self.retry_at = Some(at.now.plus_millis(pause)).filter(|_| !is_final);
-        if self.state == LinkState::Up {
-            let reason = match why {
-                Why::Broken(reason) => reason.clone(),
-                Why::Ended => "the node ended the connection".to_owned(),
-            };
-            self.change(LinkState::Lost, false, reason);
-        }
+        let (reason, untrusted) = match why {
+            Why::Broken(reason) => (reason.clone(), None),
+            Why::Untrusted(error) => (error.message.clone(), Some(error.clone())),
+            Why::Ended => ("the node ended the connection".to_owned(), None),
+        };
+        let state = match self.state {
+            LinkState::Up => LinkState::Lost,
+            // What goes on as it was is told once.
+            LinkState::Connecting | LinkState::Lost if reason != self.trouble => self.state.clone(),
+            _ => return,
+        };
+        self.announce(state, false, reason, untrusted);
     }
 
     fn change(&mut self, state: LinkState, resumed: bool, reason: String) {
+        self.announce(state, resumed, reason, None);
+    }
+
+    fn announce(
+        &mut self,
+        state: LinkState,
+        resumed: bool,
+        reason: String,
+        untrusted: Option<Error>,
+    ) {
+        if self.state == LinkState::Closed {
+            return;
+        }
         self.state = state.clone();
+        self.trouble.clone_from(&reason);
+        // Of what nobody has read yet, the newest reason is enough.
+        if let Some(Note::Link(before)) = self.inbox.back()
+            && before.state == state
+        {
+            self.dropped = self.dropped.saturating_add(before.dropped);
+            self.inbox.pop_back();
+        }
         let change = LinkChange {
             state,
             resumed,
             missed_from: self.newest,
             reason,
+            untrusted,
             dropped: std::mem::take(&mut self.dropped),
         };
         self.note(Note::Link(change));
@@ -101,7 +132,7 @@ impl Client {
 
     /// Lets the node know what has come, without waiting for more.
     pub(super) fn confirm(&mut self) {
-        self.channel.push_loose(Body::Heartbeat(v1::Heartbeat {
+        self.channel.push_loose(&Body::Heartbeat(v1::Heartbeat {
             alive: std::mem::take(&mut self.has_renewed),
             stack: self.stack.clone(),
         }));
@@ -145,7 +176,11 @@ impl Client {
                 error.message.clone(),
             );
             self.retry_at = None;
-            self.end_all(&error);
+            if self.state == LinkState::Closed {
+                self.forgo();
+            } else {
+                self.end_all(&error);
+            }
         }
         error
     }
@@ -178,14 +213,20 @@ impl Client {
             self.failures = 0;
         }
         self.retry_at = None;
-        let is_first = self.boot.is_none();
-        self.boot = Some(boot);
+        let life = Life {
+            boot,
+            keeps_log: welcome.keeps_log,
+        };
+        let before = self.life.replace(life);
         if welcome.resumed {
             let resumed = self.channel.resume(welcome.received);
             self.is_spoiled = resumed.is_err();
             resumed?;
         } else {
-            self.restart(welcome.credit.unwrap_or_default(), is_first, at);
+            let remembers = before.map(|before| life.remembers(before));
+            let is_elsewhere = before.is_some_and(|before| before.boot == life.boot);
+            let credit = welcome.credit.unwrap_or_default();
+            self.restart(credit, remembers, is_elsewhere, at);
         }
         self.change(LinkState::Up, welcome.resumed, String::new());
         self.pump();
@@ -203,14 +244,14 @@ impl Client {
             self.granted.frames = frames;
             self.granted.bytes = bytes;
             self.channel.push(
-                Body::Credit(v1::Credit { frames, bytes }),
+                &Body::Credit(v1::Credit { frames, bytes }),
                 crate::channel::Class::Control,
             );
         }
     }
 
     /// The next packet, or none: then all is on its way.
-    pub fn transmit(&mut self) -> Option<Packet> {
+    pub fn transmit(&mut self) -> Option<Encoded> {
         let wire = self.wire?;
         if wire.is_welcome {
             self.flush_acks();

@@ -6,6 +6,7 @@
 mod calls;
 mod coming;
 mod going;
+mod leaving;
 mod link;
 mod restart;
 
@@ -14,7 +15,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use loom_core::{
-    Code, Envelope, Error, Handle, Ids, LeaseId, Nanos, Notice, Origin, Position, Result, Ticket,
+    Code, Delivery, Envelope, Error, Handle, Health, Ids, LeaseId, Nanos, Notice, Origin, Position,
+    Result, Ticket,
 };
 use loom_proto::v1::{self, frame::Body};
 use rustc_hash::FxHashMap;
@@ -74,9 +76,12 @@ pub struct LinkChange {
     /// The newest position that was seen before: durable events behind it come again to groups; streams may have missed
     /// them.
     pub missed_from: Option<Position>,
-    /// Why it was lost.
+    /// Why it was lost, or is not up yet.
     pub reason: String,
-    /// Realtime events that were dropped since the last change, as there was no room to keep them.
+    /// One side does not trust the other: it is tried again, but somebody has to change something.
+    pub untrusted: Option<Error>,
+    /// Realtime events that were dropped since the last change: there was no room to keep them, or their turn was given to
+    /// others.
     pub dropped: u64,
 }
 
@@ -85,6 +90,8 @@ pub struct LinkChange {
 pub enum Why {
     /// Nobody answered, or the connection broke.
     Broken(String),
+    /// One of the two does not trust the other's certificate.
+    Untrusted(Error),
     /// The other side ended the stream well.
     Ended,
 }
@@ -115,8 +122,8 @@ struct Registration {
     is_accepted: bool,
     /// Turns that ended well.
     done: u64,
-    /// It is up; else nothing is taken, as at the node.
-    is_up: bool,
+    /// Only of one that is up something is taken; one in quarantine keeps nothing. As at the node.
+    health: Health,
 }
 
 /// A turn or an invocation that was delivered and has not ended.
@@ -136,10 +143,47 @@ struct Held {
     chunks: u64,
 }
 
+impl Held {
+    /// Which durable turn it is; none: it is no durable one.
+    fn turn(&self) -> Option<Turn> {
+        self.position
+            .filter(|_| self.durable)
+            .map(|position| (self.handle, position))
+    }
+}
+
+/// A durable turn: its registration, and the place of its event in the log.
+type Turn = (u64, Position);
+
+/// A lease that is quoted: its number at the node, 0: none; and of which durable turn it is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quoted {
+    wire: u64,
+    turn: Option<Turn>,
+}
+
+/// What quotes one lease and waits for credit.
+#[derive(Debug, Default)]
+struct Quoting {
+    frames: usize,
+    /// The durable turn of that lease.
+    turn: Option<Turn>,
+}
+
+/// A publish without an answer.
+#[derive(Debug)]
+struct Publishing {
+    frame: v1::Publish,
+    /// The durable turn that it quotes, be that over here.
+    turn: Option<Turn>,
+}
+
 /// A call or a request without an outcome.
 #[derive(Debug)]
 struct Calling {
     frame: Body,
+    /// The durable turn that it quotes, be that over here.
+    turn: Option<Turn>,
     deadline: Nanos,
     is_sent: bool,
     is_cancelled: bool,
@@ -162,6 +206,22 @@ struct Wire {
     is_welcome: bool,
 }
 
+/// What a node has said of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Life {
+    /// Names its life.
+    boot: [u8; 16],
+    /// Its log outlives it.
+    keeps_log: bool,
+}
+
+impl Life {
+    /// Whether a node knows the calls with a key that an earlier life of it has begun.
+    fn remembers(self, before: Self) -> bool {
+        self.boot == before.boot || self.keeps_log && before.keeps_log
+    }
+}
+
 /// The client's end of a session.
 #[derive(Debug)]
 pub struct Client {
@@ -169,9 +229,11 @@ pub struct Client {
     core_limits: loom_core::Limits,
     ids: Ids,
     state: LinkState,
+    /// Why the last connection was none, as it was told.
+    trouble: String,
     wire: Option<Wire>,
     epoch: u64,
-    boot: Option<[u8; 16]>,
+    life: Option<Life>,
     /// Something that the node has sent was lost here: the session cannot go on, it begins anew.
     is_spoiled: bool,
     /// The namespace as the node says it.
@@ -182,7 +244,7 @@ pub struct Client {
     retry_at: Option<Nanos>,
     next: u64,
     registrations: BTreeMap<u64, Registration>,
-    publishes: BTreeMap<u64, v1::Publish>,
+    publishes: BTreeMap<u64, Publishing>,
     calls: BTreeMap<u64, Calling>,
     deadlines: BTreeSet<(Nanos, u64)>,
     asks: BTreeMap<u64, Body>,
@@ -190,15 +252,15 @@ pub struct Client {
     leases: FxHashMap<u64, Held>,
     by_wire: FxHashMap<u64, u64>,
     /// Durable turns that ended well lately, the oldest first: what of them comes again was not heard of.
-    acked: VecDeque<(u64, Position)>,
-    acked_known: BTreeSet<(u64, Position)>,
+    acked: VecDeque<Turn>,
+    acked_known: BTreeSet<Turn>,
     /// Durable turns that wait or run here, by what they are turns of.
-    turns: BTreeMap<(u64, Position), u64>,
+    turns: BTreeMap<Turn, u64>,
     acks: Vec<u64>,
-    /// What waits for credit, in order, and how many of it quote a lease.
+    /// What waits for credit, in order, and what of it quotes which lease.
     outbound: VecDeque<Body>,
     outbound_bytes: usize,
-    quoting: FxHashMap<u64, usize>,
+    quoting: FxHashMap<u64, Quoting>,
     gone: Flow,
     allowed: Flow,
     dealt: Flow,
@@ -209,6 +271,8 @@ pub struct Client {
     stack: String,
     newest: Option<Position>,
     dropped: u64,
+    /// After it was closed: frames that a node which knew the session no more could not be told.
+    forgone: usize,
     origin: Option<Arc<Origin>>,
     pub(crate) bugs: Bugs,
 }
@@ -226,9 +290,10 @@ impl Client {
             core_limits: loom_core::Limits::default(),
             ids: Ids::new(seed),
             state: LinkState::Connecting,
+            trouble: String::new(),
             wire: None,
             epoch: 0,
-            boot: None,
+            life: None,
             is_spoiled: false,
             durable: Vec::new(),
             channel,
@@ -260,6 +325,7 @@ impl Client {
             stack: String::new(),
             newest: None,
             dropped: 0,
+            forgone: 0,
             origin: None,
             bugs: Bugs::default(),
         }
@@ -339,7 +405,7 @@ impl Client {
         Err(Error::exhausted("session_frames", message).retry_after(100))
     }
 
-    fn send(&mut self, body: Body) {
+    fn send(&mut self, body: &Body) {
         self.channel.push(body, Class::Data);
     }
 
@@ -367,10 +433,10 @@ impl Client {
                 armed: true,
                 is_accepted: false,
                 done: 0,
-                is_up: true,
+                health: Health::Up,
             },
         );
-        self.send(frame);
+        self.send(&frame);
         Ok(Handle(number))
     }
 
@@ -380,6 +446,12 @@ impl Client {
     /// `FENCED` for a registration that is not there.
     pub fn tell(&mut self, handle: Handle, frame: Body) -> Result<()> {
         self.check_room()?;
+        let health = match &frame {
+            Body::Status(it) => Some(Health::from_number(
+                u8::try_from(it.status).unwrap_or(u8::MAX),
+            )?),
+            _ => None,
+        };
         let Some(found) = self.registrations.get_mut(&handle.0) else {
             return Err(Error::fenced("this registration was removed"));
         };
@@ -387,31 +459,25 @@ impl Client {
         found
             .frames
             .retain(|known| std::mem::discriminant(known) != same);
-        found.frames.push(frame.clone());
-        let status = match &frame {
-            Body::Status(it) => Some(it.status),
-            _ => None,
-        };
-        self.send(frame);
-        if let Some(status) = status {
-            self.stands(handle.0, status);
+        self.send(&frame);
+        if let Some(found) = self.registrations.get_mut(&handle.0) {
+            found.frames.push(frame);
+        }
+        if let Some(health) = health {
+            self.stands(handle.0, health);
         }
         Ok(())
     }
 
     /// An agent is up, restarting or quarantined: what waits for it here waits, or is given up, as it would at the node.
-    fn stands(&mut self, handle: u64, status: u32) {
+    fn stands(&mut self, handle: u64, health: Health) {
         let Some(found) = self.registrations.get_mut(&handle) else {
             return;
         };
-        found.is_up = status == 0;
-        if status == 2 {
+        found.health = health;
+        if health == Health::Quarantined {
             let gone = found.queue.restart(|_| false, |lane| lane);
-            for delivery in gone {
-                if let Some(lease) = delivery.lease {
-                    self.give_up(lease.0, delivery.envelope.size());
-                }
-            }
+            self.give_all_up(gone);
         }
         self.wake(handle);
     }
@@ -423,10 +489,17 @@ impl Client {
             .map_or(0, |found| found.done)
     }
 
-    /// Takes a registration back.
+    /// Takes a registration back. What was read last of a stream has ended with it; turns of an agent go on.
     pub fn remove(&mut self, handle: Handle) {
-        if self.forget(handle.0) {
-            self.send(Body::Unsubscribe(v1::Unsubscribe { handle: handle.0 }));
+        let found = self.registrations.get(&handle.0);
+        let is_stream =
+            found.is_some_and(|found| matches!(found.frames.first(), Some(Body::Subscribe(_))));
+        // With the session all of them go.
+        if self.state != LinkState::Closed && self.forget(handle.0) {
+            if is_stream {
+                self.end_current(handle.0);
+            }
+            self.send(&Body::Unsubscribe(v1::Unsubscribe { handle: handle.0 }));
         }
     }
 
@@ -435,18 +508,36 @@ impl Client {
         let Some(mut gone) = self.registrations.remove(&handle) else {
             return false;
         };
-        for delivery in gone.queue.restart(|_| false, |lane| lane) {
+        let gone = gone.queue.restart(|_| false, |lane| lane);
+        self.give_all_up(gone);
+        true
+    }
+
+    fn give_all_up(&mut self, gone: Vec<Delivery>) {
+        for delivery in gone {
             if let Some(lease) = delivery.lease {
                 self.give_up(lease.0, delivery.envelope.size());
             }
         }
-        true
     }
 
     fn forget_turn(&mut self, held: &Held) {
-        if let (true, Some(position)) = (held.durable, held.position) {
-            self.turns.remove(&(held.handle, position));
+        if let Some(turn) = held.turn() {
+            self.turns.remove(&turn);
         }
+    }
+
+    /// Gives up a delivery that nobody wants any more. `false`: it was begun.
+    fn give_up_waiting(&mut self, lease: LeaseId) -> bool {
+        let Some(held) = self.leases.get(&lease.0) else {
+            return false;
+        };
+        let found = self.registrations.get_mut(&held.handle);
+        let Some(delivery) = found.and_then(|found| found.queue.remove(held.lane, lease)) else {
+            return false;
+        };
+        self.give_up(lease.0, delivery.envelope.size());
+        true
     }
 
     /// A delivery that nobody begins any more.
@@ -458,8 +549,8 @@ impl Client {
         self.forget_turn(&held);
         if let Some(wire) = held.wire {
             self.by_wire.remove(&wire);
-            let detail = br#"{"message":"its receiver was removed before it began"}"#;
-            self.send(Body::Fail(v1::Fail {
+            let detail = br#"{"message":"it was given up before it began"}"#;
+            self.send(&Body::Fail(v1::Fail {
                 lease: wire,
                 code: u32::from(Code::Cancelled.number()),
                 detail: Bytes::from_static(detail),
@@ -483,7 +574,7 @@ impl Client {
         let frame = make(number);
         self.check_frame(&frame)?;
         self.asks.insert(number, frame.clone());
-        self.send(frame);
+        self.send(&frame);
         Ok(Ticket(number))
     }
 
@@ -513,9 +604,9 @@ impl Client {
     ///
     /// # Errors
     /// When the link was closed or refused; `EXHAUSTED` where the node has not taken what was said before.
-    pub fn say(&mut self, frame: Body) -> Result<()> {
+    pub fn say(&mut self, frame: &Body) -> Result<()> {
         self.check_room()?;
-        self.check_frame(&frame)?;
+        self.check_frame(frame)?;
         self.send(frame);
         Ok(())
     }
@@ -530,7 +621,7 @@ impl Client {
         make: impl FnOnce(u64) -> v1::Report,
     ) -> Result<()> {
         self.check_open()?;
-        let lease = self.quoted(turn)?;
+        let lease = self.quoted(turn)?.wire;
         let frame = Body::Report(make(lease));
         self.check_frame(&frame)?;
         self.send_after(lease, frame);
@@ -569,26 +660,22 @@ impl Client {
         stack.clone_into(&mut self.stack);
     }
 
-    /// Ends the session: the node is told if it can be.
-    pub fn close(&mut self) {
-        if self.state == LinkState::Closed {
-            return;
-        }
-        self.flush_acks();
-        self.send(Body::Drain(v1::Drain { within_ms: 0 }));
-        self.state = LinkState::Closed;
-        self.retry_at = None;
-    }
-
-    /// The number of a lease at the node, to quote it.
-    fn quoted(&self, lease: Option<LeaseId>) -> Result<u64> {
-        let Some(lease) = lease else { return Ok(0) };
+    /// A lease as the node knows it, to quote it.
+    fn quoted(&self, lease: Option<LeaseId>) -> Result<Quoted> {
+        let Some(lease) = lease else {
+            return Ok(Quoted::default());
+        };
         match self.leases.get(&lease.0) {
-            Some(Held {
-                wire: Some(wire), ..
-            }) => Ok(*wire),
+            Some(
+                held @ Held {
+                    wire: Some(wire), ..
+                },
+            ) => Ok(Quoted {
+                wire: *wire,
+                turn: held.turn(),
+            }),
             // What it follows from went with an earlier life of the node: it becomes a root.
-            Some(held) if !held.durable => Ok(0),
+            Some(held) if !held.durable => Ok(Quoted::default()),
             _ => Err(
                 Error::fenced("this turn is over, or not one of this session")
                     .field("lease")

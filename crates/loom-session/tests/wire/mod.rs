@@ -7,6 +7,7 @@ use bytes::Bytes;
 use loom_core::{
     Core, EffectClass, Grants, Handle, Ids, Limits, Moment, Nanos, Notice, Qos, SessionId,
 };
+use loom_proto::Encoded;
 use loom_proto::Message;
 use loom_proto::v1::{self, Packet, frame::Body};
 use loom_session::{
@@ -29,6 +30,7 @@ pub(crate) struct World {
     pub(crate) hub: Hub,
     pub(crate) clients: Vec<End>,
     pub(crate) largest: usize,
+    keeps_log: bool,
     now: u64,
     next: u64,
     boot: u8,
@@ -87,12 +89,13 @@ pub(crate) fn invocation<'a>(capability: &'a str, json: &str) -> Invocation<'a> 
     }
 }
 
-fn hub(boot: u8) -> Hub {
+fn hub(boot: u8, keeps_log: bool) -> Hub {
     Hub::new(HubConfig {
         boot: [boot; 16],
         limits: loom_session::Limits::default(),
         agent: "loom/test".to_owned(),
         durable: Vec::new(),
+        keeps_log,
     })
 }
 
@@ -109,11 +112,17 @@ fn authority() -> Authority {
 
 impl World {
     pub(crate) fn new() -> Self {
+        Self::with_log(false)
+    }
+
+    /// `keeps_log`: the node says that it remembers what its earlier lives have begun.
+    pub(crate) fn with_log(keeps_log: bool) -> Self {
         let mut world = Self {
             core: Core::new(Limits::default(), 7),
-            hub: hub(1),
+            hub: hub(1, keeps_log),
             clients: Vec::new(),
             largest: 0,
+            keeps_log,
             now: 1_000_000_000,
             next: 0,
             boot: 1,
@@ -177,6 +186,10 @@ impl World {
         self.cut(client);
     }
 
+    pub(crate) fn plug(&mut self, client: usize) {
+        self.clients[client].away = false;
+    }
+
     pub(crate) fn reattach(&mut self, client: usize) {
         let at = self.at();
         let end = &mut self.clients[client];
@@ -202,7 +215,7 @@ impl World {
             self.cut(client);
         }
         self.boot += 1;
-        self.hub = hub(self.boot);
+        self.hub = hub(self.boot, self.keeps_log);
         self.core = Core::new(Limits::default(), u64::from(self.boot));
         let at = self.at();
         self.hub.set_authority(authority(), &mut self.core, at);
@@ -300,7 +313,7 @@ impl World {
         }
     }
 
-    fn post(&mut self, conn: ConnId, packet: &Packet) {
+    fn post(&mut self, conn: ConnId, packet: &Encoded) {
         let bytes = packet.encode_to_vec();
         self.largest = self.largest.max(bytes.len());
         let end = self.clients.iter_mut().find(|end| end.conn == Some(conn));

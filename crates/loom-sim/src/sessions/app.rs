@@ -5,7 +5,7 @@ use loom_core::{CallId, Code, Delivery, Handle, LeaseId, Level, Notice, Options,
 use loom_proto::v1::{self, frame::Body};
 use loom_session::{Invocation, LinkState, Note, Sending, Sent};
 
-use super::book::{Call, Ear, Event, GROUPS, Wait};
+use super::book::{Call, Ear, Event, GROUPS, Wait, Within};
 use super::{Reg, Sort, Turn, World};
 use crate::trace::{Check, broken, ensure};
 
@@ -40,13 +40,29 @@ impl World {
     // -- what apps start ---------------------------------------------------------------------------------
 
     pub(super) fn publish(&mut self) -> Check {
-        let Some(end) = self.some_end() else {
-            return Ok(());
-        };
+        match self.some_end() {
+            Some(end) => self.publish_of(end, 40),
+            None => Ok(()),
+        }
+    }
+
+    /// A process goes on where it stood: its app does not know yet that its session may be over.
+    pub(super) fn thaw(&mut self, end: usize) -> Check {
+        for _ in 0..self.dice.between(0, 4) {
+            self.publish_of(end, 90)?;
+            self.send(end)?;
+            self.work_on(end, false)?;
+        }
+        Ok(())
+    }
+
+    /// `within`: of a hundred events so many are published in a turn, if one runs.
+    fn publish_of(&mut self, end: usize, within: u64) -> Check {
         let topic = self.dice.word(TOPICS);
         let key = self.dice.chance(70).then(|| self.dice.word(KEYS));
         let size = self.draw_size();
-        let quoted = self.some_turn(end).filter(|_| self.dice.chance(40));
+        let quoted = self.some_turn(end).filter(|_| self.dice.chance(within));
+        let within = quoted.and_then(|(_, lease)| self.within(end, lease));
         let tag = self.book.events.len() as u64;
         let options = key.map(|key| {
             Box::new(Options {
@@ -85,6 +101,7 @@ impl World {
             position: None,
             accepted: false,
             quoting,
+            turn: within.filter(|_| sent.is_ok()),
         });
         match sent {
             Ok(Sent::Waits(ticket)) => self.book.wait(end, ticket.0, Wait::Publish(tag)),
@@ -125,6 +142,7 @@ impl World {
             position: None,
             accepted: false,
             quoting: false,
+            turn: None,
         });
         let Some(found) = self.ends.get_mut(end) else {
             return Ok(());
@@ -426,6 +444,18 @@ impl World {
         )
     }
 
+    /// The durable turn of a lease.
+    fn within(&self, end: usize, lease: LeaseId) -> Option<Within> {
+        let found = self.ends.get(end)?;
+        let turn = found.turns.iter().find(|it| it.lease == lease)?;
+        turn.durable.then(|| Within {
+            end,
+            handle: turn.handle,
+            tag: turn.tag,
+            boot: found.boot.clone(),
+        })
+    }
+
     fn some_turn(&mut self, end: usize) -> Option<(u64, LeaseId)> {
         let found = self.ends.get(end)?;
         let own = |turn: &&Turn| {
@@ -644,6 +674,9 @@ impl World {
             Wait::Publish(tag) => {
                 self.seen
                     .note_if("publish indeterminate", error.code == Code::Indeterminate);
+                let is_fenced = error.code == Code::Fenced && self.book.is_of_ended(tag);
+                self.seen
+                    .note_if("durable turn that ended fenced", is_fenced);
                 let risky = self.ends.get(end).is_none_or(|found| found.risky);
                 if risky {
                     Ok(())

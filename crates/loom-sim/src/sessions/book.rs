@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use loom_core::{Code, Nanos, Position};
+use loom_proto::v1::frame::Body;
 
 use crate::trace::{Check, broken, ensure};
 
@@ -22,6 +24,17 @@ pub(super) struct Event {
     pub(super) accepted: bool,
     /// It was published in a turn that had not ended.
     pub(super) quoting: bool,
+    /// The durable turn that it was published in.
+    pub(super) turn: Option<Within>,
+}
+
+/// A durable turn: whose, its event, and the life of the node that had given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Within {
+    pub(super) end: usize,
+    pub(super) handle: u64,
+    pub(super) tag: u64,
+    pub(super) boot: Bytes,
 }
 
 /// What waits for an answer.
@@ -176,8 +189,9 @@ impl Book {
         ensure(hears(filters, topic), "EVENT-ONCE", || {
             format!("{ear:?} does not hear {topic}")
         })?;
+        let turn = (end, handle, tag);
         ensure(
-            !self.ended.contains(&(end, handle, tag)),
+            !self.ended.contains(&turn) || self.is_undone(turn),
             "SESSION-CUT",
             || format!("event {tag} came again to client {end}, which had ended it well"),
         )?;
@@ -203,6 +217,41 @@ impl Book {
         ensure(!self.is_whole || known <= tag, "SESSION-ORDER", || {
             format!("event {tag} came after {known} to {ear:?}")
         })
+    }
+
+    /// Whether what a turn has published was not taken, as far as was told: it is done again.
+    fn is_undone(&self, turn: (usize, u64, u64)) -> bool {
+        let within = |it: &Within| (it.end, it.handle, it.tag) == turn;
+        let mut all = self.events.iter().filter(|it| !it.accepted);
+        all.any(|event| event.turn.as_ref().is_some_and(within))
+    }
+
+    /// Whether an event was published in a durable turn that had ended well.
+    pub(super) fn is_of_ended(&self, tag: u64) -> bool {
+        let event = self.event(tag).ok();
+        event
+            .and_then(|it| it.turn.as_ref())
+            .is_some_and(|it| self.ended.contains(&(it.end, it.handle, it.tag)))
+    }
+
+    /// What was published in a durable turn never goes out as a root in the life of the node that had given the turn.
+    pub(super) fn check_roots(&self, heard: &[Body], boot: &Bytes) -> Check {
+        for body in heard {
+            let Body::Publish(publish) = body else {
+                continue;
+            };
+            let data = publish.payload.as_ref().map(|it| &it.data);
+            let event = self.event(super::app::tag_of(data.map_or(&[], |it| it)))?;
+            let is_root = publish.lease == 0;
+            let quoted = event.turn.as_ref().is_some_and(|it| it.boot == *boot);
+            ensure(!(is_root && quoted), "SESSION-TURN-FENCED", || {
+                format!(
+                    "{publish:?} is a root, and was published in {:?}",
+                    event.turn
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// A durable turn ended well.

@@ -3,8 +3,8 @@
 use loom_core::Nanos;
 use loom_session::Why;
 
-use super::World;
 use super::book::{Ear, GROUPS};
+use super::{End, World};
 use crate::trace::Check;
 
 impl World {
@@ -15,10 +15,7 @@ impl World {
                 self.get_stuck();
                 Ok(())
             }
-            55..=62 => {
-                self.freeze();
-                Ok(())
-            }
+            55..=62 => self.freeze(),
             63..=68 => {
                 self.stall();
                 Ok(())
@@ -158,14 +155,26 @@ impl World {
         }
     }
 
-    fn freeze(&mut self) {
-        let Some(end) = self.some_end() else { return };
-        let until = self.at.now.plus_millis(self.dice.between(500, 90_000));
+    fn freeze(&mut self) -> Check {
+        // One with a durable turn, if there is one: others are to do its work meanwhile.
+        let within = |end: &End| end.is_well() && end.turns.iter().any(|turn| turn.durable);
+        let all = (0..).zip(&self.ends).filter(|(_, end)| within(end));
+        let busy: Vec<usize> = all.map(|(at, _)| at).collect();
+        let Some(end) = self.dice.pick(&busy).or_else(|| self.some_end()) else {
+            return Ok(());
+        };
+        let millis = self.dice.between(500, 120_000);
+        let until = self.at.now.plus_millis(millis);
         self.seen.note("process frozen");
         self.note(format!("{end} is frozen"));
         if let Some(found) = self.ends.get_mut(end) {
             (found.frozen, found.frozen_until, found.risky) = (true, until, true);
         }
+        // Nobody else does anything until it goes on: its session may be over by then.
+        if self.dice.chance(20) {
+            return self.pass(millis);
+        }
+        Ok(())
     }
 
     /// The loop of an app stands still; its link goes on.

@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use loom_core::{LeaseId, Limits, Moment, Nanos};
+use loom_proto::Encoded;
 use loom_proto::v1::{self, Packet, frame::Body};
 use loom_session::{Client, ClientConfig, ConnId, Hub, LinkState, Why};
 
@@ -46,6 +47,7 @@ pub const RARE_IN_SESSIONS: &[&str] = &[
     "drained",
     "durable turn given again",
     "durable turn given back",
+    "durable turn that ended fenced",
     "end of a connection told late",
     "event in parts",
     "frames sent again",
@@ -191,6 +193,8 @@ struct End {
     turns: Vec<Turn>,
     /// How often its session was begun.
     life: u64,
+    /// The life of the node that it was welcomed by last.
+    boot: Bytes,
     /// Its leases may lapse: its loop stood still once.
     risky: bool,
     /// It was closed or killed.
@@ -401,6 +405,7 @@ impl World {
             regs: BTreeMap::new(),
             turns: Vec::new(),
             life: 0,
+            boot: Bytes::new(),
             risky: false,
             is_gone: false,
             refused: false,
@@ -525,10 +530,13 @@ impl World {
             let Some(packet) = has_room.then(|| found.machine.transmit()).flatten() else {
                 return Ok(());
             };
+            let packet = packet.packet();
             if let Some(found) = self.ends.get_mut(end) {
                 let (tap, purse) = &mut found.spends;
                 self.seen.note_if("frames sent again", tap.knows(&packet));
-                let costs: u64 = tap.hear(&packet).iter().map(cost_to_node).sum();
+                let heard = tap.hear(&packet);
+                self.book.check_roots(&heard, &found.boot)?;
+                let costs: u64 = heard.iter().map(cost_to_node).sum();
                 purse.spent += costs;
                 let purse = *purse;
                 ensure(purse.spent <= purse.allowed, "SESSION-CREDIT", || {
@@ -695,6 +703,7 @@ impl World {
             let Some(packet) = hub.transmit(conn, core, at) else {
                 return Ok(());
             };
+            let packet = packet.packet();
             self.node_spends(end, conn, &packet)?;
             let twist = self.draw_twist(&packet);
             if let Some(wire) = self.wires.get_mut(&conn.0) {
@@ -733,14 +742,14 @@ impl World {
         })
     }
 
-    fn node_closes(&mut self, conn: ConnId, packet: Option<Packet>) {
+    fn node_closes(&mut self, conn: ConnId, packet: Option<Encoded>) {
         self.note(format!("the node closes {}", conn.0));
         let lingers = self.dice.chance(50);
         let Some(wire) = self.wires.get_mut(&conn.0) else {
             return;
         };
         if let Some(packet) = packet {
-            wire.to_client.write(&packet, Twist::None);
+            wire.to_client.write(&packet.packet(), Twist::None);
         }
         wire.to_client.ended = true;
         wire.ends_well = true;
@@ -790,6 +799,7 @@ impl World {
             if let Some(Body::Welcome(welcome)) = &frame.body
                 && !welcome.resumed
             {
+                found.boot = welcome.boot.clone();
                 let purse = Purse {
                     spent: 0,
                     allowed: welcome.credit.map_or(0, |it| it.frames),
@@ -896,21 +906,25 @@ impl World {
                 .note_if("session expired", counts.expired > known.expired);
         }
         for end in 0..self.ends.len() {
-            self.tick_end(end);
+            self.tick_end(end)?;
         }
         self.serve()
     }
 
-    fn tick_end(&mut self, end: usize) {
+    fn tick_end(&mut self, end: usize) -> Check {
         let at = self.at;
         let Some(found) = self.ends.get_mut(end) else {
-            return;
+            return Ok(());
         };
+        let was_frozen = found.frozen;
         found.frozen &= found.frozen_until > at.now;
         found.stalled &= found.stalled_until > at.now;
-        if !found.is_running() {
-            return;
+        if was_frozen && found.is_well() && !self.healed {
+            self.thaw(end)?;
         }
+        let Some(found) = self.ends.get_mut(end).filter(|it| it.is_running()) else {
+            return Ok(());
+        };
         let is_due = found
             .machine
             .next_deadline()
@@ -921,6 +935,7 @@ impl World {
         {
             self.client_loses(end, conn, &Why::Broken(error.message));
         }
+        Ok(())
     }
 
     // -- what must hold ------------------------------------------------------------------------------------

@@ -264,5 +264,6 @@ fn hub_of(boot: u8, limits: &loom_session::Limits) -> Hub {
         limits: limits.clone(),
         agent: "loom/simulated".to_owned(),
         durable: vec!["d.>".to_owned()],
+        keeps_log: true,
     })
 }
