@@ -1,7 +1,7 @@
 // A named function that others may call.
 
 import type { Context } from './context.js'
-import { invalid, LoomError } from './errors.js'
+import { invalid, LoomError, oneOf } from './errors.js'
 import type { EffectClass } from './gen/frames.js'
 import { AGENT_CONCURRENCY } from './gen/limits.js'
 import { type Check, checkOf, type Input, type Output, type Schema } from './schema.js'
@@ -30,7 +30,7 @@ export interface CapabilityOptions<I extends Schema | undefined, O extends Schem
   /** Answers in chunks: `run` is an async generator. Found out by itself where it is one. */
   streams?: boolean
   /** The result, or an async iterable of chunks. */
-  run: (args: Output<I>, ctx: Context) => R
+  run: (args: Arguments<Output<I>>, ctx: Context) => R
   /** Tells whether a change was made; for the effect class probeable. */
   probe?: (effectId: string) => Verdict | Promise<Verdict>
 }
@@ -53,10 +53,13 @@ export interface Capability<I = unknown, O = unknown> {
   readonly types?: { input: I; output: O }
 }
 
+/** What a run takes: an object, also where no schema says what is in it. */
+type Arguments<A> = unknown extends A ? Record<string, unknown> : A
+
 /** What a run gives: the result, or a list of all chunks. */
 type Result<R> = R extends AsyncIterable<infer C> ? C[] : Awaited<R>
 
-const EFFECTS: readonly string[] = ['pure', 'idempotent', 'probeable', 'unsafe']
+const EFFECTS: readonly EffectClass[] = ['pure', 'idempotent', 'probeable', 'unsafe']
 
 /** Declares a capability. Throws INVALID_PARAMS, naming what is wrong. */
 export function capability<
@@ -65,15 +68,14 @@ export function capability<
   O extends Schema | undefined = undefined,
 >(
   options: CapabilityOptions<I, O, R>,
-): Capability<Input<I>, O extends Schema ? Output<O> : Result<R>> {
+): Capability<Arguments<Input<I>>, O extends Schema ? Output<O> : Result<R>> {
   const { run, probe } = options
   const { effect = 'unsafe', timeoutMs = 30_000, version = '1', description = '' } = options
   const { cost = 0, tags = [], concurrency = AGENT_CONCURRENCY } = options
   const name = checkCapabilityName(options.name)
   if (typeof run !== 'function')
     throw invalid('run', `${name} has no run`, 'run: async (args, ctx) => …')
-  if (!EFFECTS.includes(effect))
-    throw invalid('effect', `effect is '${effect}'`, EFFECTS.join(', '))
+  oneOf(EFFECTS, effect, 'effect')
   if (!(timeoutMs > 0)) throw invalid('timeoutMs', `timeoutMs is ${timeoutMs}`, 'give milliseconds')
   if ((effect === 'probeable') !== (probe !== undefined)) {
     throw invalid('probe', 'a probe belongs to the effect class probeable, and that to a probe')

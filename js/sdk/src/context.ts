@@ -1,18 +1,19 @@
 // The Context: what a handler may do. One is made per turn, and it is dead when its turn has ended.
 
 import { type Capability, isCapability } from './capability.js'
+import { wireOptions } from './codec/options.js'
 import { payloadFor, valueIn } from './codec/payload.js'
 import { Cut } from './cut.js'
-import { errorOf, invalid, LoomError } from './errors.js'
+import { checkMs, errorOf, invalid, LoomError, oneOf } from './errors.js'
 import { type AckLevel, Event, eventOf, type Qos, type Receipt } from './event.js'
 import { CODES } from './gen/errors.js'
-import type { Envelope, Options, Payload, Publish } from './gen/frames.js'
+import type { Envelope, Payload, Publish } from './gen/frames.js'
 import { STREAM_CHUNKS } from './gen/limits.js'
 import type { Ends } from './link/link.js'
 import { around, type ToolCall } from './middleware.js'
 import type { Host } from './runtime/host.js'
-import { type Check, checkOf, type Output, type Schema } from './schema.js'
-import { checkCapabilityName, checkTopic, matches } from './topics.js'
+import { type Check, checkedResult, checkOf, type Output, type Schema } from './schema.js'
+import { checkCapabilityName, checkText, checkTopic, matches } from './topics.js'
 import { Watch } from './watch.js'
 
 const TIMEOUT_MS = 30_000
@@ -24,6 +25,7 @@ export interface EmitOptions {
   key?: string
   /** Makes the event durable: what it must have reached before `emit` returns. */
   ack?: AckLevel
+  /** A part of a millisecond is rounded, as in all times that options name. */
   ttlMs?: number
   headers?: Record<string, string>
   /** The conversation it belongs to; by default that of the turn. */
@@ -109,6 +111,12 @@ export interface Thread extends AsyncDisposable {
   close(): Promise<void>
 }
 
+/** How a request to many went. */
+interface Summary {
+  matched?: number
+  failures?: Record<string, unknown>[]
+}
+
 /** The turn or invocation that a context belongs to; without one it is that of an app or an agent. */
 export interface Scope {
   readonly host: Host
@@ -189,8 +197,11 @@ export class Context {
   async emit(topic: string, data?: unknown, options: EmitOptions = {}): Promise<Receipt> {
     const { host, sender, lease } = this.#live()
     const publish: Publish = { sender, lease, topic: checkTopic(topic), payload: payloadFor(data) }
-    if (options.qos !== undefined) publish.qos = options.qos
-    if (options.ack !== undefined) publish.ack = options.ack
+    if (options.qos !== undefined) publish.qos = oneOf(QOS, options.qos, 'qos')
+    if (options.ack !== undefined) publish.ack = oneOf(ACK_LEVELS, options.ack, 'ack')
+    if (options.qos === 'realtime' && (options.ack ?? 'accepted') !== 'accepted') {
+      throw invalid('qos', 'a realtime event cannot be durable', 'use batched')
+    }
     const more = wireOptions(options)
     if (more !== undefined) publish.options = more
     return host.link.publish(publish, this.#until(options.signal))
@@ -232,9 +243,9 @@ export class Context {
       throw invalid('firstK', `firstK is ${firstK}`, 'give a whole number from 1 on')
     }
     const answers: Envelope[] = []
-    let summary: { matched?: number; failures?: Record<string, unknown>[] }
+    let summary: Summary
     try {
-      summary = ((await this.#ask(topic, data, rest, firstK ?? 0, answers)) ?? {}) as typeof summary
+      summary = ((await this.#ask(topic, data, rest, firstK ?? 0, answers)) ?? {}) as Summary
     } catch (error) {
       if (error instanceof LoomError && error.code === 'UNAVAILABLE') {
         return { items: [], failures: [], missing: 0 }
@@ -270,7 +281,11 @@ export class Context {
     const outcome = await host.link.call(
       (call) => ({ request: { call, ...request, ...(more && { options: more }) } }),
       this.#until(options.signal),
-      { answer: (event) => void answers.push(event) },
+      {
+        answer: (event) => void answers.push(event),
+        // To many: who heard it, and how that went, whether or not there was an answer in time.
+        orElse: ({ json }) => firstK !== 1 && (json as Summary | undefined)?.matched !== undefined,
+      },
     )
     return outcome.json
   }
@@ -300,7 +315,7 @@ export class Context {
     const [call, check] = this.#callOf(capability, args, options, false)
     return around(this.scope.host.middleware, async (_, item: ToolCall) => {
       const payload = await this.#make(item, 0, this.#until(options.signal))
-      return resultOf(check, valueIn(payload), item.name)
+      return checkedResult(check, valueIn(payload), item.name)
     })(this, call)
   }
 
@@ -397,10 +412,10 @@ export class Context {
       sender,
       lease,
       capability: item.name,
-      version: item.version ?? '',
+      version: checkText(item.version ?? '', 'version'),
       payload: payloadFor(item.args, 'args'),
       timeout_ms: checkMs(item.timeoutMs),
-      key: item.key ?? '',
+      key: checkText(item.key ?? '', 'key'),
       credit,
     }
     const { chunk, begun } = more
@@ -421,7 +436,8 @@ export class Context {
   ): Promise<Watch> {
     const { host } = this.#live()
     const wanted = typeof filters === 'string' ? [filters] : filters
-    return Watch.open(host.link, wanted, options.qos ?? 'realtime', this.#until(options.signal))
+    const qos = oneOf(QOS, options.qos ?? 'realtime', 'qos')
+    return Watch.open(host.link, wanted, qos, this.#until(options.signal))
   }
 
   /** Joins a conversation: hears what is said in it, and speaks in it. */
@@ -474,7 +490,7 @@ export class Context {
 
   /** Ends with `signal`, and with the turn. */
   #until(signal: AbortSignal | undefined): Ends {
-    return signal === undefined ? [this.scope.cut] : [signal, this.scope.cut]
+    return [signal, this.scope.cut]
   }
 
   #live(): Scope {
@@ -485,7 +501,7 @@ export class Context {
         hint: 'use a context only while its handler runs',
       })
     }
-    scope.cut.throwIfCut()
+    scope.cut.throwIfAborted()
     return scope
   }
 }
@@ -497,39 +513,5 @@ function eachOf(check: Check): Check {
   return { json: check.json, validate }
 }
 
-async function resultOf(check: Check, value: unknown, name: string): Promise<unknown> {
-  try {
-    return await check.validate(value, 'result')
-  } catch (error) {
-    if (!(error instanceof LoomError)) throw error
-    const { field, message } = error
-    throw new LoomError('CAPABILITY_ERROR', `the result of ${name}: ${message}`, {
-      field,
-      who: name,
-    })
-  }
-}
-
-function wireOptions(
-  options: EmitOptions & RequestOptions<Schema | undefined>,
-): Options | undefined {
-  const { key, thread, ttlMs, headers, labels, id } = options
-  const wire: Options = {}
-  if (key !== undefined) wire.key = key
-  if (thread !== undefined) wire.thread = thread
-  if (ttlMs !== undefined) wire.ttl_ms = checkMs(ttlMs, 'ttlMs')
-  if (headers !== undefined) {
-    wire.headers = Object.entries(headers).map(([name, value]) => ({ name, value }))
-  }
-  if (labels !== undefined) wire.labels = labels
-  if (id !== undefined) wire.id = id
-  return Object.keys(wire).length === 0 ? undefined : wire
-}
-
-/** Returns whole milliseconds. Throws INVALID_PARAMS. */
-export function checkMs(value: number, field = 'timeoutMs'): number {
-  if (typeof value !== 'number' || !Number.isFinite(value) || value < 0) {
-    throw invalid(field, `${field} is ${String(value)}`, 'give milliseconds')
-  }
-  return Math.round(value)
-}
+const QOS: readonly Qos[] = ['realtime', 'batched', 'background']
+const ACK_LEVELS: readonly AckLevel[] = ['accepted', 'os', 'disk']

@@ -1,53 +1,51 @@
 // What ends a wait: a turn that is over, or a signal of the user. Turns are many and few of them are
 // cut, so theirs becomes an AbortSignal only where somebody looks at it.
 
-export class Cut {
-  /** Why, once it is cut. */
+/** What may end a wait: a Cut, or an AbortSignal. */
+export interface End {
+  readonly aborted: boolean
+  /** Why, once it is. */
+  readonly reason: unknown
+  throwIfAborted(): void
+  addEventListener(type: 'abort', listener: () => void): void
+  removeEventListener(type: 'abort', listener: () => void): void
+}
+
+export class Cut implements End {
   reason: unknown
-  isCut = false
+  aborted = false
   readonly #listeners = new Set<() => void>()
   #controller: AbortController | undefined
 
   get signal(): AbortSignal {
     if (this.#controller === undefined) {
       this.#controller = new AbortController()
-      if (this.isCut) this.#controller.abort(this.reason)
+      if (this.aborted) this.#controller.abort(this.reason)
     }
     return this.#controller.signal
   }
 
   /** Ends all that waits on it, once. */
   cut(reason: unknown): void {
-    if (this.isCut) return
-    this.isCut = true
+    if (this.aborted) return
+    this.aborted = true
     this.reason = reason
     this.#controller?.abort(reason)
     for (const listener of [...this.#listeners]) listener()
     this.#listeners.clear()
   }
 
-  throwIfCut(): void {
-    if (this.isCut) throw this.reason
+  throwIfAborted(): void {
+    if (this.aborted) throw this.reason
   }
 
-  add(listener: () => void): void {
+  addEventListener(_: 'abort', listener: () => void): void {
     this.#listeners.add(listener)
   }
 
-  delete(listener: () => void): void {
+  removeEventListener(_: 'abort', listener: () => void): void {
     this.#listeners.delete(listener)
   }
-}
-
-export type End = Cut | AbortSignal
-
-function isOver(end: End): boolean {
-  return end instanceof Cut ? end.isCut : end.aborted
-}
-
-/** Throws the reason of one that has ended already. */
-export function throwIfOver(ends: readonly (End | undefined)[]): void {
-  for (const end of ends) if (end !== undefined && isOver(end)) throw end.reason
 }
 
 /** A wait that any of `ends` ends; `begin` returns what undoes what it has begun. */
@@ -55,21 +53,10 @@ export function waiting<T>(
   ends: readonly (End | undefined)[],
   begin: (resolve: (value: T) => void, reject: (error: unknown) => void) => () => void,
 ): Promise<T> {
-  const given = ends.filter((end) => end !== undefined)
-  const over = given.find(isOver)
-  if (over !== undefined) return Promise.reject(over.reason)
   return new Promise((resolve, reject) => {
     let undo: (() => void) | undefined
     const leave = (): void => {
-      for (const end of given) {
-        if (end instanceof Cut) end.delete(abort)
-        else end.removeEventListener('abort', abort)
-      }
-    }
-    const abort = (): void => {
-      leave()
-      undo?.()
-      reject(given.find(isOver)?.reason)
+      for (const end of ends) end?.removeEventListener('abort', abort)
     }
     const settle =
       <A>(then: (value: A) => void) =>
@@ -77,14 +64,19 @@ export function waiting<T>(
         leave()
         then(value)
       }
-    for (const end of given) {
-      if (end instanceof Cut) end.add(abort)
-      else end.addEventListener('abort', abort, { once: true })
+    const fail = settle(reject)
+    const abort = (): void => {
+      undo?.()
+      fail(ends.find((end) => end?.aborted)?.reason)
     }
     try {
-      undo = begin(settle(resolve), settle(reject))
+      for (const end of ends) {
+        end?.throwIfAborted()
+        end?.addEventListener('abort', abort)
+      }
+      undo = begin(settle(resolve), fail)
     } catch (error) {
-      settle(reject)(error)
+      fail(error)
     }
   })
 }

@@ -1,7 +1,7 @@
 // The one error of Loom. Its codes are those of every other language.
 
 import { CODES, RETRIED } from './gen/errors.js'
-import type { Error as WireError } from './gen/frames.js'
+import type { Frame, Error as WireError } from './gen/frames.js'
 
 /** What kind of error it is: what a program decides by. */
 export type Code = keyof typeof CODES
@@ -63,7 +63,34 @@ export function toWire(error: LoomError): { code: number; detail: Record<string,
   return { code: CODES[code], detail }
 }
 
+/** What a function threw, as others are told: of what is no LoomError, text and stack stay here. */
+export function told(error: unknown, code: Code, what: string, who: string): LoomError {
+  if (error instanceof LoomError) return error
+  const kind = error instanceof Error ? error.constructor.name : typeof error
+  return new LoomError(code, `${what} raised ${kind}`, { who })
+}
+
+/** How a turn or an invocation of `who` ends with an error. */
+export function failure(lease: number, error: LoomError, who: string): Frame {
+  const { code, detail } = toWire(error)
+  return { fail: { lease, code, detail: { ...detail, who: detail['who'] ?? who } } }
+}
+
 /** A wrong argument: names the field and the way out. */
 export function invalid(field: string, message: string, hint?: string, limit?: string): LoomError {
   return new LoomError('INVALID_PARAMS', message, { field, hint, limit })
+}
+
+/** Returns what is one of `known`. Throws INVALID_PARAMS. */
+export function oneOf<T>(known: readonly T[], given: T, field: string): T {
+  if (known.includes(given)) return given
+  throw invalid(field, `${field} is ${String(given)}`, `give one of ${known.join(', ')}`)
+}
+
+/** Returns whole milliseconds, at most 24 days. Throws INVALID_PARAMS. */
+export function checkMs(value: number, field = 'timeoutMs'): number {
+  if (typeof value !== 'number' || !Number.isFinite(value) || value < 0) {
+    throw invalid(field, `${field} is ${String(value)}`, 'give milliseconds')
+  }
+  return Math.min(Math.round(value), 2 ** 31 - 1) // timers know no more
 }

@@ -1,7 +1,7 @@
 // What travels, as a handler sees it.
 
 import { bytesIn, valueIn } from './codec/payload.js'
-import { LoomError } from './errors.js'
+import { checkMs, invalid } from './errors.js'
 import type { AckLevel, Envelope, Qos } from './gen/frames.js'
 
 export type { AckLevel, Qos } from './gen/frames.js'
@@ -124,9 +124,9 @@ export class Event<T = unknown> {
     this.#settling().ack()
   }
 
-  /** Says that this durable event is to be given again, after a pause. */
+  /** Says that this durable event is to be given again, after a pause. Throws INVALID_PARAMS. */
   nak(delayMs?: number): void {
-    this.#settling().nak(delayMs)
+    this.#settling().nak(delayMs === undefined ? delayMs : checkMs(delayMs, 'delayMs'))
   }
 
   /** Says that this durable event is being worked on. */
@@ -141,7 +141,7 @@ export class Event<T = unknown> {
 
   #settling(): Settle {
     if (this.#settle !== undefined) return this.#settle
-    throw new LoomError('INVALID_PARAMS', 'this event is not durable', { field: 'event' })
+    throw invalid('event', 'this event is not durable')
   }
 }
 

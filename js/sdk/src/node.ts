@@ -61,9 +61,12 @@ export function nodeDial(url: string, protocol: Protocol, options: NodeOptions =
   }
   // ws takes path and address in one URL, with a colon between.
   const target = path === undefined ? targetOf(url) : `ws+unix://${path}:/v1/ws`
+  // A mask keeps what is sent from looking like HTTP to a proxy on the way: here none can look.
+  const isDirect = /^(ws\+unix:|wss:|ws:\/\/(localhost|127\.[\d.]+|\[::1\])[:/])/.test(target)
   const make = (_: string, protocols: string[]): Socket =>
     new WebSocket(target, protocols, {
       perMessageDeflate: false,
+      ...(isDirect && { generateMask: (mask: Buffer) => void mask.fill(0) }),
       ...tls,
     }) as unknown as Socket
   return webSocketDial(path === undefined ? url : 'ws://localhost', protocol, make)
@@ -95,7 +98,7 @@ function settled<O extends ConnectOptions>(options: O): O {
   }
   const token = options.token ?? (env['LOOM_TOKEN'] || tokenOf(node, url))
   const { protocol = 'proto' } = options
-  return { ...options, token, protocol, dial: nodeDial(url, protocol, options) }
+  return { ...options, url, token, protocol, dial: nodeDial(url, protocol, options) }
 }
 
 /** What the node says that runs for this user. */

@@ -1,6 +1,6 @@
 // What data must be: any Standard Schema (Zod, Valibot, ArkType); a JSON Schema becomes one.
 
-import { invalid } from './errors.js'
+import { invalid, LoomError } from './errors.js'
 
 /** A Standard Schema, version 1: https://standardschema.dev */
 export interface StandardSchema<In = unknown, Out = In> {
@@ -68,6 +68,20 @@ export function checkOf(schema: Schema | undefined, side: 'input' | 'output'): C
       if (outcome instanceof Promise) return outcome.then((one) => read(one, field))
       return read(outcome, field)
     },
+  }
+}
+
+/** Returns the result of a capability. Throws CAPABILITY_ERROR where it is not what was declared. */
+export async function checkedResult(check: Check, value: unknown, name: string): Promise<unknown> {
+  try {
+    return await check.validate(value, 'result')
+  } catch (error) {
+    if (!(error instanceof LoomError)) throw error
+    const { field, message } = error
+    throw new LoomError('CAPABILITY_ERROR', `the result of ${name}: ${message}`, {
+      field,
+      who: name,
+    })
   }
 }
 

@@ -3,8 +3,9 @@
 import { type Agent, checkAgents } from './agent.js'
 import { type Capability, checkCapabilities } from './capability.js'
 import type { Protocol } from './codec/wire.js'
-import { Context, checkMs } from './context.js'
-import { invalid } from './errors.js'
+import { Context } from './context.js'
+import { checkMs, invalid } from './errors.js'
+import { CONNECT_SECONDS } from './gen/limits.js'
 import type { Dial } from './link/carrier.js'
 import { Link } from './link/link.js'
 import { webSocketDial } from './link/websocket.js'
@@ -29,6 +30,8 @@ export interface ConnectOptions {
   protocol?: Protocol
   /** Makes connections instead of `url`: `new MemoryNode().dial` in tests. */
   dial?: Dial
+  /** How long the node is waited for; by default 5 s. */
+  timeoutMs?: number
   /** Ends all of it. */
   signal?: AbortSignal
   /** Is told of each change of the link. */
@@ -80,13 +83,16 @@ export interface Used {
 
 /**
  * Runs agents and offers capabilities on a node; returns when all of them are registered there.
- * Throws what the node refuses them with.
+ * Throws what the node refuses them with, and UNAVAILABLE where none answers.
  */
 export function serve(options: ServeOptions): Promise<Connection> {
   return use().serve(options)
 }
 
-/** Connects to a node; returns when it has let us in. Throws what it refuses us with. */
+/**
+ * Connects to a node; returns when it has let us in. Throws what it refuses us with, and UNAVAILABLE
+ * where none answers.
+ */
 export function connect(options: ConnectOptions): Promise<Connection> {
   return use().connect(options)
 }
@@ -123,16 +129,14 @@ async function open(
 ): Promise<Connection> {
   const { url, token = '', namespace = '', protocol = 'proto', signal, onLink, onError } = options
   const graceMs = checkMs(options.graceMs ?? GRACE_MS, 'graceMs')
-  if (options.dial === undefined && url === undefined) {
-    throw invalid('url', 'where is the node?', 'ws://127.0.0.1:7420')
-  }
-  const dial = options.dial ?? webSocketDial(url as string, protocol)
+  const timeoutMs = checkMs(options.timeoutMs ?? CONNECT_SECONDS * 1000)
+  const dial = options.dial ?? webSocketDial(url ?? '', protocol)
   if (namespace !== '') checkName(namespace, 'namespace')
   const link = new Link({ dial, name: checkName(options.name ?? named), namespace, token })
   if (onLink !== undefined) link.onChange(onLink)
   const host = new Host(link, middleware, onError)
   try {
-    await link.open(signal)
+    await link.open(url ?? 'its address', timeoutMs, signal)
   } catch (error) {
     await link.close()
     throw error

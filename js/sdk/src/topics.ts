@@ -8,6 +8,9 @@ const TOKEN = /^[A-Za-z0-9_-]+$/
 const NAME = /^[a-z0-9_-]+(\.[a-z0-9_-]+)*$/
 const QUALIFIED = /^[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[A-Za-z0-9_.-]+)?$/
 
+// Whoever publishes much does so to one topic: what was checked last is not looked through again.
+let lastTopic: string | undefined
+
 /** Whether a filter takes a topic. Both must be valid. */
 export function matches(filter: string, topic: string): boolean {
   const wanted = filter.split('.')
@@ -21,8 +24,7 @@ export function matches(filter: string, topic: string): boolean {
 
 /** Returns the filters if they are some. Throws INVALID_PARAMS, naming the token or the limit. */
 export function checkFilters(filters: readonly string[], field: string): readonly string[] {
-  if (!Array.isArray(filters)) throw invalid(field, `${field} is a list of filters`)
-  if (filters.length > AGENT_FILTERS) {
+  if (checkList(filters, field).length > AGENT_FILTERS) {
     const message = `${filters.length} filters, ${AGENT_FILTERS} are allowed`
     throw invalid(field, message, 'use wildcards, or several agents', 'agent_filters')
   }
@@ -30,8 +32,8 @@ export function checkFilters(filters: readonly string[], field: string): readonl
   return filters
 }
 
-function checkFilter(filter: unknown, field: string): void {
-  if (typeof filter !== 'string') throw invalid(field, `${String(filter)} is not text`)
+function checkFilter(given: unknown, field: string): void {
+  const filter = checkText(given, field)
   const tokens = filter.split('.')
   if (filter.length > TOPIC_BYTES) throw tooLong(field, TOPIC_BYTES, 'topic_bytes')
   if (tokens.length > TOPIC_TOKENS) {
@@ -51,11 +53,13 @@ function checkFilter(filter: unknown, field: string): void {
 
 /** Returns a topic that can be published to. Throws INVALID_PARAMS. */
 export function checkTopic(topic: unknown): string {
+  if (lastTopic !== undefined && topic === lastTopic) return lastTopic
   checkFilter(topic, 'topic')
   const text = topic as string
   if (/[*>]/.test(text)) {
     throw invalid('topic', `'${text}' is a filter, not a topic`, 'publish to one topic')
   }
+  lastTopic = text
   return text
 }
 
@@ -74,8 +78,21 @@ export function checkCapabilityName(name: unknown, field = 'name'): string {
   return check(name, QUALIFIED, field, "a name such as 'web.search', or 'server:tool'")
 }
 
-function check(name: unknown, shape: RegExp, field: string, hint: string): string {
-  if (typeof name !== 'string') throw invalid(field, `${field} is not text`)
+/** Returns a list. Throws INVALID_PARAMS. */
+export function checkList<T>(list: readonly T[], field: string): readonly T[] {
+  if (Array.isArray(list)) return list
+  throw invalid(field, `${field} is no list`, 'give a list')
+}
+
+/** Returns a text that can travel. Throws INVALID_PARAMS. */
+export function checkText(text: unknown, field: string): string {
+  // Half a character has no form in UTF-8.
+  if (typeof text === 'string' && !/\p{Cs}/u.test(text)) return text
+  throw invalid(field, `${field} is no text`, 'give a string')
+}
+
+function check(given: unknown, shape: RegExp, field: string, hint: string): string {
+  const name = checkText(given, field)
   if (name.length > NAME_BYTES) throw tooLong(field, NAME_BYTES, 'name_bytes')
   if (!shape.test(name)) throw invalid(field, `'${name}' is not a name`, `use ${hint}`)
   return name

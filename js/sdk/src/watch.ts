@@ -1,6 +1,6 @@
 // An ordered stream of events: what `ctx.watch` and `ctx.joinThread` read.
 
-import { Cut, throwIfOver, waiting } from './cut.js'
+import { Cut, waiting } from './cut.js'
 import { type Event, eventOf } from './event.js'
 import type { Qos } from './gen/frames.js'
 import { QUEUE_ITEMS } from './gen/limits.js'
@@ -17,7 +17,6 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
   readonly #queue = new Queue<Delivery & { life: number }>()
   readonly #left = new Cut()
   #handle = 0
-  #isClosed = false
   #wake: (() => void) | undefined
 
   private constructor(link: Link, qos: Qos) {
@@ -28,7 +27,7 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
   /** Begins to listen; returns when the node has said so. */
   static async open(link: Link, filters: readonly string[], qos: Qos, ends: Ends): Promise<Watch> {
     checkFilters(filters, 'filters')
-    throwIfOver(ends)
+    for (const end of ends) end?.throwIfAborted()
     const watch = new Watch(link, qos)
     const frame = (handle: number) => ({ subscribe: { handle, filters: [...filters], qos } })
     watch.#handle = await link.register(frame, {
@@ -53,7 +52,7 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
         if (!this.#isRealtime) this.#ended(delivery)
         return { done: false, value: eventOf(delivery.event) }
       }
-      if (this.#isClosed) return { done: true, value: undefined }
+      if (this.#left.aborted) return { done: true, value: undefined }
       await new Promise<void>((resolve) => {
         this.#wake = resolve
       })
@@ -67,15 +66,12 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
 
   /** Stops listening. Who waits for an event is told that there are no more. */
   async close(): Promise<void> {
-    if (this.#isClosed) return
-    this.#isClosed = true
+    if (this.#left.aborted) return
     this.#left.cut(undefined)
     const left = this.#queue.clear()
     if (!this.#isRealtime) for (const delivery of left) this.#ended(delivery)
     this.#wake?.()
-    if (this.#link.state !== 'closed' && this.#link.state !== 'refused') {
-      await this.#link.remove(this.#handle)
-    }
+    if (!this.#link.isOver) await this.#link.remove(this.#handle)
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -3,9 +3,11 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import { decodeJson, encodeJson, readJson } from '../src/codec/json.js'
-import { decodePacket, encodePacket } from '../src/codec/proto.js'
+import { utf8Length } from '../src/codec/payload.js'
+import { decodeFrame, decodePacket, encodeFrame, encodePacket } from '../src/codec/proto.js'
 import { Malformed, messageOf } from '../src/codec/schema.js'
-import type { Packet } from '../src/gen/frames.js'
+import { frameBytes } from '../src/codec/size.js'
+import type { Frame, Packet } from '../src/gen/frames.js'
 import { oracleBytes, oracleRead, packetType, ROOT } from './support/oracle.js'
 import { PROTO_ONLY, VECTORS } from './support/vectors.js'
 
@@ -125,6 +127,29 @@ describe('the codecs', () => {
     )
   })
 
+  it('keep a mark of byte order at the beginning of a text', () => {
+    const frames = [{ publish: { topic: '\uFEFFa' } }]
+    expect(decodePacket(encodePacket({ frames })).frames).toEqual(frames)
+  })
+
+  it('never take more room than a frame is thought to need', () => {
+    for (const packet of Object.values(VECTORS)) {
+      for (const frame of packet.frames ?? []) {
+        expect(encodePacket({ frames: [frame] }).length).toBeLessThanOrEqual(frameBytes(frame))
+      }
+    }
+  })
+
+  it('count the bytes of any text, however long', () => {
+    const text = fc.oneof(
+      fc.string({ unit: 'binary', maxLength: 50 }),
+      fc.string({ unit: 'grapheme', minLength: 4000, maxLength: 9000, size: 'max' }),
+      fc.constantFrom('\ud800', 'a\udc00', '\ud83d'.repeat(3000), `${'x'.repeat(4095)}😀é`),
+    )
+    const encoder = new TextEncoder()
+    fc.assert(fc.property(text, (made) => utf8Length(made) === encoder.encode(made).length))
+  })
+
   // requirement: WIRE-FORWARD
   it('pass over fields and frames that they do not know', () => {
     const known = encodePacket({ first: 3, frames: [{ done: { ref: 1 } }] })
@@ -170,5 +195,49 @@ describe('the codecs', () => {
     ]) {
       expect(() => decodeJson(readJson(text).packet, [])).toThrow(Malformed)
     }
+  })
+})
+
+describe('a frame that cannot be written', () => {
+  // requirement: JS-OPTIONS
+  it.each([
+    { topic: 5 },
+    { options: { key: {} } },
+    { options: { headers: [{ name: 'a', value: 1 }] } },
+    { sender: 1.5, payload: { data: new Uint8Array(3) } },
+    { lease: Number.POSITIVE_INFINITY },
+  ])('goes with its numbers alone, and those beside it go whole: %j', (wrong) => {
+    const good = { publish: { ref: 8, topic: 'x', payload: { data: new Uint8Array([255]) } } }
+    const bad = { publish: { topic: 'x', ...wrong, ref: 7 } }
+    const packet = { first: 1, frames: [good, bad, good] } as unknown as Packet
+    const expected = plain({ first: 1, frames: [good, { publish: { ref: 7 } }, good] })
+    expect(plain(decodePacket(encodePacket(packet)))).toEqual(expected)
+    const { text, attachments } = encodeJson(packet)
+    expect(plain(fromJson(text, attachments))).toEqual(expected)
+    const one = bad as unknown as Packet['frames'] extends (infer F)[] | undefined ? F : never
+    expect(plain({ frames: [decodeFrame(encodeFrame(one))] })).toEqual({
+      frames: [{ publish: { ref: 7 } }],
+    })
+  })
+})
+
+describe('a frame that cannot be written', () => {
+  // requirement: JS-OPTIONS
+  it.each([
+    { topic: 5 },
+    { options: { key: {} } },
+    { options: { headers: [{ name: 'a', value: 1 }] } },
+    { sender: 1.5, payload: { data: new Uint8Array(3) } },
+    { lease: Number.POSITIVE_INFINITY },
+  ])('goes with its numbers alone, and those beside it go whole: %j', (wrong) => {
+    const good = { publish: { ref: 8, topic: 'x', payload: { data: new Uint8Array([255]) } } }
+    const bad = { publish: { topic: 'x', ...wrong, ref: 7 } }
+    const packet = { first: 1, frames: [good, bad, good] } as unknown as Packet
+    const expected = plain({ first: 1, frames: [good, { publish: { ref: 7 } }, good] })
+    expect(plain(decodePacket(encodePacket(packet)))).toEqual(expected)
+    const { text, attachments } = encodeJson(packet)
+    expect(plain(fromJson(text, attachments))).toEqual(expected)
+    const one = decodeFrame(encodeFrame(bad as unknown as Frame))
+    expect(plain({ frames: [one] })).toEqual(plain({ frames: [{ publish: { ref: 7 } }] }))
   })
 })

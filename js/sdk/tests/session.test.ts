@@ -3,17 +3,26 @@ import { describe, expect, it } from 'vitest'
 import { decodePacket, encodePacket } from '../src/codec/proto.js'
 import type { LoomError } from '../src/errors.js'
 import type { Frame, Packet } from '../src/gen/frames.js'
-import { HEARTBEAT_MS, RECONNECT_CAP_MS, SESSION_BYTES, SILENCE_MS } from '../src/gen/limits.js'
+import {
+  HEARTBEAT_MS,
+  RECONNECT_CAP_MS,
+  SESSION_AHEAD,
+  SESSION_BYTES,
+  SILENCE_MS,
+} from '../src/gen/limits.js'
 import { Channel } from '../src/session/channel.js'
 import { type Inbox, type LinkChange, Session } from '../src/session/session.js'
 
 const BOOT = 'ab'.repeat(16)
+const WINDOW_FRAMES = 4 * SESSION_AHEAD
 
 /** A node that keeps what it was sent, and a wire that the test holds in its hands. */
 class Wire {
   now = 0
   /** Data of the publishes that the node took in, in order. */
   readonly arrived: unknown[] = []
+  /** The ids that their publisher gave them. */
+  readonly ids: (string | undefined)[] = []
   /** What the client was delivered. */
   readonly delivered: unknown[] = []
   readonly changes: LinkChange[] = []
@@ -22,6 +31,8 @@ class Wire {
   node = new Channel(false)
   boot = BOOT
   credit = 0
+  dealsAtOnce = true
+  keepsLog = true
   refusal: Frame['error'] | undefined
   session: Session
   private epoch = 0
@@ -36,7 +47,7 @@ class Wire {
       deliver: (event, target) => {
         this.delivered.push(event.payload?.json)
         this.session.work(target.lease ?? 0, { ack: { leases: [target.lease ?? 0] } })
-        this.session.handled(event.payload?.size ?? 0)
+        if (this.dealsAtOnce) this.session.handled(event.payload?.size ?? 0)
       },
       invoke: () => {},
       stop: () => {},
@@ -156,6 +167,7 @@ class Wire {
             received: this.node.received,
             credit: { frames: this.credit, bytes: SESSION_BYTES },
             durable: ['kept.>'],
+            keeps_log: this.keepsLog,
           } as Frame['welcome'] & object,
         },
       ],
@@ -170,6 +182,7 @@ class Wire {
     if (handle !== undefined) this.node.pushControl({ done: { ref: handle } })
     if (publish === undefined) return
     this.arrived.push(publish.payload?.json)
+    this.ids.push(publish.options?.id)
     this.credit++
     this.node.pushControl({ credit: { frames: this.credit, bytes: SESSION_BYTES } })
     if (publish.ref) this.node.pushControl({ accepted: { ref: publish.ref } })
@@ -285,8 +298,32 @@ describe('a session whose node has forgotten it', () => {
     expect(other.failed.map((error) => error.code)).toEqual(['INDETERMINATE'])
   })
 
-  it('calls again what has a key, and ends other calls as indeterminate', () => {
+  // requirement: SESSION-AGAIN
+  it('knows an event by its id also where it was said before it was known to be durable', () => {
     const wire = new Wire()
+    const early = publish(wire, 'early', 'kept.a')
+    const own = publish(wire, 'own', 'a', { options: { id: 'order-1' } })
+    const other = publish(wire, 'other')
+    wire.connect()
+    wire.send()
+    wire.arriveUp() // the hello
+    wire.send()
+    wire.arriveDown() // the welcome, which says what is durable
+    wire.send()
+    wire.arriveUp() // the events; their answers are lost
+    expect(wire.arrived).toEqual(['early', 'own', 'other'])
+    const [id] = wire.ids
+    expect(wire.ids).toEqual([expect.any(String), 'order-1', undefined])
+    lostWith(wire)
+    expect(wire.arrived.slice(3)).toEqual(['early', 'own'])
+    expect(wire.ids.slice(3)).toEqual([id, 'order-1'])
+    expect([early.accepted, own.accepted]).toEqual([['early'], ['own']])
+    expect(other.failed.map((error) => error.code)).toEqual(['INDETERMINATE'])
+  })
+
+  it.each([true, false])('calls again what has a key, where the node has a log: %s', (keepsLog) => {
+    const wire = new Wire()
+    wire.keepsLog = keepsLog
     wire.settle()
     const ended: Record<string, string> = {}
     for (const key of ['', 'k']) {
@@ -299,7 +336,8 @@ describe('a session whose node has forgotten it', () => {
     }
     wire.send()
     lostWith(wire)
-    expect(ended).toEqual({ '': 'INDETERMINATE' })
+    const lost = { '': 'INDETERMINATE' }
+    expect(ended).toEqual(keepsLog ? lost : { ...lost, k: 'INDETERMINATE' })
   })
 
   it('ends what a turn has sent, whose lease means nothing any more', () => {
@@ -325,6 +363,33 @@ describe('a session', () => {
     expect(wire.arrived).toEqual([0, 1, 2, 3])
     wire.settle()
     expect(wire.arrived).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+  })
+
+  // requirement: SESSION-CREDIT, SESSION-CUT
+  it('grants more as it deals with what comes, also where it is cut again and again', () => {
+    const wire = new Wire()
+    wire.settle()
+    for (let i = 0; i < 3 * WINDOW_FRAMES; i++) {
+      wire.deliver(i)
+      if (i % 100 === 0) wire.settle()
+      if (i % 100 === 50) wire.cut()
+    }
+    wire.settle()
+    expect(wire.delivered).toHaveLength(3 * WINDOW_FRAMES)
+  })
+
+  // requirement: SESSION-CREDIT
+  it('grants again what it has dealt with while the link was lost', () => {
+    const wire = new Wire()
+    wire.dealsAtOnce = false
+    wire.settle()
+    for (let i = 0; i < WINDOW_FRAMES + 1; i++) wire.deliver(i)
+    wire.settle()
+    expect(wire.delivered).toHaveLength(WINDOW_FRAMES)
+    wire.cut()
+    for (let i = 0; i < WINDOW_FRAMES; i++) wire.session.handled(1)
+    wire.settle()
+    expect(wire.delivered).toHaveLength(WINDOW_FRAMES + 1)
   })
 
   // requirement: SESSION-FULL

@@ -1,4 +1,5 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
@@ -128,5 +129,76 @@ describe('in Node', () => {
     const { signal } = controller
     await expect(connect({ url: gone.url, token: 't', signal, onLink })).rejects.toThrow('enough')
     expect(tried).toHaveLength(3)
+  })
+
+  // requirement: JS-CONNECT
+  it('a node that does not answer in time is named, with what went wrong last', async () => {
+    const gone = await new SocketNode().listen()
+    await gone.close()
+    const states: string[] = []
+    const onLink = ({ state }: LinkChange): void => void states.push(state)
+    const unheard = { url: gone.url, token: 't', timeoutMs: 400, onLink }
+    await expect(connect(unheard)).rejects.toMatchObject({
+      code: 'UNAVAILABLE',
+      message: expect.stringMatching(/no node answers at ws:\/\/127.0.0.1:\d+: .*ECONNREFUSED/),
+      field: 'url',
+      limit: 'timeoutMs',
+      hint: expect.stringContaining('loom up'),
+    })
+    expect(states.filter((state) => state === 'lost').length).toBeGreaterThan(1)
+    expect(states.at(-1)).toBe('closed')
+    expect(await codeOf(serve({ ...unheard, timeoutMs: 1, agents: [echo] }))).toBe('UNAVAILABLE')
+    expect(await codeOf(connect({ ...unheard, timeoutMs: -1 }))).toBe('INVALID_PARAMS')
+  })
+
+  it('what goes to another machine in the clear is masked, and nothing else', async () => {
+    const masks: number[] = []
+    const node = new SocketNode()
+    node.onBytes = (bytes) => {
+      // Behind the request of HTTP each message begins with two bytes, its length if it has more
+      // than 125, and the mask.
+      if ((bytes[0] as number) === 0x82) {
+        masks.push(bytes.readUInt32BE(((bytes[1] as number) & 0x7f) < 126 ? 2 : 4))
+      }
+    }
+    await node.listen()
+    const masked = async (url: string): Promise<boolean> => {
+      masks.length = 0
+      await (await connect({ url, token: 't' })).close()
+      expect(masks.length).toBeGreaterThan(0)
+      return masks.some((mask) => mask !== 0)
+    }
+    expect(await masked(node.url)).toBe(false)
+    expect(await masked(node.url.replace('127.0.0.1', 'localhost'))).toBe(false)
+    expect(await masked(node.url.replace('127.0.0.1', '0.0.0.0'))).toBe(true) // any name but those
+    await node.close()
+  })
+
+  // requirement: JS-CONNECT
+  it('a node that says nothing is not waited for longer', async () => {
+    const mute = createServer((socket) => void socket.resume())
+    await new Promise<void>((resolve) => void mute.listen(0, '127.0.0.1', resolve))
+    const { port } = mute.address() as AddressInfo
+    const url = `ws://127.0.0.1:${port}`
+    await expect(connect({ url, token: 't', timeoutMs: 100 })).rejects.toMatchObject({
+      code: 'UNAVAILABLE',
+      message: `no node answers at ${url}: nothing came`,
+    })
+    await new Promise((resolve) => mute.close(resolve))
+  })
+
+  // requirement: JS-CONNECT
+  it('a node that comes up in time is connected to', async () => {
+    const path = join(folder, 'late.sock')
+    const node = new SocketNode()
+    let listening: Promise<unknown> | undefined
+    const onLink = ({ state }: LinkChange): void => {
+      if (state === 'lost') listening ??= node.listen(path)
+    }
+    const app = await connect({ url: `unix://${path}`, token: 't', onLink })
+    await listening
+    expect(app.link).toBe('up')
+    await app.close()
+    await node.close()
   })
 })

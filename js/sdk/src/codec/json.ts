@@ -4,7 +4,15 @@
 import type { Packet, Payload } from '../gen/frames.js'
 import { PACKET_DEPTH } from '../gen/limits.js'
 import { payloadOf } from './payload.js'
-import { type Field, Malformed, type Message, messageOf, type Values } from './schema.js'
+import {
+  countIn,
+  type Field,
+  Malformed,
+  type Message,
+  messageOf,
+  type Values,
+  writeOr,
+} from './schema.js'
 
 const encoder = new TextEncoder()
 
@@ -17,9 +25,13 @@ export interface JsonPacket {
 /** A packet as it travels. */
 export function encodeJson(packet: Packet): JsonPacket {
   const attachments: Uint8Array[] = []
-  const frames = (packet.frames ?? []).map((frame) =>
-    writeMessage(messageOf('Frame'), frame as Values, attachments),
-  )
+  const frames = (packet.frames ?? []).map((frame) => {
+    const before = attachments.length
+    return writeOr(frame as Values, (values) => {
+      attachments.length = before
+      return writeMessage(messageOf('Frame'), values, attachments)
+    })
+  })
   const parts: string[] = []
   if (packet.first) parts.push(`"first":${packet.first}`)
   if (packet.received) parts.push(`"received":${packet.received}`)
@@ -56,7 +68,7 @@ function writeMessage(message: Message, values: Values, attachments: Uint8Array[
   for (const name in values) {
     const value = values[name]
     const field = message.byName.get(name)
-    if (value === undefined || field === undefined) continue
+    if (value === undefined || value === null || field === undefined) continue
     if (!field.repeated && !field.optional && (value === 0 || value === false || value === ''))
       continue
     const text = field.repeated
@@ -70,8 +82,12 @@ function writeMessage(message: Message, values: Values, attachments: Uint8Array[
 function writeValue(field: Field, value: unknown, attachments: Uint8Array[]): string {
   switch (field.kind) {
     case 'u':
+      return String(countIn(value))
     case 'b':
-      return String(value)
+      return String(Boolean(value))
+    case 's':
+      if (typeof value !== 'string' || /\p{Cs}/u.test(value)) throw new TypeError('no text')
+      return JSON.stringify(value)
     case 'm':
       return field.message === undefined
         ? writePayload(value as Payload, attachments)

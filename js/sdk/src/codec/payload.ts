@@ -9,6 +9,7 @@ const JSON_TYPE = 'application/json'
 
 const decoder = new TextDecoder('utf-8', { fatal: true })
 const encoder = new TextEncoder()
+const measured = new Uint8Array(4096) // what is written here is only counted
 
 /** Data that came as bytes of this type; what says JSON and is not stays bytes. */
 export function payloadOf(data: Uint8Array, type: string): Payload {
@@ -49,7 +50,7 @@ export function payloadFor(value: unknown, field = 'data'): Payload {
   if (text === undefined) throw refused(field, `a ${typeof value} has no JSON form`)
   // JSON writes NaN and infinity as null: only then is the value looked through.
   if (text.includes('null')) checkFinite(value, field)
-  return { text }
+  return { text, size: utf8Length(text) }
 }
 
 function refused(field: string, why: string): LoomError {
@@ -85,18 +86,11 @@ export function sizeOf(payload: Payload | undefined): number {
 
 /** How many bytes a text has in UTF-8. */
 export function utf8Length(text: string): number {
-  let length = text.length
-  for (let i = 0; i < text.length; i++) {
-    const unit = text.charCodeAt(i)
-    if (unit < 0x80) continue
-    // Each half of a pair counts two of its four bytes; what stands alone is written as three.
-    length += unit < 0x800 ? 1 : unit >= 0xd800 && unit <= 0xdfff && isPaired(text, i) ? 1 : 2
+  let { read, written } = encoder.encodeInto(text, measured)
+  while (read < text.length) {
+    const next = encoder.encodeInto(text.slice(read), measured)
+    read += next.read
+    written += next.written
   }
-  return length
-}
-
-function isPaired(text: string, at: number): boolean {
-  const unit = text.charCodeAt(at)
-  const other = text.charCodeAt(unit < 0xdc00 ? at + 1 : at - 1)
-  return unit < 0xdc00 ? other >= 0xdc00 && other <= 0xdfff : other >= 0xd800 && other < 0xdc00
+  return written
 }

@@ -3,16 +3,25 @@
 
 import type { Frame, Packet, Payload } from '../gen/frames.js'
 import { payloadOf } from './payload.js'
-import { type Field, Malformed, type Message, messageOf, type Values } from './schema.js'
+import {
+  countIn,
+  type Field,
+  Malformed,
+  type Message,
+  messageOf,
+  type Values,
+  writeOr,
+} from './schema.js'
 
 const VARINT = 0
 const FIXED64 = 1
 const BYTES = 2
 const FIXED32 = 5
 const SHORT = 64 // characters up to which copying by hand is quicker than the encoder
+const KEPT_BYTES = 128 * 1024 // what is kept to write into
 
 const encoder = new TextEncoder()
-const decoder = new TextDecoder('utf-8', { fatal: true })
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, '0'))
 
 /** A packet as it travels. */
@@ -22,7 +31,7 @@ export function encodePacket(packet: Packet): Uint8Array {
 
 /** One frame, to be cut into parts. */
 export function encodeFrame(frame: Frame): Uint8Array {
-  return encoded(messageOf('Frame'), frame as Values)
+  return writeOr(frame as Values, (values) => encoded(messageOf('Frame'), values))
 }
 
 /** The packet that came. Throws Malformed. */
@@ -38,19 +47,23 @@ export function decodeFrame(bytes: Uint8Array): Frame {
 // -- writing --------------------------------------------------------------------------------------
 
 class Writer {
-  bytes: Uint8Array = new Uint8Array(1024)
+  bytes: Uint8Array = new Uint8Array(KEPT_BYTES)
   at = 0
 
   room(wanted: number): void {
     const needed = this.at + wanted
     if (needed <= this.bytes.length) return
     const grown = new Uint8Array(Math.max(needed, this.bytes.length * 2))
-    grown.set(this.bytes) // all of it: `sized` goes back to write a length
+    grown.set(this.bytes)
     this.bytes = grown
   }
 
   varint(number: number): void {
     this.room(10)
+    if (number < 0x80) {
+      this.bytes[this.at++] = number
+      return
+    }
     let left = number
     while (left > 0x7f) {
       // Beyond 31 bits the operators of numbers would wrap.
@@ -64,30 +77,36 @@ class Writer {
     this.varint(field * 8 + wire)
   }
 
-  /** Writes a length before what `body` writes. */
-  sized(body: () => void): void {
-    this.room(1)
-    const start = ++this.at
-    body()
+  /** Leaves out what a length is thought to take; returns where that begins which it is the length of. */
+  begin(width: number): number {
+    this.room(width)
+    this.at += width
+    return this.at
+  }
+
+  /** Writes the length of what was written since `start`; returns how many bytes it takes. */
+  end(start: number, width: number): number {
     const length = this.at - start
-    let more = 0
-    for (let left = length; left > 0x7f; left = Math.floor(left / 0x80)) more++
-    if (more > 0) {
-      this.room(more)
-      this.bytes.copyWithin(start + more, start, this.at)
+    let needed = 1
+    for (let left = length; left > 0x7f; left >>>= 7) needed++
+    if (needed !== width) {
+      this.room(needed)
+      this.bytes.copyWithin(start + needed - width, start, this.at)
     }
-    this.at = start - 1
+    this.at = start - width
     this.varint(length)
     this.at += length
+    return needed
   }
 
   text(text: string): void {
     if (text.length <= SHORT && this.short(text)) return
     // At most three bytes for each unit of UTF-16.
     this.room(text.length * 3 + 4)
-    this.sized(() => {
-      this.at += encoder.encodeInto(text, this.bytes.subarray(this.at)).written
-    })
+    const width = text.length > 0x7f ? 2 : 1
+    const start = this.begin(width)
+    this.at += encoder.encodeInto(text, this.bytes.subarray(start)).written
+    this.end(start, width)
   }
 
   short(text: string): boolean {
@@ -128,24 +147,28 @@ class Writer {
   }
 }
 
+let kept: Writer | undefined
+
 function encoded(message: Message, values: Values): Uint8Array {
-  const writer = new Writer()
+  const writer = kept ?? new Writer()
+  writer.at = 0
   writeMessage(writer, message, values)
-  return writer.bytes.subarray(0, writer.at)
+  kept = writer.bytes.length > KEPT_BYTES ? undefined : writer
+  return writer.bytes.slice(0, writer.at)
 }
 
 function writeMessage(writer: Writer, message: Message, values: Values): void {
   for (const name in values) {
     const value = values[name]
     const field = message.byName.get(name)
-    if (value === undefined || field === undefined) continue
+    if (value === undefined || value === null || field === undefined) continue
     if (!field.repeated) {
       if (field.optional || !isDefault(value)) writeField(writer, field, value)
     } else if (field.kind === 'u') {
       writer.tag(field.number, BYTES)
-      writer.sized(() => {
-        for (const one of value as number[]) writer.varint(one)
-      })
+      const start = writer.begin(1)
+      for (const one of value as unknown[]) writer.varint(countIn(one))
+      writer.end(start, 1)
     } else {
       for (const one of value as unknown[]) writeField(writer, field, one)
     }
@@ -160,7 +183,7 @@ function writeField(writer: Writer, field: Field, value: unknown): void {
   const { kind, number } = field
   if (kind === 'u' || kind === 'b' || kind === 'e') {
     writer.tag(number, VARINT)
-    if (kind === 'u') writer.varint(value as number)
+    if (kind === 'u') writer.varint(countIn(value))
     else
       writer.varint(
         kind === 'b' ? (value ? 1 : 0) : Math.max(0, field.members.indexOf(value as string)),
@@ -170,12 +193,12 @@ function writeField(writer: Writer, field: Field, value: unknown): void {
   if (kind === 'w') {
     for (const [key, weight] of Object.entries(value as Record<string, number>)) {
       writer.tag(number, BYTES)
-      writer.sized(() => {
-        writer.tag(1, BYTES)
-        writer.text(key)
-        writer.tag(2, FIXED64)
-        writer.double(weight)
-      })
+      const start = writer.begin(1)
+      writer.tag(1, BYTES)
+      writer.text(key)
+      writer.tag(2, FIXED64)
+      writer.double(weight)
+      writer.end(start, 1)
     }
     return
   }
@@ -189,10 +212,17 @@ function writeField(writer: Writer, field: Field, value: unknown): void {
   else if (kind === 'i' || kind === 'x') writer.hex(value as string)
   else if (kind === 'j') writer.text(JSON.stringify(value))
   else if (kind === 'y') writer.raw(value as Uint8Array)
-  else if (field.message === undefined) writer.sized(() => writePayload(writer, value as Payload))
   else {
-    const inner = field.message
-    writer.sized(() => writeMessage(writer, inner, value as Values))
+    const { message, width } = field
+    const start = writer.begin(width)
+    if (message === undefined) writePayload(writer, value as Payload)
+    else if (message.name === 'Frame') {
+      writeOr(value as Values, (frame) => {
+        writer.at = start
+        writeMessage(writer, message, frame)
+      })
+    } else writeMessage(writer, message, value as Values)
+    field.width = writer.end(start, width)
   }
 }
 

@@ -16,6 +16,8 @@ export interface Field {
   readonly members: readonly string[]
   /** The message in it; undefined for a Payload, which has a shape of its own. */
   readonly message: Message | undefined
+  /** How many bytes the length of the last message in it took: the next one's is likely to. */
+  width: number
 }
 
 export interface Message {
@@ -52,12 +54,42 @@ export function messageOf(name: string): Message {
       optional: label === '?',
       members: kind[0] === 'e' ? (ENUMS[inner] as readonly string[]) : [],
       message: kind[0] === 'm' && inner !== 'Payload' ? messageOf(inner) : undefined,
+      width: 1,
     }
     fields.push(made)
     byNumber[made.number] = made
     byName.set(field, made)
   }
   return message
+}
+
+/**
+ * Writes a frame. One that cannot be written (a field of another type, whoever let it through) goes
+ * with its numbers alone: the node refuses it by them, and the link goes on.
+ */
+export function writeOr<T>(frame: Values, write: (frame: Values) => T): T {
+  try {
+    return write(frame)
+  } catch {
+    const numbers: Values = {}
+    for (const [kind, body] of Object.entries(frame)) {
+      const fields = messageOf('Frame').byName.get(kind)?.message?.byName
+      const isNumber = ([name, value]: [string, unknown]) =>
+        fields?.get(name)?.kind === 'u' && isCount(value)
+      numbers[kind] = Object.fromEntries(Object.entries(body as Values).filter(isNumber))
+    }
+    return write(numbers)
+  }
+}
+
+/** Returns a number that a field may hold. */
+export function countIn(value: unknown): number {
+  if (isCount(value)) return value
+  throw new TypeError('no whole number')
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0
 }
 
 /** What came is no packet: the connection ends. */

@@ -147,12 +147,12 @@ export class Change {
         clearTimeout(timer)
         resolve()
       }
-      cut.add(wake)
+      cut.addEventListener('abort', wake)
       return () => {
         clearTimeout(timer)
-        cut.delete(wake)
+        cut.removeEventListener('abort', wake)
       }
     })
-    return cut.isCut
+    return cut.aborted
   }
 }

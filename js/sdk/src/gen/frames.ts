@@ -134,6 +134,7 @@ export interface Welcome {
   time_ms?: number
   payload_bytes?: number
   durable?: string[]
+  keeps_log?: boolean
 }
 
 export interface Heartbeat {
@@ -499,7 +500,7 @@ export const MESSAGES: Readonly<Record<string, string>> = {
   Hello:
     '1 versions *u, 2 token s, 3 session x, 4 epoch u, 5 name s, 6 namespace s, 7 boot x, 8 received u, 9 agent s, 10 credit mCredit, 11 keep_ms u',
   Welcome:
-    '1 version u, 2 boot x, 3 resumed b, 4 received u, 5 namespace s, 6 agent s, 7 credit mCredit, 8 heartbeat_ms u, 9 keep_ms u, 10 time_ms u, 11 payload_bytes u, 12 durable *s',
+    '1 version u, 2 boot x, 3 resumed b, 4 received u, 5 namespace s, 6 agent s, 7 credit mCredit, 8 heartbeat_ms u, 9 keep_ms u, 10 time_ms u, 11 payload_bytes u, 12 durable *s, 13 keeps_log b',
   Heartbeat:
     '1 alive b, 2 stack s',
   Error:

@@ -389,6 +389,9 @@ export const PROBE_PAUSE_MS = 1000
 /** In runs: runs that a look into a log keeps in memory; the newest. */
 export const LOG_RUNS_SHOWN = 1000
 
+/** In rows: runs, dead letters and effects that a node lists at once, the newest; lines of its log that it looks up at a time. */
+export const CONTROL_ROWS = 1000
+
 /** In items: frames of a packet, or items of one of its lists: more do not fit into a packet of 64 KiB, so JSON may not have more either. */
 export const PACKET_ITEMS = 65_536
 
@@ -407,7 +410,7 @@ export const SESSION_FRAMES = 1024
 /** In bytes: their data; what a client keeps to send when its link is lost. */
 export const SESSION_BYTES = 8_388_608
 
-/** In events: deliveries of one agent that are with its client before they are begun. */
+/** In events: deliveries of one agent that are with its client before they are begun, beside as many as its concurrency. */
 export const SESSION_AHEAD = 256
 
 /** In ms: so long a session whose connection is gone may come back. */
@@ -460,6 +463,9 @@ export const WIRE_WINDOW_BYTES = 1_048_576
 
 /** In ms: HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s. */
 export const WIRE_PING_MS = 7500
+
+/** In frames: frames of HTTP/2 (pings, settings, priorities, empty ones) or pings of a WebSocket in ten seconds, which bring nothing; more is a flood, and ends the connection. */
+export const WIRE_IDLE = 10_000
 
 /** In packets: packets that are written at once: more latency for those behind brings no more throughput. */
 export const WIRE_BATCH = 16

@@ -63,7 +63,6 @@ export class Driver {
     const dialsAt = session.dialsAt
     if (this.#carrier === undefined && dialsAt !== undefined && now() >= dialsAt) this.#connect()
     this.#send()
-    if (this.#carrier !== undefined && session.isOver) this.#drop()
     clearTimeout(this.#timer)
     const next = Math.min(session.dialsAt ?? Infinity, session.deadline ?? Infinity)
     if (next < Infinity) {

@@ -16,6 +16,7 @@ import type {
 } from '../gen/frames.js'
 import {
   type Calling,
+  closed,
   type Inbox,
   type LinkChange,
   type LinkState,
@@ -92,6 +93,11 @@ export class Link implements Inbox {
     return this.#last.state
   }
 
+  /** Whether it has ended for good. */
+  get isOver(): boolean {
+    return this.state === 'refused' || this.state === 'closed'
+  }
+
   get namespace(): string {
     return this.#session.namespace
   }
@@ -101,24 +107,31 @@ export class Link implements Inbox {
     return this.#session.dropped
   }
 
-  /** Returns when the node has let us in. Throws what it refuses us with, or the signal's reason. */
-  open(signal?: AbortSignal): Promise<void> {
-    signal?.throwIfAborted()
-    this.#driver.start()
-    return new Promise((resolve, reject) => {
-      const settle = (end: () => void): void => {
-        this.#listeners.delete(look)
-        signal?.removeEventListener('abort', abort)
-        end()
+  /**
+   * Returns when the node has let us in. Throws what it refuses us with, the signal's reason, and
+   * UNAVAILABLE where none answers in time.
+   */
+  open(where: string, timeoutMs: number, signal?: AbortSignal): Promise<void> {
+    return waiting([signal], (resolve, reject) => {
+      const timer = setTimeout(() => {
+        leave()
+        const why = this.#last.error?.message ?? 'nothing came'
+        const hint = '`loom up` starts one; check url, and whom you trust'
+        const message = `no node answers at ${where}: ${why}`
+        reject(new LoomError('UNAVAILABLE', message, { field: 'url', limit: 'timeoutMs', hint }))
+      }, timeoutMs)
+      const forget = this.onChange(({ state, error }) => {
+        if (state === 'up') resolve()
+        else if (this.isOver) reject(error ?? closed())
+        else return
+        leave()
+      })
+      const leave = (): void => {
+        clearTimeout(timer)
+        forget()
       }
-      const abort = (): void => settle(() => reject(signal?.reason))
-      const look = ({ state, error }: LinkChange): void => {
-        if (state === 'up') settle(resolve)
-        else if (state === 'refused' || state === 'closed') settle(() => reject(error ?? closed()))
-      }
-      this.#listeners.add(look)
-      signal?.addEventListener('abort', abort, { once: true })
-      look(this.#last)
+      this.#driver.start()
+      return leave
     })
   }
 
@@ -135,21 +148,15 @@ export class Link implements Inbox {
   }
 
   async #leave(): Promise<void> {
-    if (this.state === 'up') {
-      this.#session.leave()
-      this.#driver.wake()
-      await this.#flushed()
-    }
-    this.#session.finish()
-    this.#driver.stop()
-  }
-
-  async #flushed(): Promise<void> {
     const until = performance.now() + LEAVE_MS
+    this.#session.leave()
+    this.#driver.wake()
     // The node closes the connection when it has read that we are gone.
     while (this.state === 'up' && !this.#session.isFlushed && performance.now() < until) {
       await new Promise((resolve) => setTimeout(resolve, 1))
     }
+    this.#session.finish()
+    this.#driver.stop()
   }
 
   // -- registrations --------------------------------------------------------------------------------
@@ -182,20 +189,16 @@ export class Link implements Inbox {
 
   // -- what is sent ---------------------------------------------------------------------------------
 
-  publish(publish: Publish, ends: Ends): Promise<Receipt> {
+  /** Publishes; with a realtime event nobody waits. */
+  publish(publish: Publish, ends: Ends): Promise<Receipt> | Receipt {
     if (publish.qos === 'realtime') {
       this.#session.publish(publish)
       this.#driver.wake()
-      return Promise.resolve({ level: 'accepted' })
+      return { level: 'accepted' }
     }
     return waiting(ends, (resolve, reject) => {
-      const answered = ({ accepted = {} }: Frame): void => {
-        const { id, level = 'accepted', matched, position } = accepted
-        const receipt: Receipt = { level, matched: matched ?? 0 }
-        if (id !== undefined) receipt.id = id
-        if (position !== undefined) receipt.position = position
-        resolve(receipt)
-      }
+      const answered = ({ accepted: { ref: _, ...receipt } = {} }: Frame): void =>
+        resolve({ level: 'accepted', matched: 0, ...receipt })
       const ref = this.#session.publish(publish, answered, reject)
       this.#driver.wake()
       return () => this.#session.withdraw(ref)
@@ -215,20 +218,21 @@ export class Link implements Inbox {
     })
   }
 
-  /** Makes a call or a request, and gives the payload of its outcome. */
+  /** Makes a call or a request, and gives the payload of its outcome; `orElse` may take an error's. */
   call(
     make: (call: number) => Frame,
     ends: Ends,
-    more: Pick<Calling, 'answer' | 'chunk'> = {},
+    more: Pick<Calling, 'answer' | 'chunk'> & { orElse?: (payload: Payload) => boolean } = {},
     begun?: (call: number) => void,
   ): Promise<Payload> {
     return waiting(ends, (resolve, reject) => {
       const call = this.#session.number()
+      const { orElse, ...heard } = more
       const end = ({ code = 0, payload = {} }: Outcome): void => {
-        if (code === 0) resolve(payload)
+        if (code === 0 || orElse?.(payload) === true) resolve(payload)
         else reject(errorOf(code, payload.json))
       }
-      this.#session.call(call, make(call), { ...more, end, fail: reject })
+      this.#session.call(call, make(call), { ...heard, end, fail: reject })
       begun?.(call)
       this.#driver.wake()
       return () => {
@@ -312,8 +316,4 @@ export class Link implements Inbox {
   refused(error: LoomError): void {
     this.changed({ ...this.#last, error })
   }
-}
-
-function closed(): LoomError {
-  return new LoomError('CANCELLED', 'the link was closed')
 }

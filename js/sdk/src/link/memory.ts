@@ -422,7 +422,7 @@ class NodeSession {
       this.cut('the client has left')
     } else if (report !== undefined) {
       const topic = `loom.log.${report.level ?? 'info'}`
-      this.space.say(topic, report.data, this.senderOf(report.sender ?? 0))
+      this.space.say(topic, report.data)
     } else if (frame.withdraw === undefined && frame.extend === undefined) {
       const [kind, body] = Object.entries(frame)[0] ?? []
       const { ref = 0 } = (body ?? {}) as { ref?: number }
@@ -573,7 +573,7 @@ class NodeSession {
         group: group || name,
       },
     })
-    this.space.say('loom.directory.agent.joined', { name }, `${this.space.name}/${name}`)
+    this.space.say('loom.directory.agent.joined', this.listeners.get(handle)?.info)
   }
 
   #listen(given: Omit<Listener, 'session' | 'out' | 'lanes'>): void {
@@ -584,13 +584,12 @@ class NodeSession {
   }
 
   #provide(frame: Provide): void {
-    const { handle = 0, name = '', provider = '' } = frame
+    const { handle = 0, name = '' } = frame
     const made: Provider = { session: this, handle, frame, running: 0, waiting: [] }
     this.providers.set(handle, made)
     this.space.providers.add(made)
     this.space.known.add(name)
-    const sender = `${this.space.name}/${provider || this.name}`
-    this.space.say('loom.directory.capability.joined', { name, provider }, sender)
+    this.space.say('loom.directory.capability.joined', frame.info)
   }
 
   #remove(handle: number): void {
@@ -598,10 +597,7 @@ class NodeSession {
     if (listener !== undefined) {
       this.space.listeners.delete(listener)
       this.listeners.delete(handle)
-      const { name } = listener
-      if (name !== '') {
-        this.space.say('loom.directory.agent.left', { name }, `${this.space.name}/${name}`)
-      }
+      if (listener.name !== '') this.space.say('loom.directory.agent.left', listener.info)
     }
     const provider = this.providers.get(handle)
     if (provider !== undefined) {
@@ -628,8 +624,7 @@ class NodeSession {
     if (job?.provider !== undefined) this.space.freed(job.provider)
     if (failure !== undefined && failure['code'] !== CODES.CANCELLED) {
       const name = Object.entries(CODES).find(([, code]) => code === failure['code'])?.[0]
-      const sender = listener === undefined ? this.senderOf(0) : this.senderOf(listener.handle)
-      this.space.say(`loom.error.${(name ?? 'INTERNAL').toLowerCase()}`, failure, sender)
+      this.space.say(`loom.error.${(name ?? 'INTERNAL').toLowerCase()}`, failure)
     }
   }
 }
@@ -709,8 +704,9 @@ class Space {
   }
 
   /** Publishes what only a node may say. */
-  say(topic: string, data: unknown, sender: string): void {
+  say(topic: string, data: unknown): void {
     const id = uuid()
+    const sender = `${this.name}/loom`
     this.route({ id, run_id: id, topic, sender, time_ms: Date.now(), payload: { json: data } })
   }
 
@@ -780,31 +776,27 @@ class Space {
     if (pending.open === 0 && pending.session.requests.has(pending.call)) this.#answered(pending)
   }
 
-  #answered(pending: Pending): void {
+  /** The one end of a request: all have answered or declined, or time is up. */
+  #answered(pending: Pending, isDue = false): void {
     const { answered, failures, matched, call, session, request } = pending
     this.forget(session, call)
-    if (answered > 0 || request.first_k !== 1) {
-      const shown = failures.map((one) => ({ ...one, code: codeName(one['code']) }))
-      session.outcome(call, 0, { json: { matched, failures: shown } })
-      return
+    const [first] = failures
+    let error: Record<string, unknown> = { code: 0 }
+    if (isDue) error = { code: CODES.TIMEOUT, message: 'no answer came in time' }
+    else if (answered === 0) {
+      const message = matched === 0 ? 'nobody hears it' : 'all have declined'
+      error = first ?? { code: CODES.UNAVAILABLE, message }
     }
-    const [failed] = failures
-    const told =
-      failed === undefined
-        ? new LoomError('UNAVAILABLE', matched === 0 ? 'nobody hears it' : 'all have declined')
-        : new LoomError('HANDLER_ERROR', String(failed['message'] ?? 'it failed'))
-    session.fail(call, told)
+    const { code, ...detail } = error
+    const shown = failures.map((one) => ({ ...one, code: codeName(one['code']) }))
+    const many = request.first_k !== 1 && matched > 0
+    const json = { ...detail, ...(many && { matched, failures: shown }) }
+    session.outcome(call, Number(code), code === 0 && !many ? {} : { json })
   }
 
   expire(session: NodeSession, call: number): void {
     const pending = session.requests.get(call)
-    if (pending === undefined) return
-    if (pending.request.first_k !== 1) {
-      this.#answered(pending)
-      return
-    }
-    this.forget(session, call)
-    session.fail(call, new LoomError('TIMEOUT', 'no answer came in time'))
+    if (pending !== undefined) this.#answered(pending, true)
   }
 
   forget(session: NodeSession, call: number): void {

@@ -32,7 +32,7 @@ export function webSocketDial(url: string, protocol: Protocol, make: MakeSocket 
 
 /** The address of the WebSocket of a node. Throws INVALID_PARAMS. */
 export function targetOf(url: string): string {
-  const read = /^(looms?|wss?):\/\/([\w.-]+|\[[\da-f:.]+\])(:\d+)?(\/|\/v1\/ws)?$/i.exec(url)
+  const read = /^(?:loom|ws)(s?):\/\/([\w.-]+|\[[\da-f:.]+\])(:\d+)?(\/|\/v1\/ws)?$/i.exec(url)
   if (read === null) {
     // It is not shown: there may be a credential in it, where none belongs.
     throw invalid(
@@ -41,8 +41,8 @@ export function targetOf(url: string): string {
       "'wss://host:7420'; a credential goes into token",
     )
   }
-  const [, scheme = '', host, port = ':7420'] = read
-  return `${/s$/i.test(scheme) && scheme !== 'ws' ? 'wss' : 'ws'}://${host}${port}/v1/ws`
+  const [, secure, host, port = ':7420'] = read
+  return `ws${secure && 's'}://${host}${port}/v1/ws`
 }
 
 function platform(url: string, protocols: string[]): Socket {
@@ -87,12 +87,8 @@ function open(socket: Socket, protocol: Protocol, ends: Ends): Carrier {
   }
   return {
     get isFull() {
-      const isFull = socket.bufferedAmount >= FULL_BYTES
-      if (isFull && !looking) {
-        looking = true
-        setTimeout(lookAgain, LOOK_AGAIN_MS)
-      }
-      return isFull
+      if (!looking && socket.bufferedAmount >= FULL_BYTES) lookAgain()
+      return looking
     },
     send(packet) {
       if (isOver) return

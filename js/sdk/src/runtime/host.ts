@@ -81,24 +81,19 @@ export class Host {
 
   async #end(graceMs: number): Promise<void> {
     const working = [...this.#turns.values(), ...this.#servings]
-    const isThere = (): boolean => this.link.state !== 'closed' && this.link.state !== 'refused'
-    if (isThere()) {
-      const idle = Promise.all(working.map((one) => one.stop())).then(() => {})
-      await within(idle, graceMs)
+    if (!this.link.isOver) {
+      await within(Promise.all(working.map((one) => one.stop())), graceMs)
     }
     for (const turns of this.#turns.values()) await turns.stopped()
     const error = new LoomError('CANCELLED', 'the app has stopped')
     this.cut.cut(error)
     for (const one of working) one.cutOff(error)
-    await within(
-      Promise.all(working.map((one) => one.idle())).then(() => {}),
-      isThere() ? 1000 : 0,
-    )
+    await within(Promise.all(working.map((one) => one.idle())), this.link.isOver ? 0 : 1000)
     await this.link.close()
   }
 }
 
-async function within(work: Promise<void>, ms: number): Promise<void> {
+async function within(work: Promise<unknown>, ms: number): Promise<void> {
   let timer: ReturnType<typeof setTimeout> | undefined
   const over = new Promise<void>((resolve) => {
     timer = setTimeout(resolve, ms)

@@ -30,13 +30,10 @@ export class Lanes<T> {
     this.#next()
   }
 
-  /** Forgets what was not begun; returns it. */
-  clear(): T[] {
-    const left = [...this.#lanes.values()].flatMap((queue) => queue.clear())
-    for (let lane = this.#ready.shift(); lane !== undefined; lane = this.#ready.shift()) {
-      this.#lanes.delete(lane)
-    }
-    return left
+  /** Forgets what was not begun. */
+  clear(): void {
+    for (const queue of this.#lanes.values()) queue.clear()
+    for (const lane of this.#ready.clear()) this.#lanes.delete(lane)
   }
 
   /** Returns when no turn runs any more. */

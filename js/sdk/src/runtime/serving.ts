@@ -4,9 +4,10 @@ import type { Capability, Verdict } from '../capability.js'
 import { payloadFor, valueIn } from '../codec/payload.js'
 import { Context, type Scope } from '../context.js'
 import { Cut } from '../cut.js'
-import { LoomError, toWire } from '../errors.js'
+import { failure, LoomError, told } from '../errors.js'
 import type { ActionCall, Payload, Probe } from '../gen/frames.js'
 import { KEPT_PAYLOAD_BYTES } from '../gen/limits.js'
+import { checkedResult } from '../schema.js'
 import type { Host } from './host.js'
 
 interface Work {
@@ -134,14 +135,9 @@ export class Serving {
     return undefined
   }
 
-  async #checked(result: unknown): Promise<unknown> {
-    try {
-      return await this.#capability.outputCheck.validate(result, 'result')
-    } catch (error) {
-      if (!(error instanceof LoomError)) throw error
-      const message = `the result is not what ${this.#capability.name} declares: ${error.message}`
-      throw new LoomError('CAPABILITY_ERROR', message, { field: error.field })
-    }
+  #checked(result: unknown): Promise<unknown> {
+    const { outputCheck, name } = this.#capability
+    return checkedResult(outputCheck, result, name)
   }
 
   /** Sends chunks as they come; for a caller that wants one result, collects them into a list. */
@@ -153,7 +149,7 @@ export class Serving {
     const collected: string[] = []
     let size = 0
     for await (const one of source) {
-      work.cut.throwIfCut()
+      work.cut.throwIfAborted()
       const payload = payloadFor(await this.#checked(one), 'chunk')
       if (live) {
         await this.#chunk(work, payload)
@@ -179,7 +175,7 @@ export class Serving {
       await new Promise<void>((resolve) => {
         work.wake = resolve
       })
-      work.cut.throwIfCut()
+      work.cut.throwIfAborted()
     }
     work.sent++
     const { lease, life } = work
@@ -202,18 +198,11 @@ export class Serving {
   #fail({ lease, life, cut }: Work, error: unknown): void {
     const { link } = this.#host
     const { name } = this.#capability
-    let told = error
-    if (cut.isCut) {
-      told = new LoomError('CANCELLED', `${name} was cancelled`, { who: name })
-    } else if (!(error instanceof LoomError)) {
-      const kind = error instanceof Error ? error.constructor.name : typeof error
-      told = new LoomError('CAPABILITY_ERROR', `${name} raised ${kind}`, { who: name })
-      this.#host.onError(error, `capability ${name}`)
-    }
-    const { code, detail } = toWire(told as LoomError)
-    link.work(lease, life, {
-      fail: { lease, code, detail: { ...detail, who: detail['who'] ?? name } },
-    })
+    const shown = cut.aborted
+      ? new LoomError('CANCELLED', `${name} was cancelled`, { who: name })
+      : told(error, 'CAPABILITY_ERROR', name, name)
+    if (!cut.aborted && shown !== error) this.#host.onError(error, `capability ${name}`)
+    link.work(lease, life, failure(lease, shown, name))
   }
 
   async #probe({ handle = 0, effect_id = '' }: Probe): Promise<void> {

@@ -4,7 +4,7 @@ import type { Agent } from '../agent.js'
 import { payloadFor, valueIn } from '../codec/payload.js'
 import { Context, type Scope } from '../context.js'
 import { Cut } from '../cut.js'
-import { LoomError, toWire } from '../errors.js'
+import { failure, LoomError, told } from '../errors.js'
 import { Event, type Settle } from '../event.js'
 import type { Delivery } from '../link/link.js'
 import { around } from '../middleware.js'
@@ -160,7 +160,7 @@ export class Turns {
     if (!wantsReply) {
       throw new LoomError('HANDLER_ERROR', `agent '${this.#agent.name}' returned a value`, {
         field: 'return',
-        hint: 'nothing was asked: return nothing, or emit an event',
+        hint: 'nothing was asked: return a value where event.wantsReply, else nothing',
       })
     }
     this.#host.link.work(lease, life, { reply: { lease, payload: payloadFor(result, 'return') } })
@@ -171,19 +171,12 @@ export class Turns {
     const { lease = 0 } = target
     const { name } = this.#agent
     const who = `${link.namespace}/${name}`
-    let told = error
-    if (cut.isCut && error === cut.reason) {
-      told = new LoomError('CANCELLED', `agent '${name}' was cut off`, { who })
-    } else if (!(error instanceof LoomError)) {
-      // Its text and stack stay in this process.
-      const kind = error instanceof Error ? error.constructor.name : typeof error
-      told = new LoomError('HANDLER_ERROR', `agent '${name}' raised ${kind}`, { who })
-    }
-    const { code, detail } = toWire(told as LoomError)
-    link.work(lease, life, {
-      fail: { lease, code, detail: { ...detail, who: detail['who'] ?? who } },
-    })
+    const isCut = cut.aborted && error === cut.reason
+    const shown = isCut
+      ? new LoomError('CANCELLED', `agent '${name}' was cut off`, { who })
+      : told(error, 'HANDLER_ERROR', `agent '${name}'`, who)
+    link.work(lease, life, failure(lease, shown, who))
     // Who asked is told of what was meant for them; the rest is shown here.
-    if (target.asked !== true || told !== error) this.#host.onError(error, `agent ${name}`)
+    if (target.asked !== true || shown !== error) this.#host.onError(error, `agent ${name}`)
   }
 }

@@ -60,8 +60,8 @@ export class Channel {
 
   /** Frames that wait to be sent for the first time. */
   get waiting(): number {
-    const cut = this.#cuts.reduce((sum, parts) => sum + (parts?.length ?? 0), 0)
-    return this.#control.length + this.#data.length + cut
+    const [control, data] = this.#cuts
+    return this.#control.length + this.#data.length + (control?.length ?? 0) + (data?.length ?? 0)
   }
 
   /** About how many bytes the frames have that were not confirmed. */
@@ -157,7 +157,7 @@ export class Channel {
       this.#loose.length > 0 ||
       this.#sent < this.#unconfirmed.length ||
       this.#control.length > 0 ||
-      this.#cuts.some((parts) => parts !== undefined) ||
+      this.#cuts.some(Boolean) ||
       (this.#data.length > 0 && this.#maySpend(this.#data.peek() as Held)) ||
       this.#untold >= CONFIRM_FRAMES
     )

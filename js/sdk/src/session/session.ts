@@ -26,7 +26,6 @@ import {
   SESSION_AHEAD,
   SESSION_BYTES,
   SESSION_FRAMES,
-  SESSION_KEEP_MS,
   SILENCE_MS,
 } from '../gen/limits.js'
 import { matches } from '../topics.js'
@@ -90,12 +89,13 @@ interface Asked {
   readonly frame: Frame
   readonly spends: number | undefined
   readonly lease: number
-  /** It may be sent to a node that has forgotten the session. */
-  readonly again: boolean
   /** Takes an answer; true: it was the last. */
   answer(frame: Frame): boolean
   fail(error: LoomError): void
 }
+
+/** Takes what went wrong with a registration, or nothing. */
+type Done = (error: LoomError | undefined) => void
 
 /** How a call or a request goes. */
 export interface Calling {
@@ -140,6 +140,7 @@ export class Session {
   #numbers = 0
   #epoch = 0
   #boot = ''
+  #keepsLog = false
   #life = 0 // rises when the node has forgotten the session
   #tries = 0
   #dialAt = 0
@@ -149,9 +150,9 @@ export class Session {
   #hello: Packet | undefined
   #durable: readonly string[] = []
   #lastPosition: string | undefined
-  #nextDue = Number.POSITIVE_INFINITY
-  readonly #dealt: Flow = { frames: 0, bytes: 0 }
-  #granted = 0
+  #nextDue = Infinity
+  #dealt: Flow = { frames: 0, bytes: 0 }
+  #granted: Flow = { frames: 0, bytes: 0 } // what was dealt with when credit was told last
   #isLeaving = false
 
   constructor(config: SessionConfig, inbox: Inbox) {
@@ -175,7 +176,7 @@ export class Session {
     if (this.#phase === 'up') {
       at = Math.min(at, this.#sentAt + this.#heartbeatMs, this.#heardAt + SILENCE_MS)
     }
-    return at === Number.POSITIVE_INFINITY ? undefined : at
+    return at === Infinity ? undefined : at
   }
 
   /** Whether the carrier should close its connection. */
@@ -215,8 +216,7 @@ export class Session {
             boot: this.#boot,
             received: this.#channel.received,
             agent,
-            credit: this.#credit(),
-            keep_ms: SESSION_KEEP_MS,
+            credit: this.#creditAt(0, 0), // for a session that begins; one that goes on has its own
           },
         },
       ],
@@ -284,15 +284,20 @@ export class Session {
   }
 
   /** Registers, provides or subscribes under `handle`; kept, so that it can be done again. */
-  register(handle: number, frame: Frame, done: (error: LoomError | undefined) => void): void {
+  register(handle: number, frame: Frame, done: Done): void {
     this.#registered.set(handle, frame)
-    this.#ask(handle, frame, { again: true, isControl: true }, done)
+    this.#enrol(handle, frame, done)
   }
 
   /** Takes a registration back; what was published before goes first. */
-  unregister(handle: number, done: (error: LoomError | undefined) => void): void {
-    if (!this.#registered.delete(handle)) done(undefined)
-    else this.#ask(handle, { unsubscribe: { handle } }, { again: true }, done)
+  unregister(handle: number, done: Done): void {
+    if (!this.#registered.delete(handle)) {
+      done(undefined)
+      return
+    }
+    const frame: Frame = { unsubscribe: { handle } }
+    this.#expect(handle, frame, ended(done), done)
+    this.#channel.pushData(frame)
   }
 
   /**
@@ -310,32 +315,20 @@ export class Session {
       while (!this.#hasRoom(spends) && this.#channel.recall((frame) => frame.publish?.ref === 0)) {
         this.dropped++
       }
-      if (this.#hasRoom(spends)) this.#channel.pushData({ publish: { ...publish, ref: 0 } }, spends)
+      publish.ref = 0
+      if (this.#hasRoom(spends)) this.#channel.pushData({ publish }, spends)
       else this.dropped++
       return 0
     }
     this.#needRoom(spends)
     const ref = this.number()
-    const isDurable =
-      publish.ack === 'os' ||
-      publish.ack === 'disk' ||
-      (publish.ack === undefined && this.#durable.some((one) => matches(one, publish.topic ?? '')))
-    const options = { ...publish.options }
-    // With an id of its own it may be sent to another life of the node: it stays one event.
-    if (isDurable) options.id ??= `${this.#config.session}-${ref}`
-    const frame: Frame = { publish: { ...publish, ref } }
-    if (Object.keys(options).length > 0) (frame.publish as Publish).options = options
-    this.#asked.set(ref, {
-      frame,
-      spends,
-      lease,
-      again: isDurable,
-      answer: (answer) => {
-        done(answer)
-        return true
-      },
-      fail,
-    })
+    const frame = { publish: { ...publish, ref } }
+    this.#identify(frame.publish)
+    const answered = (answer: Frame): true => {
+      done(answer)
+      return true
+    }
+    this.#expect(ref, frame, answered, fail, lease, spends)
     this.#channel.pushData(frame, spends)
     return ref
   }
@@ -356,7 +349,7 @@ export class Session {
   ): void {
     const ref = this.number()
     const frame = make(ref)
-    this.#asked.set(ref, { frame, spends: undefined, lease: 0, again: true, answer, fail })
+    this.#expect(ref, frame, answer, fail)
     this.#channel.pushControl(frame)
   }
 
@@ -422,34 +415,33 @@ export class Session {
   }
 
   /** Ends: whoever still waits is told. */
-  finish(error: LoomError = new LoomError('CANCELLED', 'the link was closed')): void {
+  finish(): void {
     if (this.#phase === 'ended') return
     this.#phase = 'ended'
-    this.#failAll(error)
+    this.#failAll(closed())
     this.#set({ state: 'closed' })
   }
 
   // -- inside ---------------------------------------------------------------------------------------
 
-  #ask(
+  /** Gives a durable event an id: sent to another life of the node, too, it stays one event. */
+  #identify(publish: Publish): void {
+    const { ack, topic = '', options, ref } = publish
+    if (ack === 'accepted') return
+    if (ack === undefined && !this.#durable.some((one) => matches(one, topic))) return
+    publish.options = { ...options, id: options?.id || `${this.#config.session}-${ref}` }
+  }
+
+  /** What is answered under a number. */
+  #expect(
     ref: number,
     frame: Frame,
-    how: { again: boolean; isControl?: boolean },
-    done: (error: LoomError | undefined) => void,
+    answer: Asked['answer'],
+    fail: Asked['fail'],
+    lease = 0,
+    spends?: number,
   ): void {
-    this.#asked.set(ref, {
-      frame,
-      spends: undefined,
-      lease: 0,
-      again: how.again,
-      answer: () => {
-        done(undefined)
-        return true
-      },
-      fail: done,
-    })
-    if (how.isControl) this.#channel.pushControl(frame)
-    else this.#channel.pushData(frame)
+    this.#asked.set(ref, { frame, spends, lease, answer, fail })
   }
 
   #hasRoom(bytes: number): boolean {
@@ -457,7 +449,7 @@ export class Session {
   }
 
   #needRoom(bytes: number): void {
-    if (this.#phase === 'ended') throw new LoomError('CANCELLED', 'the link was closed')
+    if (this.#phase === 'ended') throw closed()
     if (this.#hasRoom(bytes)) return
     const { held, heldBytes } = this.#channel
     throw new LoomError('EXHAUSTED', `${held} frames (${heldBytes} bytes) wait for the node`, {
@@ -466,22 +458,20 @@ export class Session {
     })
   }
 
-  #credit(): { frames: number; bytes: number } {
-    this.#granted = this.#dealt.frames + WINDOW_FRAMES
+  /** What the node may send in all, where so much has been dealt with. */
+  #creditAt(frames: number, bytes: number): { frames: number; bytes: number } {
     // Where frames go whole (JSON), nobody here knows how many bytes the data had at the node.
-    const bytes = this.#config.isWhole ? Number.MAX_SAFE_INTEGER : this.#dealt.bytes + SESSION_BYTES
-    return { frames: this.#granted, bytes }
+    const most = this.#config.isWhole ? Number.MAX_SAFE_INTEGER : bytes + SESSION_BYTES
+    return { frames: frames + WINDOW_FRAMES, bytes: most }
   }
 
-  #grantedBytes = 0
-
+  /** Lets the node send more, whenever a quarter of the window is used up. */
   #regrant(): void {
-    if (this.#phase !== 'up') return
-    const frames = this.#dealt.frames + WINDOW_FRAMES - this.#granted
-    const bytes = this.#dealt.bytes - this.#grantedBytes
-    if (frames < WINDOW_FRAMES / 4 && bytes < SESSION_BYTES / 4) return
-    this.#grantedBytes = this.#dealt.bytes
-    this.#channel.pushControl({ credit: this.#credit() })
+    const { frames, bytes } = this.#dealt
+    const used = frames - this.#granted.frames
+    if (used < WINDOW_FRAMES / 4 && bytes - this.#granted.bytes < SESSION_BYTES / 4) return
+    this.#granted = { frames, bytes }
+    this.#channel.pushControl({ credit: this.#creditAt(frames, bytes) })
   }
 
   #set(change: LinkChange): void {
@@ -505,6 +495,10 @@ export class Session {
   #begin(welcome: Welcome): void {
     const { resumed = false, received = 0, boot = '' } = welcome
     const isKnown = this.#boot !== ''
+    // Only a node that remembers what it has begun begins it once for its key.
+    const keepsLog = welcome.keeps_log ?? false
+    const isRemembered = this.#boot === boot || (this.#keepsLog && keepsLog)
+    this.#keepsLog = keepsLog
     this.#phase = 'up'
     this.#sentAt = this.#now
     this.#tries = 0
@@ -517,7 +511,9 @@ export class Session {
       this.#set({ state: 'up', resumed: true })
       return
     }
-    if (isKnown) this.#beginAnew()
+    // Only now it is known which of the events are durable that have waited for a node.
+    for (const { publish } of this.#channel.queued) if (publish?.ref) this.#identify(publish)
+    if (isKnown) this.#beginAnew(isRemembered)
     this.#channel.allow(welcome.credit ?? {})
     const change: LinkChange = { state: 'up', resumed: false }
     if (isKnown) change.missedFrom = this.#lastPosition
@@ -525,29 +521,38 @@ export class Session {
   }
 
   /** The node has forgotten this session, or is another one. */
-  #beginAnew(): void {
+  #beginAnew(isRemembered: boolean): void {
     const { queued } = this.#channel
     const unsent = new Set(queued)
     this.#channel.reset()
-    this.#dealt.frames = this.#dealt.bytes = this.#grantedBytes = 0
-    this.#granted = WINDOW_FRAMES
+    this.#dealt = { frames: 0, bytes: 0 }
+    this.#granted = { frames: 0, bytes: 0 }
     this.#life++
     this.#inbox.forgotten()
-    for (const [handle, frame] of this.#registered) this.#enrol(handle, frame)
+    for (const [handle, frame] of this.#registered) {
+      if (this.#asked.has(handle)) this.#channel.pushControl(frame)
+      else this.#enrol(handle, frame, (error) => error && this.#inbox.refused(error))
+    }
     const again: [Frame, number | undefined][] = []
     for (const [ref, asked] of [...this.#asked]) {
       if (this.#registered.has(ref)) continue
+      const { publish } = asked.frame
       if (asked.frame.unsubscribe !== undefined) {
         // There is nothing left to be taken back.
         this.#asked.delete(ref)
         asked.answer({})
-      } else if (asked.lease !== 0 || !(asked.again || unsent.has(asked.frame))) {
+      } else if (asked.lease === 0 && unsent.has(asked.frame)) {
+        // It is queued again below.
+      } else if (asked.lease === 0 && (publish === undefined || publish.options?.id)) {
+        again.push([asked.frame, asked.spends])
+      } else {
         this.#asked.delete(ref)
         asked.fail(forgottenError(asked.lease))
-      } else if (!unsent.has(asked.frame)) again.push([asked.frame, asked.spends])
+      }
     }
     for (const [number, call] of [...this.#calls]) {
-      if (call.lease === 0 && (unsent.has(call.frame) || (call.keyed && call.chunks === 0))) {
+      const isKept = isRemembered && call.keyed && call.chunks === 0
+      if (call.lease === 0 && (unsent.has(call.frame) || isKept)) {
         if (!unsent.has(call.frame)) again.push([call.frame, call.spends])
       } else {
         this.#calls.delete(number)
@@ -565,17 +570,8 @@ export class Session {
     if (this.#isLeaving) this.#channel.pushData({ drain: {} })
   }
 
-  #enrol(handle: number, frame: Frame): void {
-    if (!this.#asked.has(handle)) {
-      this.#asked.set(handle, {
-        frame,
-        spends: undefined,
-        lease: 0,
-        again: true,
-        answer: () => true,
-        fail: (error) => this.#inbox.refused(error),
-      })
-    }
+  #enrol(handle: number, frame: Frame, done: Done): void {
+    this.#expect(handle, frame, ended(done), done)
     this.#channel.pushControl(frame)
   }
 
@@ -606,12 +602,12 @@ export class Session {
     this.#asked.clear()
     this.#calls.clear()
     this.#registered.clear()
-    this.#nextDue = Number.POSITIVE_INFINITY
+    this.#nextDue = Infinity
     for (const one of waiting) one.fail(error)
   }
 
   #endOverdue(): void {
-    this.#nextDue = Number.POSITIVE_INFINITY
+    this.#nextDue = Infinity
     for (const [number, call] of [...this.#calls]) {
       if (call.due > this.#now) {
         this.#nextDue = Math.min(this.#nextDue, call.due)
@@ -631,37 +627,31 @@ export class Session {
 
   #take(frame: Frame): void {
     const { deliver, turn, action_call, answer, chunk, outcome, cancel, grant, probe } = frame
-    if (deliver !== undefined) {
+    const inbox = this.#inbox
+    const call = this.#calls.get((answer ?? chunk ?? outcome)?.call ?? 0)
+    if (deliver) {
       const { event = {}, targets = [] } = deliver
       for (const [index, target] of targets.entries()) {
         // Each has its own: none can change what another one sees.
-        this.#inbox.deliver(index === 0 ? event : structuredClone(event), target, false)
+        inbox.deliver(index === 0 ? event : structuredClone(event), target, false)
       }
-    } else if (turn !== undefined) {
-      this.#lastPosition = turn.event?.position ?? this.#lastPosition
-      this.#inbox.deliver(turn.event ?? {}, turn.target ?? {}, true)
-    } else if (action_call !== undefined) {
-      this.#inbox.invoke(action_call)
-    } else if (answer !== undefined) {
-      this.#calls.get(answer.call ?? 0)?.answer?.(answer.event ?? {})
-    } else if (chunk !== undefined) {
-      const call = this.#calls.get(chunk.call ?? 0)
+    } else if (turn) {
+      const { event = {}, target = {} } = turn
+      this.#lastPosition = event.position ?? this.#lastPosition
+      inbox.deliver(event, target, true)
+    } else if (action_call) inbox.invoke(action_call)
+    else if (answer) call?.answer?.(answer.event ?? {})
+    else if (chunk) {
       if (call === undefined) return
       call.chunks++
       call.chunk?.(chunk.payload ?? {})
-    } else if (outcome !== undefined) {
-      const call = this.#calls.get(outcome.call ?? 0)
+    } else if (outcome) {
       this.#calls.delete(outcome.call ?? 0)
       call?.end(outcome)
-    } else if (cancel !== undefined) {
-      this.#inbox.stop(cancel.lease ?? 0)
-    } else if (grant !== undefined) {
-      this.#inbox.granted(grant.lease ?? 0, grant.total ?? 0)
-    } else if (probe !== undefined) {
-      this.#inbox.probe(probe)
-    } else {
-      this.#takeControl(frame)
-    }
+    } else if (cancel) inbox.stop(cancel.lease ?? 0)
+    else if (grant) inbox.granted(grant.lease ?? 0, grant.total ?? 0)
+    else if (probe) inbox.probe(probe)
+    else this.#takeControl(frame)
   }
 
   #takeControl(frame: Frame): void {
@@ -684,8 +674,21 @@ export class Session {
   }
 }
 
+/** The end of what waits at a link that is closed. */
+export function closed(): LoomError {
+  return new LoomError('CANCELLED', 'the link was closed')
+}
+
 function forgottenError(lease: number): LoomError {
   return lease === 0
     ? new LoomError('INDETERMINATE', 'the node was started again: what became of this is not known')
     : new LoomError('FENCED', 'the node was started again: the turn that sent this is over')
+}
+
+/** The answer to a registration has nothing in it. */
+function ended(done: Done): () => true {
+  return () => {
+    done(undefined)
+    return true
+  }
 }

@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ROOT } from './oracle.js'
 
-const PYTHON = join(ROOT, '.venv', 'bin', 'python')
+export const PYTHON: string = join(ROOT, '.venv', 'bin', 'python')
 
 /** Whether the engine was built here, as `make setup` does. */
 export const hasNode: boolean =
@@ -16,14 +16,21 @@ export class RealNode {
   url = ''
   token = ''
   readonly folder: string = mkdtempSync(join(tmpdir(), 'loom-node-'))
+  readonly socket: string = join(this.folder, 'node.sock')
   #process: ChildProcess | undefined
   #said = ''
+  readonly #variables: Record<string, string>
+
+  /** With `variables` in its environment. */
+  constructor(variables: Record<string, string> = {}) {
+    this.#variables = variables
+  }
 
   /** Starts it, on the port that it had before. */
-  async start(): Promise<this> {
+  async start(...more: string[]): Promise<this> {
     const port = this.url === '' ? '0' : (this.url.split(':').at(-1) as string)
     const data = join(this.folder, 'data')
-    const options = ['-m', 'loom', 'up', '--bind', `127.0.0.1:${port}`, '--data', data]
+    const options = ['-m', 'loom', 'up', '--bind', `127.0.0.1:${port}`, '--data', data, ...more]
     const child = spawn(PYTHON, options, {
       cwd: this.folder,
       env: {
@@ -31,6 +38,8 @@ export class RealNode {
         PYTHONPATH: join(ROOT, 'python'),
         PYTHONUNBUFFERED: '1',
         LOOM_HOME: this.folder,
+        LOOM_BRIDGE__UNIX: this.socket,
+        ...this.#variables,
       },
       stdio: ['ignore', 'pipe', 'pipe'],
     })
@@ -39,7 +48,7 @@ export class RealNode {
     await new Promise<void>((resolve, reject) => {
       const look = (chunk: Buffer): void => {
         this.#said += chunk.toString()
-        const found = /listening on\s+(loom:\/\/\S+)\n[\s\S]*token in\s+(\S+)\n/.exec(this.#said)
+        const found = /listening on\s+(looms?:\/\/\S+)\n[\s\S]*token in\s+(\S+)\n/.exec(this.#said)
         if (found === null) return
         this.url = found[1] as string
         this.token = readFileSync(found[2] as string, 'utf8').trim()

@@ -1,7 +1,16 @@
 // What the tests of agents share.
 
-import { type Agent, type Connection, type ServeOptions, serve } from '../../src/index.js'
+import { inject } from 'vitest'
+import {
+  type Agent,
+  type Connection,
+  type ConnectOptions,
+  type ServeOptions,
+  serve,
+} from '../../src/index.js'
+import type { Carrier, Dial, Ends } from '../../src/link/carrier.js'
 import { MemoryNode } from '../../src/link/memory.js'
+import { nodeDial } from '../../src/node.js'
 
 export interface Deferred<T> {
   promise: Promise<T>
@@ -22,21 +31,57 @@ export function deferred<T = void>(): Deferred<T> {
 /** What handlers threw, and where, of the last app that ran. */
 export const thrown: [string, unknown][] = []
 
-/** Runs an app on a node in memory while `work` runs. */
+let spaces = 0
+const token = 'memory'
+const memory = new MemoryNode({ tokens: { [token]: '*' } })
+
+/** How a node is reached over the link that this test runs for: in a namespace of its own. */
+export function elsewhere(): ConnectOptions & { dial: Dial } {
+  const link = inject('link')
+  const namespace = `${link}-${process.pid}-${spaces++}`
+  if (link === 'memory') return { dial: memory.dial, token, namespace }
+  const node = inject('node')
+  return { dial: nodeDial(node[link], inject('protocol')), token: node.token, namespace }
+}
+
+/** The same way, over connections of which `cut` loses all that is sent from then on, and then the wire. */
+export function cutting(dial: Dial): { dial: Dial; cut(): Promise<void> } {
+  let cut = async (): Promise<void> => {}
+  const cuttable = (ends: Ends): Carrier => {
+    const carrier = dial(ends)
+    let isLost = false
+    cut = async () => {
+      isLost = true
+      await new Promise((resolve) => setTimeout(resolve, 5))
+      carrier.close()
+      ends.closed('cut by the test')
+    }
+    return {
+      get isFull() {
+        return carrier.isFull
+      },
+      send: (packet) => isLost || carrier.send(packet),
+      close: () => carrier.close(),
+    }
+  }
+  return { dial: Object.assign(cuttable, { isWhole: dial.isWhole }), cut: () => cut() }
+}
+
+/** Runs an app while `work` runs; `there` is how others get to its node. */
 export async function running(
   options: ServeOptions | Agent[],
-  work: (app: Connection, node: MemoryNode) => Promise<void>,
+  work: (app: Connection, there: ConnectOptions) => Promise<void>,
 ): Promise<void> {
-  const node = new MemoryNode()
+  const there = elsewhere()
   thrown.length = 0
   const app = await serve({
-    dial: node.dial,
+    ...there,
     onError: (error, where) => void thrown.push([where, error]),
     graceMs: 200,
     ...(Array.isArray(options) ? { agents: options } : options),
   })
   try {
-    await work(app, node)
+    await work(app, there)
   } finally {
     await app.close()
   }

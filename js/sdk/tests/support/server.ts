@@ -12,6 +12,8 @@ export class SocketNode {
   readonly protocols: string[] = []
   /** Binary messages and texts that came. */
   readonly counts = { binary: 0, text: 0 }
+  /** Is told all bytes that come, as they come. */
+  onBytes: (bytes: Buffer) => void = () => {}
   url = ''
   private readonly http: Server = createServer()
   private readonly sockets = new Set<WebSocket>()
@@ -23,6 +25,7 @@ export class SocketNode {
   constructor(options: MemoryNodeOptions = {}) {
     this.node = new MemoryNode(options)
     this.server.on('connection', (socket) => this.serve(socket))
+    this.http.on('connection', (wire) => wire.on('data', (bytes: Buffer) => this.onBytes(bytes)))
   }
 
   async listen(path?: string): Promise<this> {

@@ -1,20 +1,19 @@
 import { describe, expect, it } from 'vitest'
 import * as z from 'zod'
-import { capability, connect, defineAgent, type LoomError, serve } from '../src/index.js'
-import { jsonSchema } from '../src/json-schema.js'
-import { MemoryNode } from '../src/link/memory.js'
-import { codeOf, deferred, running, take } from './support/run.js'
+import { capability, connect, defineAgent, type LoomError, serve } from '../../src/index.js'
+import { jsonSchema } from '../../src/json-schema.js'
+import { codeOf, deferred, elsewhere, running, take } from '../support/run.js'
 
 const deaf = defineAgent({ name: 'deaf', onEvent: () => {} })
 
 describe('requests', () => {
   // requirement: REQUEST-UNHEARD
   it('that nobody hears end at once, unless they wait for somebody', async () => {
-    await running([deaf], async (app, node) => {
+    await running([deaf], async (app, there) => {
       expect(await codeOf(app.request('x', 1, { timeoutMs: 60_000 }))).toBe('UNAVAILABLE')
       const waiting = app.request('x', 1, { wait: true })
       const late = await serve({
-        dial: node.dial,
+        ...there,
         agents: [defineAgent({ name: 'late', topics: ['x'], onEvent: () => 'here' })],
       })
       expect((await waiting).data).toBe('here')
@@ -38,7 +37,7 @@ describe('requests', () => {
       defineAgent({ name: 'b', topics: ['x'], onEvent: (ctx) => ctx.reply(2) }),
       defineAgent({
         name: 'c',
-        topics: ['x'],
+        topics: ['x', 'only.c'],
         onEvent: () => {
           throw new Error('no')
         },
@@ -54,17 +53,27 @@ describe('requests', () => {
     await running(agents, async (app) => {
       const replies = await app.requestMany('x', null, { timeoutMs: 50 })
       expect(replies.items.map((event) => event.data).sort()).toEqual([1, 2])
-      expect(replies.items.map((event) => event.sender).sort()).toEqual(['default/a', 'default/b'])
+      expect(replies.items.map((event) => event.sender).sort()).toEqual([
+        `${app.namespace}/a`,
+        `${app.namespace}/b`,
+      ])
       expect(replies.failures.map((error) => [error.code, error.who])).toEqual([
-        ['HANDLER_ERROR', 'default/c'],
+        ['HANDLER_ERROR', `${app.namespace}/c`],
       ])
       expect(replies.missing).toBe(1)
       expect((await app.requestMany('x', null, { firstK: 1 })).items).toHaveLength(1)
       expect(await app.requestMany('nobody')).toEqual({ items: [], failures: [], missing: 0 })
+      const failed = await app.requestMany('only.c')
+      expect([failed.items, failed.failures.map((error) => error.who), failed.missing]).toEqual([
+        [],
+        [`${app.namespace}/c`],
+        0,
+      ])
       held.resolve()
     })
   })
 
+  // requirement: CALL-ONE-OUTCOME
   it('end by their deadline, and by their signal', async () => {
     const held = deferred()
     const agent = defineAgent({
@@ -189,10 +198,10 @@ describe('capabilities', () => {
 
   // requirement: CALL-UNKNOWN
   it('that nobody offers are NOT_FOUND, those whose provider has left PROVIDER_UNAVAILABLE', async () => {
-    await running({ capabilities: [add] }, async (app, node) => {
+    await running({ capabilities: [add] }, async (app, there) => {
       expect(await codeOf(app.tool('no.such'))).toBe('NOT_FOUND')
       expect(await codeOf(app.tool('math.add', {}, { version: '9' }))).toBe('NOT_FOUND')
-      const other = await connect({ dial: node.dial })
+      const other = await connect(there)
       await app.close()
       expect(await codeOf(other.tool('math.add'))).toBe('PROVIDER_UNAVAILABLE')
       await other.close()
@@ -358,12 +367,12 @@ describe('the directory', () => {
       input: z.object({ q: z.string() }),
       run: () => 1,
     })
-    await running({ agents: [agent], capabilities: [tool] }, async (app, node) => {
+    await running({ agents: [agent], capabilities: [tool] }, async (app, there) => {
       expect(await app.agents({ topic: 'x.y' })).toMatchObject([
         { name: 'a', description: 'hears x' },
       ])
       expect(await app.agents({ topic: 'y' })).toEqual([])
-      expect(await app.agents({ name: 'default/a' })).toHaveLength(1)
+      expect(await app.agents({ name: `${app.namespace}/a` })).toHaveLength(1)
       const [info] = await app.capabilities('web.*')
       expect(info).toMatchObject({
         name: 'web.search',
@@ -372,18 +381,20 @@ describe('the directory', () => {
         provider: 'app',
       })
       expect(info?.input).toMatchObject({ properties: { q: { type: 'string' } } })
-      const told = await app.watch('loom.directory.>', { qos: 'batched' })
+      const told = await app.watch('loom.directory.agent.*', { qos: 'batched' })
       const other = await serve({
-        dial: node.dial,
+        ...there,
         name: 'other',
         agents: [defineAgent({ name: 'b', onEvent: () => {} })],
       })
       await other.close()
-      const topics = (await take(told, 2)).map((event) => [event.topic, event.sender])
-      expect(topics).toEqual([
-        ['loom.directory.agent.joined', 'default/b'],
-        ['loom.directory.agent.left', 'default/b'],
+      const heard = await take(told, 2)
+      expect(heard.map((event) => [event.topic, event.data])).toMatchObject([
+        ['loom.directory.agent.joined', { name: 'b' }],
+        ['loom.directory.agent.left', { name: 'b' }],
       ])
+      expect(heard[0]?.sender).toBe(`${app.namespace}/loom`)
+      expect(await app.agents({ name: `${app.namespace}/b` })).toEqual([])
     })
   })
 })
@@ -442,32 +453,9 @@ describe('watching', () => {
 })
 
 describe('a link', () => {
-  // requirement: SESSION-AGAIN
-  it('that a killed node has forgotten registers again, and goes on', async () => {
-    const node = new MemoryNode()
-    const states: string[] = []
-    const back = deferred()
-    const app = await serve({
-      dial: node.dial,
-      agents: [defineAgent({ name: 'a', topics: ['x'], onEvent: () => 'still here' })],
-      onLink: ({ state, resumed }) => {
-        states.push(state)
-        if (state === 'up' && states.includes('lost') && resumed === false) back.resolve()
-      },
-    })
-    node.forget()
-    await back.promise
-    expect((await app.request('x', 1, { wait: true })).data).toBe('still here')
-    expect(states).toEqual(['up', 'lost', 'up'])
-    await app.close()
-    expect(app.link).toBe('closed')
-    expect(await codeOf(app.emit('x'))).toBe('CANCELLED')
-  })
-
   it('ends all that waits when it is closed, and when its signal is aborted', async () => {
-    const node = new MemoryNode()
     const controller = new AbortController()
-    const app = await connect({ dial: node.dial, signal: controller.signal })
+    const app = await connect({ ...elsewhere(), signal: controller.signal })
     const asked = app.request('x', 1, { wait: true })
     const watch = await app.watch('y')
     const next = watch.next()

@@ -1,10 +1,18 @@
 import { describe, expect, it } from 'vitest'
 import * as z from 'zod'
-import { connect, defineAgent, LoomError, use } from '../src/index.js'
-import { MemoryNode } from '../src/link/memory.js'
-import { codeOf, type Deferred, deferred, running, take, thrown } from './support/run.js'
+import { connect, defineAgent, LoomError, use } from '../../src/index.js'
+import {
+  codeOf,
+  type Deferred,
+  deferred,
+  elsewhere,
+  running,
+  take,
+  thrown,
+} from '../support/run.js'
 
 describe('events', () => {
+  // requirement: SENDER-STAMPED
   it('reach an agent that hears their topic, with sender and thread', async () => {
     const heard = deferred<unknown>()
     const agent = defineAgent({
@@ -17,7 +25,7 @@ describe('events', () => {
     await running({ name: 'shop', agents: [agent] }, async (app) => {
       const receipt = await app.emit('x.y', { n: 1 })
       expect(receipt).toMatchObject({ level: 'accepted', matched: 1 })
-      expect(await heard.promise).toEqual([{ n: 1 }, 'default/shop', 'x.y', true])
+      expect(await heard.promise).toEqual([{ n: 1 }, `${app.namespace}/shop`, 'x.y', true])
     })
   })
 
@@ -100,6 +108,31 @@ describe('events', () => {
     })
   })
 
+  // requirement: RUN-STAMPED, SENDER-STAMPED
+  it('that a turn sends belong to its run, and say what caused them', async () => {
+    const first = deferred<import('../../src/index.js').Event>()
+    const second = deferred<import('../../src/index.js').Event>()
+    const agents = [
+      defineAgent({
+        name: 'a',
+        topics: ['x'],
+        onEvent: async (ctx, event) => {
+          first.resolve(event)
+          await ctx.emit('y', { sender: 'default/somebody', run_id: 'another' })
+        },
+      }),
+      defineAgent({ name: 'b', topics: ['y'], onEvent: (_, event) => second.resolve(event) }),
+    ]
+    await running(agents, async (app) => {
+      await app.emit('x')
+      const [root, next] = [await first.promise, await second.promise]
+      expect([root.runId, root.causationId, root.hop]).toEqual([root.id, undefined, 0])
+      expect([next.runId, next.causationId, next.hop]).toEqual([root.id, root.id, 1])
+      expect(next.sender).toBe(`${app.namespace}/a`)
+      expect(next.threadId).toBe(root.threadId)
+    })
+  })
+
   // requirement: EVENT-HOPS
   it('that answer each other for ever end at the hop limit', async () => {
     const ended = deferred<unknown>()
@@ -129,19 +162,17 @@ describe('events', () => {
 
   // requirement: EVENT-NAMESPACE
   it('of one namespace are never seen in another', async () => {
-    const node = new MemoryNode({ tokens: { t1: 'one', t2: 'two' } })
-    const one = await connect({ dial: node.dial, token: 't1' })
-    const two = await connect({ dial: node.dial, token: 't2' })
-    const watch = await two.watch('>')
+    const one = await connect(elsewhere())
+    const two = await connect(elsewhere())
+    const watch = await two.watch(['x', 'y'])
     expect((await one.emit('x')).matched).toBe(0)
     await two.emit('y')
     expect((await take(watch, 1)).map((event) => event.topic)).toEqual(['y'])
-    expect(await codeOf(connect({ dial: node.dial, token: 'no' }))).toBe('UNAUTHENTICATED')
-    const foreign = connect({ dial: node.dial, token: 't1', namespace: 'two' })
-    expect(await codeOf(foreign)).toBe('DENIED')
+    expect(await two.agents({ name: `${one.namespace}/a` })).toEqual([])
     await Promise.all([one.close(), two.close()])
   })
 
+  // requirement: BAD-INPUT
   it('that cannot be published are refused where they are, naming what is wrong', async () => {
     await running([defineAgent({ name: 'a', onEvent: () => {} })], async (app) => {
       const circle: { self?: unknown } = {}
@@ -157,7 +188,13 @@ describe('events', () => {
       for (const [topic, data, field] of wrong) {
         await expect(app.emit(topic, data)).rejects.toMatchObject({ code: 'INVALID_PARAMS', field })
       }
-      expect(await codeOf(app.emit('x', 1, { ack: 'disk' }))).toBe('NOT_SUPPORTED')
+      for (const [field, value] of Object.entries({ qos: 'slow', ack: 'memory', ttlMs: -1 })) {
+        const options = { [field]: value } as object
+        await expect(app.emit('x', 1, options)).rejects.toMatchObject({
+          code: 'INVALID_PARAMS',
+          field,
+        })
+      }
     })
   })
 })
@@ -280,14 +317,15 @@ describe('handlers', () => {
     await running([agent], async (app) => {
       const errors = await app.watch('loom.error.>')
       const error = await app.request('x', { n: 'two' }).catch((one) => one)
-      expect(error.code).toBe('HANDLER_ERROR')
+      expect(error).toMatchObject({ code: 'INVALID_PARAMS', field: 'data.n' })
       const [told] = await take(errors, 1)
       expect(told?.topic).toBe('loom.error.invalid_params')
-      expect(told?.data).toMatchObject({ field: 'data.n', who: 'default/a' })
+      expect(told?.data).toMatchObject({ field: 'data.n', who: `${app.namespace}/a` })
       expect(runs).toBe(0)
     })
   })
 
+  // requirement: ERRORS-NO-STACK
   it('that throw decline with what kind of error it was, and nothing more of it leaves', async () => {
     const agent = defineAgent({
       name: 'a',
@@ -302,6 +340,40 @@ describe('handlers', () => {
       expect(String(error)).toContain('TypeError')
       expect(String(error)).not.toContain('hunter2')
       expect(thrown.map(([where]) => where)).toEqual(['agent a'])
+    })
+  })
+
+  // requirement: BAD-HANDLER, ERRORS-PUBLISHED
+  it('that throw or return what is no data fail, each is told once, and the next events come', async () => {
+    const circle: { self?: unknown } = {}
+    circle.self = circle
+    const ends: Record<string, () => unknown> = {
+      throws: () => {
+        throw 'no error at all'
+      },
+      number: () => Number.NaN,
+      circle: () => circle,
+      code: () => () => 1,
+      well: () => 'well',
+    }
+    const agent = defineAgent({
+      name: 'a',
+      topics: ['x'],
+      onEvent: (_, event) => ends[event.data as string]?.(),
+    })
+    await running([agent], async (app) => {
+      const errors = await app.watch('loom.error.>')
+      const wrong = Object.keys(ends).slice(0, -1)
+      for (const one of wrong) {
+        expect(['HANDLER_ERROR', 'INVALID_PARAMS']).toContain(await codeOf(app.request('x', one)))
+      }
+      expect((await app.request('x', 'well')).data).toBe('well')
+      await app.emit('x', 'well')
+      const told = await take(errors, wrong.length + 1)
+      expect(told.map((event) => (event.data as { who: string }).who)).toEqual(
+        told.map(() => `${app.namespace}/a`),
+      )
+      expect(told.at(-1)?.data).toMatchObject({ field: 'return' })
     })
   })
 
@@ -343,7 +415,7 @@ describe('handlers', () => {
   })
 
   it('have a context that is dead when their turn has ended', async () => {
-    const kept = deferred<import('../src/index.js').Context>()
+    const kept = deferred<import('../../src/index.js').Context>()
     const agent = defineAgent({
       name: 'a',
       topics: ['x'],
@@ -359,6 +431,7 @@ describe('handlers', () => {
     })
   })
 
+  // requirement: STOP-GRACEFUL
   it('may end what they have begun before a stop; what goes on is cut off', async () => {
     const began = deferred()
     const cut = deferred<unknown>()
@@ -397,19 +470,65 @@ describe('middleware', () => {
         log.push(`${name} ${item.topic ?? item.name}`)
         return next(item as never)
       }
-    const node = new MemoryNode()
     const agent = defineAgent({
       name: 'a',
       topics: ['x'],
       onEvent: (ctx) => ctx.tool('c').catch(() => 'refused'),
     })
     const app = await use(named('outer') as never, named('inner') as never).serve({
-      dial: node.dial,
+      ...elsewhere(),
       agents: [agent],
     })
     expect((await app.request('x')).data).toBe('refused')
     expect(log).toEqual(['outer x', 'inner x', 'outer c', 'inner c'])
     await app.close()
     expect(() => use(7 as never)).toThrow(expect.objectContaining({ field: 'middleware.0' }))
+  })
+})
+
+describe('an option of a wrong type', () => {
+  // requirement: JS-OPTIONS
+  it('is refused where it is, and the link goes on', async () => {
+    const agent = defineAgent({ name: 'a', topics: ['x'], onEvent: (_, event) => event.data })
+    await running([agent], async (app) => {
+      const wrong: [string, object][] = [
+        ['key', { key: 5 }],
+        ['key', { key: {} }],
+        ['key', { key: ['a'] }],
+        ['key', { key: 'a\ud800' }],
+        ['thread', { thread: 5 }],
+        ['id', { id: 5, ack: 'accepted' }],
+        ['labels', { labels: 'one' }],
+        ['labels', { labels: [5] }],
+        ['headers.a', { headers: { a: 1 } }],
+        ['ttlMs', { ttlMs: '5' }],
+        ['ttlMs', { ttlMs: Number.NaN }],
+        ['ttlMs', { ttlMs: -1 }],
+      ]
+      for (const [field, options] of wrong) {
+        const refused = { code: 'INVALID_PARAMS', field, hint: expect.stringMatching(/^give /) }
+        await expect(app.emit('x', 1, options), field).rejects.toMatchObject(refused)
+        await expect(app.request('x', 1, options), field).rejects.toMatchObject(refused)
+      }
+      for (const field of ['key', 'version']) {
+        const refused = { code: 'INVALID_PARAMS', field, hint: 'give a string' }
+        await expect(app.tool('t', {}, { [field]: 5 })).rejects.toMatchObject(refused)
+      }
+      expect((await app.request('x', 2)).data).toBe(2)
+    })
+  })
+
+  // requirement: JS-OPTIONS
+  it('is rounded to whole milliseconds where it is a time', async () => {
+    const lasts = deferred<number | undefined>()
+    const agents = [
+      defineAgent({ name: 'a', topics: ['x'], onEvent: (_, event) => lasts.resolve(event.ttlMs) }),
+      defineAgent({ name: 'b', topics: ['y'], onEvent: () => 'in time' }),
+    ]
+    await running(agents, async (app) => {
+      await app.emit('x', 1, { ttlMs: 60_000.4 })
+      expect(await lasts.promise).toBe(60_000)
+      expect((await app.request('y', 1, { timeoutMs: 5_000.5 })).data).toBe('in time')
+    })
   })
 })

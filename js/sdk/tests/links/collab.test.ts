@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import * as z from 'zod'
-import { barrier, contractNet, defineContractor, fanin, fanout } from '../src/collab/index.js'
+import { barrier, contractNet, defineContractor, fanin, fanout } from '../../src/collab/index.js'
 import {
   type Agent,
   type Connection,
@@ -10,9 +10,9 @@ import {
   capability,
   defineAgent,
   LoomError,
-} from '../src/index.js'
-import { ROOT } from './support/oracle.js'
-import { codeOf, deferred, running } from './support/run.js'
+} from '../../src/index.js'
+import { ROOT } from '../support/oracle.js'
+import { codeOf, deferred, running } from '../support/run.js'
 
 function answers(name: string, answer: unknown): Agent {
   return defineAgent({
@@ -52,6 +52,7 @@ describe('fanout', () => {
     })
   })
 
+  // requirement: COLLAB-EARLY
   it('ends with the first, with enough, or with a majority, and cancels the rest', async () => {
     const agents = [answers('a', { r: 1, s: 2 }), answers('b', { s: 2, r: 1 }), silent('c')]
     await running(agents, async (app) => {
@@ -118,8 +119,8 @@ describe('fanin', () => {
       await app.emit('poll')
       const partial = await heard.until(() => false)
       expect(partial.failures.map((one) => one.target).sort()).toEqual([
-        'default/north',
-        'default/south',
+        `${app.namespace}/north`,
+        `${app.namespace}/south`,
       ])
       await using quiet = await fanin(app, ['nothing'], { timeoutMs: 20 })
       expect(await codeOf(quiet.any())).toBe('TIMEOUT')
@@ -147,11 +148,11 @@ describe('barrier', () => {
 
   it('ends when the first who waits has waited enough; who comes later gets the same', async () => {
     await running([meets('ada', 2, 30)], async (app) => {
-      const outcome = { n: 2, members: ['default/ada'], complete: false }
+      const outcome = { n: 2, members: [`${app.namespace}/ada`], complete: false }
       expect((await app.request('start', null, { thread: 't' })).data).toEqual(outcome)
       expect(await barrier(app, 'ready', 2, { timeoutMs: 5000, thread: 't' })).toEqual(outcome)
       const other = barrier(app, 'ready', 3, { timeoutMs: 100, thread: 't' })
-      await expect(other).rejects.toMatchObject({ code: 'HANDLER_ERROR' })
+      await expect(other).rejects.toMatchObject({ code: 'CONFLICT', field: 'n' })
       expect(await codeOf(barrier(app, 'ready', 2, { timeoutMs: 100 }))).toBe('INVALID_PARAMS')
     })
   })
@@ -162,7 +163,7 @@ describe('barrier', () => {
         barrier(app, 'x', 2, { timeoutMs: 5000, thread: 't', member })
       const [one, two] = await Promise.all([come('a'), come('b')])
       expect(one).toEqual(two)
-      expect(one?.members.sort()).toEqual(['default/app/a', 'default/app/b'])
+      expect(one?.members.sort()).toEqual([`${app.namespace}/app/a`, `${app.namespace}/app/b`])
     })
   })
 })
@@ -180,7 +181,7 @@ function contractor(name: string, score: number | null, execute: () => unknown):
 const CALL = { topic: 'job.paint', bidTimeoutMs: 500, timeoutMs: 5000 }
 
 describe('contract-net', () => {
-  // requirement: COLLAB-CONTRACT
+  // requirement: COLLAB-CONTRACT, COLLAB-REAWARD
   it('gives the task to the best bidder, and to the next when that fails', async () => {
     const agents = [
       contractor('careful', 2, () => '7 m painted'),
@@ -191,16 +192,24 @@ describe('contract-net', () => {
     ]
     await running(agents, async (app) => {
       const award = await contractNet(app, { metres: 7 }, { ...CALL, schema: z.string() })
-      expect(award).toMatchObject({ winner: 'default/careful', result: '7 m painted', reawards: 1 })
-      expect(award.bids.map((bid) => bid.sender)).toEqual(['default/boastful', 'default/careful'])
-      expect(award.declined.map((one) => one.sender)).toEqual(['default/lazy'])
+      expect(award).toMatchObject({
+        winner: `${app.namespace}/careful`,
+        result: '7 m painted',
+        reawards: 1,
+      })
+      expect(award.bids.map((bid) => bid.sender)).toEqual([
+        `${app.namespace}/boastful`,
+        `${app.namespace}/careful`,
+      ])
+      expect(award.declined.map((one) => one.sender)).toEqual([`${app.namespace}/lazy`])
       expect(award.failures.map((one) => [one.target, one.error.code])).toEqual([
-        ['default/boastful', 'EXHAUSTED'],
+        [`${app.namespace}/boastful`, 'EXHAUSTED'],
       ])
       expect(award.ignored).toEqual({ late: 0, duplicate: 0, foreign: 0, malformed: 0 })
     })
   })
 
+  // requirement: COLLAB-REAWARD
   it('tells those who bid and were not awarded that it is over, and takes away what is too late', async () => {
     const lost = deferred<unknown>()
     const taken = deferred<unknown>()
@@ -232,13 +241,14 @@ describe('contract-net', () => {
     await running([slow, dear, spare], async (app) => {
       const score = (bid: { offer: unknown }) => -(bid.offer as { price: number }).price
       const award = await contractNet(app, 'fence', { ...CALL, workTimeoutMs: 50, score })
-      expect(award).toMatchObject({ winner: 'default/dear', reawards: 1 })
-      expect(award.failures[0]?.target).toBe('default/slow')
+      expect(award).toMatchObject({ winner: `${app.namespace}/dear`, reawards: 1 })
+      expect(award.failures[0]?.target).toBe(`${app.namespace}/slow`)
       expect(await lost.promise).toBe('fence')
       await taken.promise
     })
   })
 
+  // requirement: COLLAB-CONTRACT
   it('ends as UNAVAILABLE where nobody hears, bids or can do it', async () => {
     const agents = [contractor('lazy', null, () => 1)]
     await running(agents, async (app) => {
@@ -252,7 +262,7 @@ describe('contract-net', () => {
       const told = await contractNet(app, { metres: 1 }, { ...CALL, schema: z.string() }).catch(
         (e) => e,
       )
-      expect([told.code, told.hint]).toEqual(['UNAVAILABLE', 'default/a: INVALID_PARAMS'])
+      expect([told.code, told.hint]).toEqual(['UNAVAILABLE', `${app.namespace}/a: INVALID_PARAMS`])
     })
   })
 })
@@ -270,33 +280,40 @@ function golden(name: string): Said[] {
   return exchange.map(({ topic, sender, data }) => ({ topic, sender, data }))
 }
 
-/** What an exchange says, with the thread and times left out that differ each time. */
+/** What an exchange says, with the thread, the namespace and times left out that differ each time. */
 async function recorded(
   agents: Agent[],
   name: string,
   count: number,
   work: (app: Connection) => Promise<unknown>,
 ): Promise<Said[]> {
-  let heard: Said[] = []
+  const heard: Said[] = []
   await running({ name, agents }, async (app) => {
     const watch = await app.watch('>', { qos: 'batched' })
     await work(app)
-    const events = []
-    for await (const event of watch) {
-      if (/^(loom|start)\b/.test(event.topic)) continue
-      events.push(event)
-      if (events.length === count) break
+    const plain = (data: unknown): unknown =>
+      JSON.parse(JSON.stringify(data).replaceAll(`${app.namespace}/`, 'default/'))
+    for await (const { topic, sender, data } of watch) {
+      if (/^(loom|start)\b/.test(topic)) continue
+      const said = { topic: topic.replace(/^thread\.[^.]+\./, 'thread.{thread}.'), sender, data }
+      heard.push(plain(said) as Said)
+      if (heard.length === count) break
     }
-    heard = events.map(({ topic, sender, data }) => ({
-      topic: topic.replace(/^thread\.[^.]+\./, 'thread.{thread}.'),
-      sender,
-      data,
-    }))
   })
   return heard
 }
 
-const order = (all_: Said[]): string[] => all_.map((one) => JSON.stringify(one)).sort()
+/** What each says, in its order: who of several speaks first is chance. */
+function bySender(said: Said[]): Map<string, unknown[]> {
+  const found = new Map<string, unknown[]>()
+  for (const { topic, sender, data } of said) {
+    const timeless = JSON.parse(JSON.stringify(data), (key, value) =>
+      ['timeout_ms', 'bid_ms'].includes(key) ? 0 : value,
+    )
+    found.set(sender, [...(found.get(sender) ?? []), { topic, data: timeless }])
+  }
+  return found
+}
 
 describe('what is said', () => {
   // requirement: COLLAB-EXCHANGE
@@ -304,7 +321,8 @@ describe('what is said', () => {
     const station = (name: string, answer: string) =>
       defineAgent({ name, topics: [`weather.${name}`], onEvent: () => answer })
     const agents = [station('north', 'rain'), station('south', 'sun')]
-    const said = await recorded(agents, 'asks', 4, async (app) => {
+    const wanted = golden('fanout')
+    const said = await recorded(agents, 'asks', wanted.length, async (app) => {
       await using group = fanout(
         app,
         ['weather.north', 'weather.south'],
@@ -313,7 +331,56 @@ describe('what is said', () => {
       )
       await group.all()
     })
-    expect(order(said)).toEqual(order(golden('fanout')))
+    expect(bySender(said)).toEqual(bySender(wanted))
+  })
+
+  // requirement: COLLAB-EXCHANGE
+  it('in a fanin is the golden exchange', async () => {
+    const votes = (name: string) =>
+      defineAgent({
+        name,
+        topics: ['poll'],
+        onEvent: async (ctx) => void (await ctx.emit(`vote.${name}`, 'tea')),
+      })
+    const wanted = golden('fanin')
+    const said = await recorded(
+      [votes('north'), votes('south')],
+      'asks',
+      wanted.length,
+      async (app) => {
+        await using heard = await fanin(app, ['vote.*'], { timeoutMs: 5000 })
+        await app.emit('poll')
+        expect(await heard.majority(2)).toBe('tea')
+      },
+    )
+    expect(bySender(said)).toEqual(bySender(wanted))
+  })
+
+  // requirement: COLLAB-EXCHANGE
+  it('at barriers is the golden exchange', async () => {
+    const missed = deferred()
+    const meets = (name: string, before: Promise<unknown>, own?: string) =>
+      defineAgent({
+        name,
+        topics: ['start'],
+        onEvent: async (ctx) => {
+          const member = own === undefined ? {} : { member: own }
+          await barrier(ctx, 'ready', 2, { timeoutMs: 10_000, ...member })
+          await before
+          const { complete } = await barrier(ctx, 'done', 2, { timeoutMs: 100 })
+          expect(complete).toBe(false)
+          missed.resolve()
+        },
+      })
+    const agents = [meets('ada', Promise.resolve()), meets('bob', missed.promise, 'left-hand')]
+    const wanted = golden('barrier')
+    const said = await recorded(agents, 'crew', wanted.length, (app) => app.emit('start'))
+    const members = (all_: Said[]) =>
+      all_.map(({ data, ...one }) => {
+        const { members: met } = data as { members?: string[] }
+        return { ...one, data: met ? { ...(data as object), members: [...met].sort() } : data }
+      })
+    expect(bySender(members(said))).toEqual(bySender(members(wanted)))
   })
 
   // requirement: COLLAB-EXCHANGE
@@ -334,13 +401,6 @@ describe('what is said', () => {
     const said = await recorded(agents, 'boss', wanted.length, (app) =>
       contractNet(app, 'paint the fence', { topic: 'job', bidTimeoutMs: 2000, timeoutMs: 30_000 }),
     )
-    const times = (all_: Said[]) =>
-      order(
-        all_.map((one) => ({
-          ...one,
-          data: { ...(one.data as object), timeout_ms: 0, bid_ms: 0 },
-        })),
-      )
-    expect(times(said)).toEqual(times(wanted))
+    expect(bySender(said)).toEqual(bySender(wanted))
   })
 })
