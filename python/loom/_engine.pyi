@@ -231,14 +231,14 @@ class Engine:
     # kind "agent" | "capability"; the registered info with "health" in it
     def directory(self, namespace: str, kind: str) -> list[bytes]: ...
     # Opens the Bridge: TCP addresses ("host:port", port 0: any that is free) and the path of a Unix socket.
-    # tls: files with the certificate, its key, and who vouches for clients. origins: those that WebSockets
-    # may come from.
+    # tls: files with the certificate, its key, and who vouches for clients. names: origins that WebSockets may
+    # come from, and further names of the node.
     def serve(
         self,
         tcp: Sequence[str],
         unix: str | None,
         tls: tuple[str, str, str | None] | None,
-        origins: Sequence[str],
+        names: tuple[Sequence[str], Sequence[str]],
         credentials: Sequence[_Credential],
     ) -> Bridge: ...
 
@@ -433,10 +433,19 @@ class RemoteSession(_Session):
     ``time.monotonic()``.
     """
 
-    # an empty namespace: that of the token; who vouches for a node's certificate says the system (SSL_CERT_FILE)
+    # an empty namespace: that of the token
     # now: what time.monotonic() says; keep: seconds that the node keeps it without a connection, 0: as it does
+    # trust: files with who vouches for the node, and with the certificate that it is shown and its key; None: the
+    # system says who vouches
     def __new__(
-        cls, url: str, token: str, name: str, namespace: str, now: float, keep: float
+        cls,
+        url: str,
+        token: str,
+        name: str,
+        namespace: str,
+        now: float,
+        keep: float,
+        trust: tuple[str | None, tuple[str, str] | None] | None,
     ) -> RemoteSession: ...
     # an int: a ticket
     def emit(
@@ -446,8 +455,9 @@ class RemoteSession(_Session):
     def route(
         self, capability: str, weights: Sequence[tuple[str, float]] | None, /
     ) -> int: ...
-    def states(self, sender: int, /) -> int: ...
-    def memories(self) -> int: ...
+    # of one lane, of one key; None: of all
+    def states(self, sender: int, key: str | None, /) -> int: ...
+    def memories(self, key: str | None, /) -> int: ...
     def directory(self, kind: str, /) -> int: ...
     def read(self, filters: Sequence[str], start: str | int, /) -> int: ...
     def stats(self) -> bytes: ...  # JSON; the shape stands in docs/stats.md

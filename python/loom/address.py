@@ -13,6 +13,7 @@ from loom.checks import check_text
 from loom.codec import decode
 from loom.errors import Denied, InvalidParams, NotFound, Unauthenticated
 
+File: TypeAlias = str | os.PathLike[str]
 Scheme: TypeAlias = Literal["loom", "looms", "ws", "wss", "unix"]
 
 PORT: Final = 7420
@@ -43,6 +44,11 @@ class Address:
             return f"unix://{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is encrypted and the node shows a certificate."""
+        return self.scheme in {"looms", "wss"}
 
     @property
     def is_loopback(self) -> bool:
@@ -121,6 +127,26 @@ def parse_bind(text: str, *, field: str = "bind") -> tuple[str, int]:
             f"{text!r} is not HOST:PORT", field=field, hint="such as 127.0.0.1:7420, or [::1]:0"
         )
     return host, int(port)
+
+
+def parse_host(text: str, *, field: str = "host") -> str:
+    """Return ``HOST`` or ``HOST:PORT``, checked: a name by which a node is reached.
+
+    Raises:
+        InvalidParams: it is none.
+    """
+    name, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        name, port = text, "1"
+    is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if not is_port or not _HOST.fullmatch(bare) or (":" in bare) != (bare != name):
+        raise InvalidParams(
+            f"{text!r} is no name of a host",
+            field=field,
+            hint="such as node.example.org, or node.example.org:7420; no https:// before it",
+        )
+    return text.lower()
 
 
 # -- the file of a running node -------------------------------------------------------------------
@@ -234,7 +260,7 @@ def settle(
             raise NotFound(
                 "no node runs for this user",
                 field="url",
-                hint="`loom up` starts one; give url=… for one elsewhere",
+                hint="`loom up` starts one; url=…, --url or LOOM_URL names one elsewhere",
             )
         text = node.urls[0]
     address = parse_url(text)
@@ -247,6 +273,65 @@ def settle(
         field="token",
         hint="give token=…, LOOM_TOKEN or --token-file; `loom token create` makes one at the node",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Files of PEM for a node with TLS.
+
+    ``ca``: who vouches for the node, instead of those whom the system trusts; ``cert`` and
+    ``cert_key``: what a node is shown that asks for a certificate.
+    """
+
+    ca: File | None = None
+    cert: File | None = None
+    cert_key: File | None = None
+
+    def settled(self, url: str, variables: Mapping[str, str]) -> "Trust":
+        """Return it with LOOM_CA, LOOM_CERT and LOOM_CERT_KEY where nothing was given.
+
+        Raises:
+            InvalidParams: the url has no TLS; a certificate has no key, or a key no certificate.
+            NotFound: the key is not there.
+            Denied: somebody else may read it.
+        """
+        address = parse_url(url)
+        if not address.is_tls:
+            for name in ("ca", "cert", "cert_key"):
+                if getattr(self, name) is not None:
+                    raise InvalidParams(
+                        f"{name} is for TLS, and {address.url} has none",
+                        field=name,
+                        hint="looms:// and wss:// are with TLS",
+                    )
+            return Trust()
+        found = Trust(
+            ca=self.ca or variables.get("LOOM_CA") or None,
+            cert=self.cert or variables.get("LOOM_CERT") or None,
+            cert_key=self.cert_key or variables.get("LOOM_CERT_KEY") or None,
+        )
+        if (found.cert is None) != (found.cert_key is None):
+            raise InvalidParams(
+                "a certificate and its key go together",
+                field="cert" if found.cert is None else "cert_key",
+                hint="give cert=… and cert_key=…, or LOOM_CERT and LOOM_CERT_KEY",
+            )
+        if found.cert_key is not None:
+            try:
+                read_private(Path(found.cert_key))
+            except (Denied, NotFound) as error:
+                error.field = "cert_key"
+                raise
+        return found
+
+    @property
+    def files(self) -> tuple[str | None, tuple[str, str] | None] | None:
+        """As the engine takes it; None: the system says whom to trust."""
+        own = None
+        if self.cert is not None and self.cert_key is not None:
+            own = (os.fspath(self.cert), os.fspath(self.cert_key))
+        ca = None if self.ca is None else os.fspath(self.ca)
+        return None if ca is None and own is None else (ca, own)
 
 
 def check_token(token: object) -> str:

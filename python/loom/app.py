@@ -23,6 +23,7 @@ from loom.topics import check_name
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from loom.address import File
     from loom.config import DataDir
     from loom.context import Context
     from loom.runtime.running import Running
@@ -198,6 +199,9 @@ class App:
         data: "DataDir | None" = None,
         url: str | None = None,
         token: str | None = None,
+        ca: "File | None" = None,
+        cert: "File | None" = None,
+        cert_key: "File | None" = None,
     ) -> "AsyncGenerator[Context[Any]]":
         """Run the app while the block runs: ``async with app.running() as ctx``.
 
@@ -209,6 +213,11 @@ class App:
             url: the node to run on, by default what LOOM_URL names; without either the app has an
                 engine of its own. ``local`` is the node that runs for this user.
             token: the credential for the node; not needed for that of this user.
+            ca: for ``looms`` and ``wss``: the file of who vouches for the node's certificate,
+                PEM; by default LOOM_CA, else those whom the system trusts.
+            cert: the file of the certificate that a node is shown that asks for one, PEM; by
+                default LOOM_CERT.
+            cert_key: the file of its key, which only its owner may read; by default LOOM_CERT_KEY.
 
         Raises:
             Unavailable: nobody answers at ``url``.
@@ -217,9 +226,11 @@ class App:
                 opened: another engine has it (CONFLICT), it is damaged (INTERNAL) …
             NotSupported: the app is running already.
         """
+        from loom.address import Trust
         from loom.runtime.running import running
 
-        async with running(self, data=data, url=url, token=token) as run:
+        trust = Trust(ca=ca, cert=cert, cert_key=cert_key)
+        async with running(self, data=data, url=url, token=token, trust=trust) as run:
             yield run.context
 
     def check_idle(self) -> None:
@@ -259,9 +270,13 @@ class App:
         data: "DataDir | None" = None,
         url: str | None = None,
         token: str | None = None,
+        ca: "File | None" = None,
+        cert: "File | None" = None,
+        cert_key: "File | None" = None,
     ) -> None:
         """Run the app until this task is cancelled; the arguments are those of ``running``."""
-        async with self.running(data=data, url=url, token=token):
+        trusted = {"ca": ca, "cert": cert, "cert_key": cert_key}
+        async with self.running(data=data, url=url, token=token, **trusted):
             await asyncio.get_running_loop().create_future()
 
     def run(
@@ -270,13 +285,17 @@ class App:
         data: "DataDir | None" = None,
         url: str | None = None,
         token: str | None = None,
+        ca: "File | None" = None,
+        cert: "File | None" = None,
+        cert_key: "File | None" = None,
     ) -> None:
         """Run the app until Ctrl-C or SIGTERM; the arguments are those of ``running``.
 
         The first lets it finish, a second one ends it at once.
         """
         try:
-            started = partial(self.running, data=data, url=url, token=token)
+            trusted = {"ca": ca, "cert": cert, "cert_key": cert_key}
+            started = partial(self.running, data=data, url=url, token=token, **trusted)
             asyncio.run(self._until_signalled(started))
         except asyncio.CancelledError:
             raise SystemExit(128 + signal.SIGINT) from None
@@ -337,6 +356,9 @@ async def connect(
     token: str | None = None,
     name: str = "client",
     namespace: str | None = None,
+    ca: "File | None" = None,
+    cert: "File | None" = None,
+    cert_key: "File | None" = None,
 ) -> "AsyncGenerator[Context[Any]]":
     """Connect to a node while the block runs: ``async with loom.connect() as ctx``.
 
@@ -349,6 +371,11 @@ async def connect(
         token: the credential; by default LOOM_TOKEN, else that of the user's own node.
         name: who this program is.
         namespace: where it works; by default that of the token, else ``default``.
+        ca: for ``looms`` and ``wss``: the file of who vouches for the node's certificate,
+            PEM; by default LOOM_CA, else those whom the system trusts.
+        cert: the file of the certificate that a node is shown that asks for one, PEM; by
+            default LOOM_CERT.
+        cert_key: the file of its key, which only its owner may read; by default LOOM_CERT_KEY.
 
     Raises:
         InvalidParams: the url, the name or the namespace is none.
@@ -357,6 +384,7 @@ async def connect(
         Denied: the token is for another namespace.
         Unavailable: nobody answers there.
     """
+    from loom.address import Trust
     from loom.config import load
     from loom.runtime.running import running
 
@@ -364,7 +392,9 @@ async def connect(
     client = App(name, namespace="default" if namespace is None else namespace)
     if namespace is None:
         client.namespace = ""  # the node fills in that of the token
-    async with running(client, config=config, url=url or config.url or "local", token=token) as run:
+    trust = Trust(ca=ca, cert=cert, cert_key=cert_key)
+    to = url or config.url or "local"
+    async with running(client, config=config, url=to, token=token, trust=trust) as run:
         yield run.context
 
 

@@ -4,6 +4,7 @@ A decorated function stays a function: calling it is a plain local call. ``fn.bi
 typed, not yet made call for ``ctx.tool``.
 """
 
+import contextlib
 import inspect
 import types
 import typing
@@ -249,6 +250,11 @@ class Capability(Generic[P, R]):
         """Whether the result is bytes, which travel as they are."""
         return self._hints.get("return") is bytes
 
+    @property
+    def takes_nothing(self) -> bool:
+        """Whether callers can give it no arguments."""
+        return not self._signature.parameters
+
     @cached_property
     def wants_effect_id(self) -> bool:
         """Whether the function takes the effect's id."""
@@ -357,14 +363,23 @@ def resolved(fn: Callable[..., Any], annotations: dict[str, Any], what: str) -> 
     holder = types.SimpleNamespace(__annotations__=annotations)
     scope = getattr(fn, "__globals__", {})
     try:
-        nonlocals = dict(inspect.getclosurevars(fn).nonlocals) if inspect.isfunction(fn) else {}
-        return typing.get_type_hints(holder, scope, nonlocals, include_extras=True)
+        return typing.get_type_hints(holder, scope, _captured(fn), include_extras=True)
     except NameError as error:
         raise InvalidParams(
             f"{what}: a type hint cannot be read: {error}",
             field="hints",
             hint="define the type in the module, or import it outside TYPE_CHECKING",
         ) from None
+
+
+def _captured(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Return the variables of enclosing functions that ``fn`` uses and that have a value yet."""
+    captured: dict[str, Any] = {}
+    if inspect.isfunction(fn):
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # it is assigned later
+                captured[name] = cell.cell_contents
+    return captured
 
 
 def summary(target: Any) -> str:

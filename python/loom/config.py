@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 
-from loom.address import PORT, parse_bind
+from loom.address import PORT, parse_bind, parse_host
 from loom.errors import InvalidParams
 from loom.limits import CONSUMER_IDLE_SECONDS, CONSUMER_IDLE_SECONDS_MAX
 from loom.topics import check_filter
@@ -59,8 +59,9 @@ class BridgeConfig:
     """Where a node listens, and to whom.
 
     ``bind`` are addresses, ``unix`` is the path of a socket; ``tls_cert``, ``tls_key`` are files,
-    ``tls_client_ca`` one that vouches for clients; ``origins`` those that WebSockets may come from;
-    ``insecure`` allows what is reachable from elsewhere without TLS.
+    ``tls_client_ca`` one that vouches for clients; ``origins`` those that WebSockets may come from,
+    ``hosts`` names by which it is reached besides its addresses; ``insecure`` allows what is
+    reachable from elsewhere without TLS.
     """
 
     bind: tuple[str, ...] = (f"127.0.0.1:{PORT}",)
@@ -69,6 +70,7 @@ class BridgeConfig:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     insecure: bool = False
 
 
@@ -147,6 +149,7 @@ def load(*, cwd: Path | None = None, environment: Mapping[str, str] | None = Non
                 for name in ("unix", "tls_cert", "tls_key", "tls_client_ca")
             },
             origins=values["bridge.origins"],
+            hosts=values["bridge.hosts"],
             insecure=values["bridge.insecure"],
         ),
     )
@@ -312,6 +315,11 @@ def _binds(field: str, value: Any, where: str) -> tuple[str, ...]:
     return found
 
 
+def _hosts(field: str, value: Any, where: str) -> tuple[str, ...]:
+    found = _texts(field, value, where)
+    return tuple(parse_host(one, field=field) for one in found)
+
+
 def _flag(field: str, value: Any, where: str) -> bool:
     if isinstance(value, bool):
         return value
@@ -352,6 +360,7 @@ _KEYS: Final[Mapping[str, _Key]] = {
     "bridge.tls_key": _Key("", partial(_text, "bridge.tls_key")),
     "bridge.tls_client_ca": _Key("", partial(_text, "bridge.tls_client_ca")),
     "bridge.origins": _Key((), partial(_texts, "bridge.origins"), _parts),
+    "bridge.hosts": _Key((), partial(_hosts, "bridge.hosts"), _parts),
     "bridge.insecure": _Key(False, partial(_flag, "bridge.insecure"), _truth),
     "log.dir": _Key("", partial(_text, "log.dir")),
     "log.durable": _Key((), partial(_filters, "log.durable"), _parts),

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict, TypeVar, Unpack
 from loom.capabilities import Bound
 from loom.checks import check_number, check_seconds, check_text, check_whole
 from loom.codec import CANNOT_ENCODE, WRITERS, decode, encode
-from loom.directory import AgentInfo, CapabilityInfo
+from loom.directory import AgentInfo, CapabilityInfo, entries_of
 from loom.envelope import (
     ACK_CODES,
     BYTES_TYPE,
@@ -51,7 +51,7 @@ from loom.errors import (
     error_from_code,
 )
 from loom.limits import STREAM_CHUNKS, TTL_MS_MAX
-from loom.link import Parked
+from loom.link import Parked, named
 from loom.middleware import Call, around
 from loom.protocols import Memory, Model
 from loom.record import Record
@@ -118,20 +118,27 @@ class Context(Record, Generic[S], gc=False, eq=False):
             try:
                 receipt = host.emit(host.sender, self._envelope, topic, WRITERS[type(data)](data))
             except Parked as parked:  # by a session elsewhere: the usual one is not to pay for it
-                return await self._taken(parked.ticket, topic, data)
+                ticket, taken = parked.ticket, parked.taken
             except (KeyError, *CANNOT_ENCODE, host.link.refusal):
-                receipt = None  # the careful way says what is wrong
-            if receipt is not None:
-                return receipt
-        return await self._publish(topic, data, **options)
-
-    async def _publish(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt:
-        """Publish an event with all its options, and wait for room where there is none."""
-        receipt = self._offer(topic, data, **options)
-        if isinstance(receipt, int):
-            return await self._taken(receipt, topic, data)
-        self._host.link.look()
-        return receipt
+                ticket, taken = 0, None  # the careful way says what is wrong
+            else:
+                if receipt is not None:
+                    return receipt
+                ticket, taken = 0, None
+            if taken is not None:
+                try:
+                    return await taken
+                except LoomError as error:
+                    error = named(error, "data")
+                    raise self._refused("emit", topic, encode(data, "data"), error) from None
+                except asyncio.CancelledError:
+                    host.link.withdraw(ticket)
+                    raise
+        offered = self._offer(topic, data, options)
+        if isinstance(offered, int):
+            return await self._taken(offered, topic, data)
+        host.link.look()
+        return offered
 
     async def _taken(self, ticket: int, topic: str, data: Any) -> Receipt:
         """Wait until the engine has taken an event, or has refused it."""
@@ -145,9 +152,11 @@ class Context(Record, Generic[S], gc=False, eq=False):
         self._host.services.steps.refused(self._envelope, kind, name, payload, error)
         return error
 
-    def _offer(self, topic: str, data: Any, **options: Unpack[EmitOptions]) -> Receipt | int:
+    def _offer(self, topic: str, data: Any, options: EmitOptions) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
         host = self._host
+        if len(options) == 1 and "qos" in options and type(data) is not bytes:
+            return self._sent(topic, data, _qos_code(options["qos"]), None, None)
         for name in options:
             if name not in EmitOptions.__annotations__:
                 raise InvalidParams(
@@ -171,6 +180,10 @@ class Context(Record, Generic[S], gc=False, eq=False):
             thread=options.get("thread"),
             ident=options.get("id"),
         )
+        return self._sent(topic, data, qos, more, ack)
+
+    def _sent(self, topic: str, data: Any, qos: int, more: Any, ack: int | None) -> Receipt | int:
+        host = self._host
         payload = encode(data, "data", host.link.has_null)
         try:
             return host.session.offer(host.sender, self._envelope, topic, payload, qos, more, ack)
@@ -192,7 +205,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
                 hint="see `loom list agents`, or await ctx.agents()",
             )
         thread = str(self.uuid())
-        await self._publish(f"spawn.{agent}", data, thread=thread, key=key)
+        await self.emit(f"spawn.{agent}", data, thread=thread, key=key)
         return thread
 
     # -- asking -----------------------------------------------------------------------------------
@@ -491,6 +504,8 @@ class Context(Record, Generic[S], gc=False, eq=False):
             InvalidParams: one of ``patterns`` is not a filter, or there is none.
             InvalidCursor: ``start`` is no position of this log (from the ``async for``).
             CursorExpired: what stood there is not kept any more (from the ``async for``).
+            Unauthenticated, ...: the node has ended the session, such as when the token was
+                revoked (from the ``async for``).
         """
         for pattern in patterns:
             check_text(pattern, "patterns")
@@ -520,7 +535,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         events = self._host.services.steps.heard(self._envelope, patterns, subscription)
 
         async def broadcast(data: Any) -> Receipt:
-            return await self._publish(f"thread.{thread_id}.broadcast", data, thread=thread_id)
+            return await self.emit(f"thread.{thread_id}.broadcast", data, thread=thread_id)
 
         try:
             yield Thread(thread_id, events, broadcast)
@@ -543,7 +558,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
         for field, value in (("name", name), ("topic", topic), ("capability", capability)):
             if value is not None:
                 check_text(value, field)
-        found = [AgentInfo(**entry) for entry in await self._directory("agent")]
+        found = entries_of(
+            AgentInfo, await self._directory("agent"), leave_out=self._host.log.warning
+        )
         if name is not None:
             found = [a for a in found if name in (a.name, f"{self.namespace}/{a.name}")]
         if topic is not None:
@@ -569,7 +586,9 @@ class Context(Record, Generic[S], gc=False, eq=False):
             InvalidParams: ``pattern`` is not text.
         """
         check_text(pattern, "pattern")
-        entries = (CapabilityInfo(**entry) for entry in await self._directory("capability"))
+        entries = entries_of(
+            CapabilityInfo, await self._directory("capability"), leave_out=self._host.log.warning
+        )
         return [info for info in entries if matches(pattern, info.name)]
 
     # -- memory, model, state ---------------------------------------------------------------------

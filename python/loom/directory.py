@@ -3,8 +3,11 @@
 The engine keeps the entries.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
 
 Effect: TypeAlias = Literal["pure", "idempotent", "probeable", "unsafe"]
 """What a call changes outside: nothing; the same however often; something that can be asked for.
@@ -67,3 +70,23 @@ class CapabilityInfo:
     health: Health = "up"
     queued: int = 0
     leased: int = 0
+
+
+T = TypeVar("T", AgentInfo, CapabilityInfo)
+
+
+def entries_of(
+    kind: type[T], entries: Iterable[Mapping[str, Any]], *, leave_out: Callable[[str], object]
+) -> list[T]:
+    """Return entries of the directory as ``kind``.
+
+    Members of a newer peer are passed over. An entry that is none is left out, and ``leave_out`` is
+    told which and why: what one session says of itself keeps nobody from the others.
+    """
+    found: list[T] = []
+    for entry in entries:
+        try:
+            found.append(msgspec.convert(entry, kind, strict=False))
+        except msgspec.ValidationError as error:
+            leave_out(f"{entry.get('name')!r} in the directory is left out: {error}")
+    return found

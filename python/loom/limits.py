@@ -146,6 +146,7 @@ PROBE_SECONDS: Final = 10
 PROBE_ATTEMPTS: Final = 3
 PROBE_PAUSE_MS: Final = 1_000
 LOG_RUNS_SHOWN: Final = 1_000
+CONTROL_ROWS: Final = 1_000
 PACKET_ITEMS: Final = 65_536
 PACKET_MEMBERS: Final = 1_024
 PACKET_ATTACHMENTS: Final = 1_024
@@ -170,6 +171,7 @@ WIRE_HEADERS: Final = 64
 WIRE_HEADER_BYTES: Final = 16_384
 WIRE_WINDOW_BYTES: Final = 1_048_576
 WIRE_PING_MS: Final = 7_500
+WIRE_IDLE: Final = 10_000
 WIRE_BATCH: Final = 16
 EXCHANGE_MS: Final = 60_000
 WORKERS: Final = 64
@@ -915,6 +917,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         LOG_RUNS_SHOWN,
         "runs that a look into a log keeps in memory; the newest",
     ),
+    "control_rows": Limit(
+        "rows",
+        CONTROL_ROWS,
+        CONTROL_ROWS,
+        "runs, dead letters and effects that a node lists at once, the newest; lines of its log that it looks up at a time",
+    ),
     "packet_items": Limit(
         "items",
         PACKET_ITEMS,
@@ -955,7 +963,7 @@ LIMITS: Final[Mapping[str, Limit]] = {
         "events",
         SESSION_AHEAD,
         SESSION_AHEAD,
-        "deliveries of one agent that are with its client before they are begun",
+        "deliveries of one agent that are with its client before they are begun, beside as many as its concurrency",
     ),
     "session_keep_ms": Limit(
         "ms",
@@ -1058,6 +1066,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         WIRE_PING_MS,
         WIRE_PING_MS,
         "HTTP/2 asks so often whether the other side is there, and waits so long: a dead connection is found in 15 s",
+    ),
+    "wire_idle": Limit(
+        "frames",
+        WIRE_IDLE,
+        WIRE_IDLE,
+        "frames of HTTP/2 (pings, settings, priorities, empty ones) or pings of a WebSocket in ten seconds, which bring nothing; more is a flood, and ends the connection",
     ),
     "wire_batch": Limit(
         "packets",

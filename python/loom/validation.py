@@ -1,8 +1,9 @@
 """Data against declared types: what Pydantic says, as errors of ours."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from loom.capabilities import EFFECT_ID
 from loom.codec import decode
 from loom.envelope import Envelope
 from loom.errors import CapabilityError, InvalidParams
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from loom.capabilities import Capability
+
+_NOTHING: Final = (b"", b"{}")  # arguments of a call that gives none
 
 
 @lru_cache(maxsize=256)
@@ -70,6 +73,8 @@ def keywords_of(
     Raises:
         InvalidParams: the arguments are not what it declares.
     """
+    if payload in _NOTHING and capability.takes_nothing:
+        return {EFFECT_ID: effect_id} if capability.wants_effect_id else {}
     try:
         arguments = capability.arguments.model_validate_json(payload or b"{}")
     except ValueError as error:  # Pydantic's own, which is imported where it is needed only

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ from benchmarks import __main__ as command
 from benchmarks import measure, report, sample
 from benchmarks.cases import core, overload
 from benchmarks.model import TOGETHER, Case, NotInstalledError, Side, Target
-from benchmarks.peers import criterion, publishers, servers
+from benchmarks.peers import criterion, javascript, publishers, servers
 from benchmarks.registry import CASES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 
-ALONE = ("AutoGen core", "NATS JetStream", "Redis Streams")  # installed for `make bench` only
+# installed for `make bench` only
+ALONE = ("AutoGen", "NATS", "Redis Streams", "ZeroMQ", "grpc.aio")
 OPTIMISED = {"core", "log", "log_tail"}  # build the engine for speed: for `make bench`, too
+BUILT = {"link_js"}  # take the SDK for JavaScript as it is built
 TINY = {  # others: 300
     "start": 1,
     "help": 1,
@@ -29,12 +32,13 @@ TINY = {  # others: 300
     "durable_realtime": 500,
     "recording": 40,
     "view": 1,
+    "link_idle": 100,
 }
 LOADED = [load(name) for name in CASES]
 RUNS = [
     (case.name, side.name)
     for case in LOADED
-    if case.name not in OPTIMISED
+    if case.name not in OPTIMISED | BUILT
     for side in ([Side(name=TOGETHER)] if case.together is not None else case.sides)
     if not side.name.startswith(ALONE)
 ]
@@ -73,6 +77,23 @@ def test_each_side_does_all_of_its_work(name: str, side: str) -> None:
         # What other tests have freed is taken again first: the process may even shrink.
         sized = {metric: value for metric, value in figures.items() if metric != "memory"}
         assert all(float(value) > 0 for value in sized.values())
+
+
+@pytest.mark.js
+def test_a_publisher_in_javascript_does_all_of_its_work() -> None:
+    tool = ROOT / "node_modules" / ".bin" / "tsdown"
+    subprocess.run([tool, "--logLevel", "error"], cwd=ROOT / "js" / "sdk", check=True)
+    for side in load("link_js").sides:
+        if not side.name.startswith(ALONE):
+            assert "rate" in sample.figures(load("link_js"), side.name, 300)[side.name]
+
+
+def test_a_peer_in_javascript_that_is_not_there_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NotInstalledError):
+        javascript.publish_nats(1)
 
 
 def test_the_benches_of_the_engine_alone_are_those_it_has() -> None:

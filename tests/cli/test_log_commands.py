@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from loom.cli.asked import Where
 from loom.cli.main import main
 from loom.errors import InvalidParams
 from loom.node.looking import moment
@@ -880,6 +881,41 @@ def test_the_help_of_each_command_has_examples_each_on_a_line_of_its_own(
     assert examples
     assert all(line.startswith(f"    loom {words[0]} ") for line in examples)
     assert any(line.startswith(f"    loom {' '.join(words)}") for line in examples)
+
+
+@pytest.mark.requirement("CLILOG-HELP")
+@pytest.mark.parametrize("name", ["emit", "call", "watch", "list", "sessions", "stats", "drain"])
+def test_the_help_of_commands_about_a_node_speaks_of_no_directory(loom: Loom, name: str) -> None:
+    said = " ".join(loom(name, "--help").out.split())
+    assert "`local`: the one that runs for you" in said
+    assert "directory" not in said
+    assert "Whose log" not in said
+
+
+@pytest.mark.requirement("CLILOG-HELP")
+def test_who_names_no_place_is_told_of_the_node_where_the_command_can_ask_one(
+    loom: Loom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, is_told in (
+        (["logs"], 1),
+        (["runs"], 1),
+        (["list", "agents"], 1),
+        (["sql", "x"], 0),
+    ):
+        said = loom(*words)
+        assert said.code == 2
+        assert ("--url local" in said.err) == bool(is_told), said.err
+    said = loom("list", "agents", "app.py", "--url", "local")
+    assert said.code == 2
+    assert "two places" in said.err
+
+
+@pytest.mark.requirement("CLILOG-TERMINAL")
+def test_what_is_said_below_a_table_has_the_place_that_was_named(narrow: Loom, data: Path) -> None:
+    said = narrow("runs", "--data", data, "--namespace", "default")
+    assert f"with --data {data} --namespace default" in " ".join(said.err.split())
+    assert Where(None, None, "unix:///a b").again == "--url 'unix:///a b'"
 
 
 @pytest.mark.requirement("CLILOG-HELP")

@@ -85,7 +85,6 @@ async def test_who_comes_twice_counts_once() -> None:
     assert {meeting.members for meeting in meetings} == {("default/meet/ada", "default/meet/bob")}
 
 
-@pytest.mark.in_process("elsewhere what agents say at the same time comes in any order")
 async def test_agents_meet_in_the_thread_of_their_turns() -> None:
     app = loom.App("crew")
     met: list[tuple[str, Meeting]] = []
@@ -104,12 +103,12 @@ async def test_agents_meet_in_the_thread_of_their_turns() -> None:
         await h.idle()
 
     assert len(met) == 6
-    assert {meeting.members for _, meeting in met} == {
+    assert len({meeting.members for _, meeting in met}) <= 2  # one order in each thread
+    assert {tuple(sorted(meeting.members)) for _, meeting in met} == {
         ("default/ada", "default/bob", "default/eve")
     }
 
 
-@pytest.mark.in_process("elsewhere what agents say at the same time comes in any order")
 async def test_a_member_that_dies_is_missed_by_the_others_in_time() -> None:
     app = loom.App("crew")
     met: list[Meeting] = []
@@ -127,7 +126,9 @@ async def test_a_member_that_dies_is_missed_by_the_others_in_time() -> None:
         await h.ctx.emit("go")
         await h.advance(5)
 
-    assert met == [Meeting(n=3, members=("default/ada", "default/bob"), complete=False)] * 2
+    assert met[0] == met[1]
+    assert sorted(met[0].members) == ["default/ada", "default/bob"]
+    assert (len(met), met[0].n, met[0].complete) == (2, 3, False)
 
 
 @pytest.mark.requirement("COLLAB-REFUSED")
@@ -170,8 +171,11 @@ async def test_what_is_wrong_is_refused_by_name(
 
 
 @pytest.mark.requirement("COLLAB-REFUSED")
-@pytest.mark.in_process("fills a table of the node, in real time")
-async def test_more_who_wait_than_there_is_room_for_are_refused_at_once() -> None:
+async def test_more_who_wait_than_there_is_room_for_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = 100  # what can be under way over a link is less than the real one
+    monkeypatch.setattr("loom.collab.coordinator.BARRIER_WAITING", room)
     async with Harness(loom.App("meet")) as h:
 
         def come(number: int, n: int) -> "asyncio.Task[Meeting]":
@@ -179,14 +183,14 @@ async def test_more_who_wait_than_there_is_room_for_are_refused_at_once() -> Non
                 barrier(h.ctx, f"b{number}", n, timeout=5, thread="t", member="ada")
             )
 
-        waiting = [come(number, 2) for number in range(BARRIER_WAITING)]
+        waiting = [come(number, 2) for number in range(room)]
         await h.idle()
         with pytest.raises(Exhausted) as caught:
-            await come(BARRIER_WAITING, 2)
-        alone = await come(BARRIER_WAITING, 1)
+            await come(room, 2)
+        alone = await come(room, 1)
         await h.advance(5)
         assert not any(meeting.complete for meeting in await asyncio.gather(*waiting))
-        again = come(BARRIER_WAITING + 1, 2)  # there is room again
+        again = come(room + 1, 2)  # there is room again
         await h.advance(5)
         assert not (await again).complete
 
@@ -212,7 +216,6 @@ async def test_an_arrival_that_is_no_request_or_no_arrival_is_refused() -> None:
     assert told.data["field"] == "topic"
 
 
-@pytest.mark.in_process("the deadline of a turn is in the time of its client")
 async def test_a_turn_that_has_less_time_ends_the_barrier_for_all() -> None:
     app = loom.App("crew")
 
@@ -282,7 +285,7 @@ async def test_a_coordinator_that_crashes_ends_those_who_wait_and_starts_again()
 
 
 @pytest.mark.requirement("COLLAB-NO-LEAK")
-@pytest.mark.in_process("fills a table of the node, in real time")
+@pytest.mark.in_process("as many wait as can be under way over a link at best")
 async def test_members_that_are_cancelled_make_room_for_others_at_once() -> None:
     async with Harness(loom.App("meet")) as h:
         for _ in range(2):
@@ -349,10 +352,13 @@ async def test_a_member_that_is_cancelled_on_its_way_waits_at_no_barrier() -> No
         assert (await meet(h, "bob", n=2)).members == ("default/meet/ada", "default/meet/bob")
 
 
-@pytest.mark.in_process("fills a table of the node")
-async def test_of_barriers_where_nobody_waits_the_oldest_end_before_there_are_too_many() -> None:
+async def test_of_barriers_where_nobody_waits_the_oldest_end_before_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    barriers = 16
+    monkeypatch.setattr("loom.collab.coordinator.BARRIERS", barriers)
     async with Harness(loom.App("meet")) as h:
-        for number in range(BARRIERS + 1):
+        for number in range(barriers + 1):
             gone = meet(h, "ada", n=2, timeout=3600, thread=f"t{number}")
             await h.idle()
             gone.cancel()

@@ -184,8 +184,9 @@ async def test_time_is_shared_among_those_who_bid_unless_it_is_given() -> None:
 
 
 def remote(h: Harness, name: str) -> tuple[Any, int]:
-    """A contractor in another session of the same engine: its link, and its handle."""
-    link = vars(h)["_run"].engine.attach("default", "elsewhere")
+    """A contractor in another session, of the engine that the app runs at: its link and handle."""
+    engine = vars(h)["_run"].engine
+    link = getattr(engine, "node", engine).attach("default", "elsewhere")
     info = {"name": name, "filters": ["job.paint"], "group": name, "concurrency": 1}
     handle = link.session.register(name, ["job.paint"], name, 1, encode(info), False)
     return link, handle
@@ -199,7 +200,6 @@ def take_and_bid(link: Any, handle: int, score: float) -> None:
 
 
 @pytest.mark.requirement("COLLAB-REAWARD")
-@pytest.mark.in_process("attaches to the engine itself")
 async def test_a_winner_whose_session_closes_loses_it_at_once() -> None:
     market = Market()
     market.add("ada", 1.0)
@@ -218,7 +218,6 @@ async def test_a_winner_whose_session_closes_loses_it_at_once() -> None:
 
 
 @pytest.mark.requirement("COLLAB-REAWARD")
-@pytest.mark.in_process("attaches to the engine itself")
 async def test_a_bidder_whose_session_closes_before_the_award_is_passed_over() -> None:
     market = Market()
     market.add("ada", 1.0)
@@ -264,7 +263,6 @@ async def test_a_contractor_that_crashes_costs_no_time(at: str) -> None:
 
 
 @pytest.mark.requirement("COLLAB-REAWARD")
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 async def test_one_that_starts_again_while_bids_are_taken_can_still_bid() -> None:
     market = Market()
     market.add("ada", 1.0)
@@ -287,7 +285,6 @@ async def test_one_that_starts_again_while_bids_are_taken_can_still_bid() -> Non
         link.close()
 
 
-@pytest.mark.in_process("attaches to the engine itself")
 async def test_who_was_called_and_left_is_not_waited_for() -> None:
     market = Market()
     market.add("ada", 1.0)
@@ -564,7 +561,6 @@ async def test_an_award_for_which_there_was_no_bid_is_declined() -> None:
     assert market.painters["ada"].happened == []
 
 
-@pytest.mark.in_process("attaches to the engine itself")
 async def test_a_task_of_another_type_is_declined_by_name() -> None:
     market = Market()
     market.add("ada", 1.0)

@@ -41,7 +41,6 @@ def choices(partial: Partial[loom.Event[Vote]]) -> list[str]:
     return [event.data.choice for event in partial.items]
 
 
-@pytest.mark.in_process("counts subscriptions at a moment")
 async def test_what_is_published_in_the_block_is_heard_and_first_k_is_enough() -> None:
     async with Harness(voters("tea", "coffee", "tea")) as h:
         await h.ctx.emit("vote.early", Vote(choice="too early"))
@@ -55,6 +54,7 @@ async def test_what_is_published_in_the_block_is_heard_and_first_k_is_enough() -
         asked = asyncio.create_task(poll())
         await h.advance(1)
         partial = await asked
+        await h.idle()
         assert h.stats()["gauges"]["subscriptions"] == 4  # the voters and the harness
         await h.advance(10)
 

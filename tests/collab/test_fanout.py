@@ -96,7 +96,6 @@ async def test_all_gives_answers_failures_and_what_is_missing_at_one_deadline() 
     assert (partial.missing, partial.timed_out) == (2, True)
 
 
-@pytest.mark.in_process("elsewhere the node hears a little later of what was left")
 async def test_first_k_returns_when_k_have_answered_and_leaving_cancels_the_rest() -> None:
     async with Harness(stations()) as h:
         counts: list[int] = []
@@ -106,12 +105,13 @@ async def test_first_k_returns_when_k_have_answered_and_leaving_cancels_the_rest
                 early = await group.first(1)
                 later = await group.first(2)
                 counts.append(h.stats()["requests"]["pending"])
-            counts.append(h.stats()["requests"]["pending"])
             return [early, later]
 
         asked = asyncio.create_task(ask())
         await h.advance(2)
         early, later = await asked
+        await h.idle()
+        counts.append(h.stats()["requests"]["pending"])
         assert h.stats()["requests"]["cancelled"] == 1
         await h.advance(10)
 
@@ -225,21 +225,38 @@ async def test_an_answer_of_another_type_is_a_failure() -> None:
     assert [failure.error.code for failure in partial.failures] == ["CAPABILITY_ERROR"]
 
 
-@pytest.mark.in_process("elsewhere the node hears a little later of what was left")
 async def test_leaving_by_an_error_raises_that_error_and_leaves_nothing_behind() -> None:
     async with Harness(stations()) as h:
-        with pytest.raises(ZeroDivisionError):
+
+        async def leave() -> None:
             async with fanout(h.ctx, TOPICS, timeout=60):
+                await h.idle()
                 raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await leave()
+        await h.idle()
         assert h.stats()["requests"]["pending"] == 0
         assert h.stats()["requests"]["cancelled"] == 3
         await h.advance(10)
 
 
-@pytest.mark.in_process("the deadline of a turn is in the time of its client")
-async def test_a_turn_that_has_less_time_ends_its_fanout_with_it() -> None:
+@pytest.mark.in_process("elsewhere the end of a turn is told in real time: see the test after it")
+@pytest.mark.parametrize("on_its_way", [0.0, 0.05])
+async def test_a_turn_that_has_less_time_ends_its_fanout_with_it(
+    on_its_way: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = stations()
     seen: list[Partial[Item[Report]]] = []
+    told = loom.Context[Any].deadline.fget
+    assert told is not None
+
+    def late(ctx: loom.Context[Any]) -> float | None:
+        """As a client tells the end of a turn that came late: the node ends it before."""
+        deadline: float | None = told(ctx)
+        return None if deadline is None else deadline + on_its_way
+
+    monkeypatch.setattr(loom.Context, "deadline", property(late))
 
     @app.agent("desk", topics=["desk"])
     async def desk(ctx: loom.Context, event: loom.Event) -> None:
@@ -255,6 +272,39 @@ async def test_a_turn_that_has_less_time_ends_its_fanout_with_it() -> None:
 
     assert places(seen[0]) == ["north"]
     assert (seen[0].missing, seen[0].timed_out) == (2, True)
+
+
+async def test_a_turn_knows_what_time_it_has_and_its_fanout_keeps_to_it() -> None:
+    app = loom.App("stations")
+    seen: list[Partial[Item[Any]]] = []
+    left: list[float] = []
+    done = asyncio.Event()
+
+    @app.agent("north", topics=["weather.north"])
+    async def north(ctx: loom.Context, event: loom.Event) -> str:
+        return "rain"
+
+    @app.agent("south", topics=["weather.south"])
+    async def south(ctx: loom.Context, event: loom.Event) -> None:
+        await done.wait()
+
+    @app.agent("desk", topics=["desk"])
+    async def desk(ctx: loom.Context, event: loom.Event) -> None:
+        assert ctx.deadline is not None
+        left.append(ctx.deadline - ctx.monotonic())
+        async with fanout(ctx, ["weather.north", "weather.south"], timeout=60) as group:
+            seen.append(await group.all())
+        done.set()
+
+    async with Harness(app, clock="system") as h:
+        with pytest.raises(DeadlineExceeded):
+            await h.ctx.request("desk", timeout=0.5)
+        async with asyncio.timeout(5):
+            await done.wait()
+
+    assert 0 < left[0] <= 0.5
+    assert [item.data for item in seen[0].items] == ["rain"]
+    assert (seen[0].missing, seen[0].timed_out) == (1, True)
 
 
 @pytest.mark.requirement("COLLAB-REFUSED")
@@ -365,11 +415,10 @@ async def test_a_target_that_exits_is_an_exit_of_who_asked() -> None:
                 await group.all()
 
 
-@pytest.mark.in_process("elsewhere no answer comes before the block ends")
 async def test_after_its_block_a_fanout_waits_for_nothing_and_gives_what_there_was() -> None:
     async with Harness(stations()) as h:
         async with fanout(h.ctx, ["weather.north", "weather.nowhere"], timeout=60) as group:
-            pass
+            await h.idle()
         async with asyncio.timeout(5):
             partial = await group.all()
             assert await group.first(1) == partial

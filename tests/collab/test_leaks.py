@@ -13,7 +13,8 @@ from loom.testing import Harness
 
 pytestmark = pytest.mark.requirement("COLLAB-NO-LEAK")
 
-SEEDS = range(50)
+SEEDS = range(10)
+MORE_SEEDS = range(10, 50)
 WAYS = ("well", "raise", "never", "slow", "twice", "exit")
 
 
@@ -139,11 +140,10 @@ async def run(coroutine: Awaitable[object]) -> str:
     return "ok"
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", PRIMITIVES)
-async def test_cancelled_at_any_moment_it_leaves_nothing_behind(name: str) -> None:
-    ends: set[str] = set()
-    for seed in SEEDS:
+async def cancelled(name: str, seeds: range) -> None:
+    """Cancel it at some moment, for each seed, and see that nothing is left."""
+    found: set[str] = set()
+    for seed in seeds:
         rng = random.Random(seed)
         async with Harness(crew(rng), seed=seed) as h:
             await barrier(h.ctx, "first", 1, timeout=1, thread="t")  # starts the coordinator
@@ -160,17 +160,16 @@ async def test_cancelled_at_any_moment_it_leaves_nothing_behind(name: str) -> No
             under_way[0].cancel()
             await h.advance(300)
             assert all(task.done() for task in under_way), seed
-            ends.update(task.result() for task in under_way if not task.cancelled())
+            found.update(task.result() for task in under_way if not task.cancelled())
             assert held(h) == before, seed
             assert not any(vars(contractor)["_contracts"] for contractor in hands), seed
-    assert "cancelled" in ends
-    assert ends - {"cancelled"}, "none ended by itself"
+    assert "cancelled" in found
+    assert found - {"cancelled"}, "none ended by itself"
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", PRIMITIVES)
-async def test_whatever_members_do_it_ends_in_time(name: str) -> None:
-    for seed in SEEDS:
+async def ends(name: str, seeds: range) -> None:
+    """Let its members do what they want, for each seed, and see that it ends."""
+    for seed in seeds:
         rng = random.Random(seed)
         async with Harness(crew(rng), seed=seed) as h:
             task = asyncio.create_task(run(PRIMITIVES[name](h.ctx, rng)))
@@ -178,3 +177,29 @@ async def test_whatever_members_do_it_ends_in_time(name: str) -> None:
             assert task.done(), seed
             assert (await task) in {"ok", "TIMEOUT", "UNAVAILABLE"}, seed
             await h.advance(300)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", PRIMITIVES)
+async def test_cancelled_at_any_moment_it_leaves_nothing_behind(name: str) -> None:
+    await cancelled(name, SEEDS)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.in_process("with more seeds, for which there is no time on each link")
+@pytest.mark.parametrize("name", PRIMITIVES)
+async def test_cancelled_at_many_more_moments_it_leaves_nothing_behind(name: str) -> None:
+    await cancelled(name, MORE_SEEDS)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", PRIMITIVES)
+async def test_whatever_members_do_it_ends_in_time(name: str) -> None:
+    await ends(name, SEEDS)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.in_process("with more seeds, for which there is no time on each link")
+@pytest.mark.parametrize("name", PRIMITIVES)
+async def test_whatever_many_more_members_do_it_ends_in_time(name: str) -> None:
+    await ends(name, MORE_SEEDS)

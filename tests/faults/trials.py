@@ -19,54 +19,35 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import loom
 from loom.address import read_token
 from loom.config import LogConfig
 from loom.link import Link, Local, open_local, open_remote
 from loom.link.local import Served
+from tests.faults import hostile
+from tests.faults.pairs import SETTLED, Ears, Heard, Publish, in_javascript, in_python
 from tests.faults.proxy import Cut, Framing, Proxy, Way
+from tests.faults.witness import witness
 
 KEYS: Final = "abcd"
 """Lanes in which the order is checked."""
 ALL: Final = ([">"], [">"], [">"], [">"], [">"], [">"])
-SETTLED: Final = 60.0
-"""Seconds in which everything must have come when the faults are over."""
-
 BLOCKED: Final = 20.0
 """Seconds that the event loop of a client stands still."""
 
 AHEAD: Final = 400
 """Events that may be on their way to their handlers."""
 
+EACH: Final = 10_000
+"""Events of each kind that clients get which do not read."""
+
 Told = dict[str, Any]
-
-
-class Ears:
-    """An app that hears durable orders, and what it heard in each lane."""
-
-    def __init__(self) -> None:
-        self.app = loom.App("ears")
-        self.heard: defaultdict[str, list[int]] = defaultdict(list)
-        self.count = 0
-        self._came = asyncio.Event()
-
-        @self.app.agent("ears", topics=["order.>"], concurrency=8)
-        async def ears(ctx: loom.Context, event: loom.Event[int]) -> None:
-            self.heard[event.key or ""].append(event.data)
-            self.count += 1
-            self._came.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until it has heard what makes ``condition`` true."""
-        async with asyncio.timeout(SETTLED):
-            while not condition():
-                self._came.clear()
-                await self._came.wait()
+Language = Literal["python", "javascript"]
 
 
 @asynccontextmanager
@@ -80,7 +61,8 @@ async def node_behind(proxy: Proxy, folder: Path) -> AsyncGenerator[tuple[Local,
             bind=["127.0.0.1:0"],
             unix=None,
             tls=None,
-            origins=[f"http://{proxy.address}"],
+            origins=[],
+            hosts=[proxy.address],
             credentials=[("0a0b0c0d", digest, "*", ALL, None)],
         )
         host, port = served.addresses[0].split(":")
@@ -91,6 +73,15 @@ async def node_behind(proxy: Proxy, folder: Path) -> AsyncGenerator[tuple[Local,
             served.close()
     finally:
         await node.close()
+
+
+def pair(
+    language: Language, seed: int, url: str, token: str
+) -> AbstractAsyncContextManager[tuple[Heard, Publish]]:
+    """Make two sessions in that language; those of JavaScript speak protobuf or JSON by turns."""
+    if language == "python":
+        return in_python(url, token)
+    return in_javascript(url, token, protocol=("proto", "json")[seed % 2])
 
 
 async def logged(node: Local) -> list[int]:
@@ -117,7 +108,24 @@ def _some_cut(rng: random.Random) -> Cut:
     )
 
 
-async def cuts(seed: int, wanted: int, framing: Framing) -> Told:
+@asynccontextmanager
+async def beside(url: str, token: str, *, measured: bool) -> AsyncGenerator[Told]:
+    """Measure sessions that the fault does not touch, if that is wanted."""
+    if not measured:
+        yield {}
+        return
+    async with witness(url, token) as seen:
+        yield seen
+
+
+async def cuts(
+    seed: int,
+    wanted: int,
+    framing: Framing,
+    *,
+    language: Language = "python",
+    measured: bool = False,
+) -> Told:
     """Cut connections at frames and inside them, while durable events go to and fro.
 
     Each event is published once, acked once, is in the log once, and reaches its handler once and
@@ -125,7 +133,6 @@ async def cuts(seed: int, wanted: int, framing: Framing) -> Told:
     """
     rng = random.Random(seed)
     scheme = {"http2": "loom", "websocket": "ws"}[framing]
-    ears, talker = Ears(), loom.App("talker")
     published: defaultdict[str, list[int]] = defaultdict(list)
     receipts: set[str] = set()
     number = 0
@@ -136,14 +143,9 @@ async def cuts(seed: int, wanted: int, framing: Framing) -> Told:
         ):
             url = f"{scheme}://{proxy.address}"
             async with (
-                ears.app.running(url=url, token=token),
-                talker.running(url=url, token=token) as ctx,
+                pair(language, seed, url, token) as (ears, publish),
+                beside(f"loom://{served.addresses[0]}", token, measured=measured) as seen,
             ):
-
-                async def publish(n: int, key: str) -> None:
-                    receipt = await ctx.emit("order.new", n, key=key, ack="os")
-                    receipts.add(receipt.id)
-
                 async with asyncio.timeout(60 + 2 * wanted):
                     for done in range(wanted):
                         proxy.cut(_some_cut(rng))
@@ -152,14 +154,16 @@ async def cuts(seed: int, wanted: int, framing: Framing) -> Told:
                             number += len(batch)
                             for n, key in batch:
                                 published[key].append(n)
-                            await asyncio.gather(*(publish(*one) for one in batch))
+                            ids = await asyncio.gather(*(publish(n, key) for n, key in batch))
+                            receipts.update(ids)
                 await ears.until(lambda: ears.count >= number)
                 assert ears.heard == published, "lost, repeated or out of order"
                 assert len(receipts) == number
                 told = served.stats()
-                assert (told["attached"] - told["resumed"], told["expired"]) == (2, 0), told
+                own = told["attached"] - told["resumed"] - (2 if measured else 0)
+                assert (own, told["expired"]) == (2, 0), told
             assert sorted(await logged(node)) == list(range(number))
-    return {"cuts": wanted, "events": number, "resumed": told["resumed"]}
+    return {"cuts": wanted, "events": number, "resumed": told["resumed"], **seen}
 
 
 # -- kills ----------------------------------------------------------------------------------------
@@ -168,8 +172,18 @@ async def cuts(seed: int, wanted: int, framing: Framing) -> Told:
 class Up:
     """``loom up`` in a process of its own, which is killed and started again at one place."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        host: str = "127.0.0.1",
+        words: Sequence[str] = (),
+        inside: Sequence[str] = (),
+    ) -> None:
         self.home = home
+        self.host = host
+        self._words = words
+        self._inside = inside  # what comes before the command
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port: int = one.getsockname()[1]
@@ -179,7 +193,7 @@ class Up:
     @property
     def url(self) -> str:
         """Where it is, each time."""
-        return f"loom://127.0.0.1:{self.port}"
+        return f"loom://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -190,9 +204,9 @@ class Up:
     async def start(self) -> None:
         """Start it, and return when it can be reached."""
         variables = {k: v for k, v in os.environ.items() if not k.startswith("LOOM_")}
-        words = ("up", "--json", "--data", "data", "--bind", f"127.0.0.1:{self.port}")
+        words = ("up", "--json", "--data", "data", "--bind", f"{self.host}:{self.port}")
         self._process = subprocess.Popen(  # noqa: ASYNC220  it starts while nothing else does
-            [sys.executable, "-m", "loom", *words],
+            [*self._inside, sys.executable, "-m", "loom", *words, *self._words],
             env={**variables, "LOOM_HOME": str(self.home)},
             cwd=self.home,
             stdout=subprocess.PIPE,
@@ -213,67 +227,87 @@ class Up:
             self._process = None
 
 
-async def kills(seed: int, wanted: int) -> Told:
+class Load:
+    """Durable orders with ids, no further ahead of what is handled than a moment makes up for."""
+
+    def __init__(self, ears: Heard, publish: Publish, rng: random.Random) -> None:
+        self.published: defaultdict[str, list[int]] = defaultdict(list)
+        self.number = 0
+        self._ears = ears
+        self._publish = publish
+        self._random = rng
+
+    async def _work(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            await self._ears.until(lambda: self._ears.count > self.number - AHEAD)
+            batch = [(self.number + i, self._random.choice(KEYS)) for i in range(4)]
+            self.number += len(batch)
+            for n, key in batch:
+                self.published[key].append(n)
+            await asyncio.gather(*(self._publish(n, key, id=f"order-{n}") for n, key in batch))
+
+    @asynccontextmanager
+    async def going(self) -> AsyncGenerator[None]:
+        """Publish as long as this lasts, from when some more was handled on."""
+        over = asyncio.Event()
+        working = asyncio.create_task(self._work(over))
+        try:
+            await self.handled(self._random.randint(4, 40))
+            yield
+            over.set()
+            async with asyncio.timeout(SETTLED):
+                await working
+        finally:
+            working.cancel()
+
+    async def handled(self, more: int) -> None:
+        """Wait until so many more were handled."""
+        target = self._ears.count + more
+        await self._ears.until(lambda: self._ears.count >= target)
+
+    async def settled(self) -> int:
+        """Wait until each was handled, in the order of its lane; return how many were again."""
+        heard = self._ears.heard
+        await self._ears.until(lambda: sum(len(set(it)) for it in heard.values()) >= self.number)
+        first = {key: list(dict.fromkeys(seen)) for key, seen in heard.items()}
+        assert first == self.published, "lost, or out of order"
+        return self._ears.count - self.number
+
+    async def kept(self, up: "Up") -> None:
+        """Hold what is in the log of the node against what was published."""
+        kept: list[int] = []
+        async with (
+            loom.connect(up.url, token=up.token) as ctx,
+            ctx.watch("order.>", start="beginning") as events,
+            asyncio.timeout(SETTLED),
+        ):
+            while len(kept) < self.number:
+                kept.append((await anext(events)).data)
+        assert sorted(kept) == list(range(self.number)), "in the log twice, or not at all"
+
+
+async def kills(seed: int, wanted: int, *, language: Language = "python") -> Told:
     """Kill a node again and again while durable events with ids go through it.
 
     What was acked is in the log once, and each event is handled in the end, in the order of its
     lane where it comes for the first time.
     """
     rng = random.Random(seed)
-    ears, talker = Ears(), loom.App("talker")
-    published: defaultdict[str, list[int]] = defaultdict(list)
-    number = 0
     with tempfile.TemporaryDirectory(prefix="loom-faults-") as folder:
         up = Up(Path(folder))
         await up.start()
         try:
-            async with (
-                ears.app.running(url=up.url, token=up.token),
-                talker.running(url=up.url, token=up.token) as ctx,
-            ):
-
-                async def publish(n: int, key: str) -> None:
-                    await ctx.emit("order.new", n, key=key, ack="os", id=f"order-{n}")
-
-                def has_room() -> bool:
-                    return ears.count > number - AHEAD
-
-                async def work(until: asyncio.Event) -> None:
-                    nonlocal number
-                    while not until.is_set():
-                        # not further ahead than what is handled in a moment when it is over
-                        await ears.until(has_room)
-                        batch = [(number + i, rng.choice(KEYS)) for i in range(4)]
-                        number += len(batch)
-                        for n, key in batch:
-                            published[key].append(n)
-                        await asyncio.gather(*(publish(*one) for one in batch))
-
+            async with pair(language, seed, up.url, up.token) as (ears, publish):
+                load = Load(ears, publish, rng)
                 for _ in range(wanted):
-                    over = asyncio.Event()
-                    working = asyncio.create_task(work(over))
-                    target = ears.count + rng.randint(4, 40)
-                    await ears.until(lambda target=target: ears.count >= target)
-                    up.kill()
-                    await up.start()
-                    over.set()
-                    async with asyncio.timeout(SETTLED):
-                        await working
-                await ears.until(
-                    lambda: sum(len(set(seen)) for seen in ears.heard.values()) >= number
-                )
-                first = {key: list(dict.fromkeys(seen)) for key, seen in ears.heard.items()}
-                assert first == published, "lost, or out of order"
-                handled_again = ears.count - number
-                kept: list[int] = []
-                async with ctx.watch("order.>", start="beginning") as events:
-                    async with asyncio.timeout(SETTLED):
-                        while len(kept) < number:
-                            kept.append((await anext(events)).data)
-                assert sorted(kept) == list(range(number)), "in the log twice, or not at all"
+                    async with load.going():
+                        up.kill()
+                        await up.start()
+                again = await load.settled()
+            await load.kept(up)
         finally:
             up.kill()
-    return {"kills": wanted, "events": number, "handled_again": handled_again}
+    return {"kills": wanted, "events": load.number, "handled_again": again}
 
 
 # -- many, silent, frozen -------------------------------------------------------------------------
@@ -358,10 +392,71 @@ async def blocked(seed: int, wanted: int) -> Told:
     return {"sessions_kept": wanted, "seconds_blocked": BLOCKED}
 
 
+async def attacks(seed: int, wanted: int) -> Told:
+    """Let peers that keep to no protocol do their worst, two at a time; each is ended."""
+    rng = random.Random(seed)
+    all_of_them: list[hostile.Attack] = [
+        *hostile.FLOODS.values(),
+        *(misfit.attack for misfit in hostile.MISFITS.values()),
+    ]
+    with tempfile.TemporaryDirectory(prefix="loom-faults-") as folder:
+        up = Up(Path(folder))
+        await up.start()
+        try:
+            async with witness(up.url, up.token) as seen:
+                for n in range(0, wanted, 2):
+                    attack = all_of_them[(n // 2) % len(all_of_them)]
+                    two = (attack, rng.choice(all_of_them))
+                    tokens = (up.token, None)
+                    where = (up.host, up.port)
+                    await asyncio.gather(
+                        *(one(where, token) for one, token in zip(two, tokens, strict=True))
+                    )
+        finally:
+            up.kill()
+    return {"attacks": wanted, **seen}
+
+
+async def slow_readers(seed: int, wanted: int) -> Told:
+    """Send to clients that read nothing; the one that sends and the ones beside it go on."""
+    with tempfile.TemporaryDirectory(prefix="loom-faults-") as folder:
+        up = Up(Path(folder))
+        await up.start()
+        try:
+            async with (
+                AsyncExitStack() as stack,
+                witness(up.url, up.token) as seen,
+                loom.connect(up.url, token=up.token) as ctx,
+            ):
+                all_ears: list[Ears] = []
+                for n in range(wanted):
+                    proxy = await stack.enter_async_context(Proxy(up.host, up.port, seed=seed + n))
+                    ears = Ears()
+                    ears.app.name = f"slow{n}"
+                    url = f"loom://{proxy.address}"
+                    await stack.enter_async_context(ears.app.running(url=url, token=up.token))
+                    proxy.pause("down")
+                    stack.callback(proxy.heal)
+                    all_ears.append(ears)
+                data = "x" * 10_000
+                async with asyncio.timeout(SETTLED):
+                    for _ in range(EACH):
+                        await ctx.emit("other.new", data, ack="os")
+                        await ctx.emit("order.new", 1, key="a", ack="os")
+                assert all(ears.count < EACH for ears in all_ears)
+        finally:
+            up.kill()
+    return {"readers": wanted, "events": 2 * EACH, **seen}
+
+
 KINDS: Final[Mapping[str, Callable[[int, int], Awaitable[Told]]]] = {
-    "cuts-grpc": lambda seed, wanted: cuts(seed, wanted, "http2"),
-    "cuts-websocket": lambda seed, wanted: cuts(seed, wanted, "websocket"),
+    "cuts-grpc": lambda seed, wanted: cuts(seed, wanted, "http2", measured=True),
+    "cuts-websocket": lambda seed, wanted: cuts(seed, wanted, "websocket", measured=True),
+    "cuts-javascript": lambda seed, wanted: cuts(seed, wanted, "websocket", language="javascript"),
+    "hostile": attacks,
+    "slow-readers": slow_readers,
     "kills": kills,
+    "kills-javascript": lambda seed, wanted: kills(seed, wanted, language="javascript"),
     "storm": storm,
     "half-open": half_open,
     "blocked": blocked,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import loom
+from loom.address import Trust
 from loom.config import Config, DataDir, load, log_of
 from loom.link import Link, Local, open_local
 from loom.link.local import Served
@@ -115,9 +116,11 @@ class Way:
         """What stands for ``loom.runtime.running.running`` in the test."""
         return partial(_running_at_node, self)
 
-    def open(self, url: str, token: str, *, keep: float = 0.0) -> Remote:
+    def open(
+        self, url: str, token: str, *, keep: float = 0.0, trust: Trust | None = None
+    ) -> Remote:
         """Return the node that was made for that url, or really dial."""
-        return self.engines.get(url) or open_remote(url, token, keep=keep)
+        return self.engines.get(url) or open_remote(url, token, keep=keep, trust=trust)
 
     def url(self, served: Served, socket: Path) -> str:
         """The url of the node over this link."""
@@ -157,6 +160,7 @@ async def _running_at_node(
             unix=socket,
             tls=None,
             origins=[],
+            hosts=[],
             credentials=[("0a0b0c0d", digest, "*", _ALL, None)],
         )
         engine = Elsewhere(way.url(served, socket), secret, node, served)

@@ -18,6 +18,12 @@ def table() -> dict[str, dict[str, Any]]:
     return tomllib.loads(TABLE.read_text(encoding="utf-8"))
 
 
+def groups(language: str) -> list[dict[str, Any]]:
+    """What holds for one language: its ``links`` and ``requirements``, and those that need more."""
+    own = table()[language]
+    return [own, *(more for more in own.values() if isinstance(more, dict))]
+
+
 def links_of(test: pytest.Function) -> Sequence[str]:
     """The links that a test runs on; none: it is no test of what links have in common.
 

@@ -53,6 +53,26 @@ async def test_states_are_there_after_a_restart_for_each_key(tmp_path: Path) -> 
     assert [one["items"] for one in seen[-2:]] == [["tea", "stone", "milk"], ["cups", "milk"]]
 
 
+@pytest.mark.requirement("SDKLOG-STATE", "CRASH-RESTART")
+async def test_the_object_after_a_crash_goes_on_with_the_states_and_keeps_them(
+    tmp_path: Path,
+) -> None:
+    app, seen = baskets(Basket)
+    async with Harness(app, data=tmp_path) as h:
+        await h.ctx.emit("add", "tea", key="ada")
+        await h.idle()
+        h.crash("baskets", at="add")
+        await h.ctx.emit("add", "lost", key="bob")
+        await h.advance(1)
+        await h.ctx.emit("add", "milk", key="ada")
+        await h.idle()
+        assert not h.events("loom.error.fenced")
+    async with Harness(app, data=tmp_path) as h:
+        await h.ctx.emit("add", "cups", key="ada")
+        await h.idle()
+    assert seen[-1]["items"] == ["tea", "milk", "cups"]
+
+
 @pytest.mark.requirement("SDKLOG-STATE")
 async def test_a_turn_that_changes_no_state_writes_none(tmp_path: Path) -> None:
     app = loom.App("shop")

@@ -1,5 +1,6 @@
 """What an operator asks of a node: the capabilities under loom.node, over an engine of the test."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ async def hosted(engine: Local, data: Path | None, folder: Path) -> AsyncGenerat
         authorize=lambda: node.told.append("authorize"),
         drain=lambda: node.told.append("drain"),
         urls=lambda: ["loom://127.0.0.1:1"],
+        bridge=lambda: {"connections": 1},
     )
     controls = [Control(parts, one) for one in ("default", "bank")]
     for control in controls:
@@ -121,6 +123,54 @@ async def test_to_look_into_a_log_adds_nothing_to_it(node: Node) -> None:
         await node.ask("stats")
     assert await node.ask("logs", limit=0) == before
     assert len(await node.ask("runs")) == 2
+
+
+@pytest.mark.requirement("NODE-CONTROL")
+async def test_what_happened_is_replayed(node: Node) -> None:
+    run = (await node.ask("runs"))[0]["run"]
+    moments = await node.ask("replay", run=run[-8:])
+    assert {moment["run_id"] for moment in moments} == {run}
+    topics = [moment["name"] for moment in moments if moment["what"] == "event"]
+    assert topics == ["order.1", "parcel.sent"]
+    assert moments[0]["data"] == "good"
+    all_of_it = await node.ask("replay", since="0")
+    assert [moment for moment in all_of_it if moment["run_id"] == run] == moments
+    second = next(m["n"] for m in all_of_it if m["name"] == "order.2")
+    assert await node.ask("replay", since=str(second)) == [
+        moment for moment in all_of_it if moment["n"] >= second
+    ]
+    assert await node.ask("replay", since="1h", until="1m") == []
+    for args, wrong in (({}, "run"), ({"since": "soon"}, "from"), ({"run": "no"}, "run")):
+        with pytest.raises((InvalidParams, NotFound)) as refused:
+            await node.ask("replay", **args)
+        assert refused.value.field == wrong
+
+
+@pytest.mark.requirement("NODE-CONTROL")
+async def test_all_lines_of_a_log_are_given_however_many_are_looked_up_at_a_time(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = await node.ask("logs", limit=0)
+    assert len(everything) > 5
+    for at_once in (1, 2, len(everything)):
+        monkeypatch.setattr("loom.node.control.CONTROL_ROWS", at_once)
+        assert await node.ask("logs", limit=0) == everything
+        assert await node.ask("logs", limit=3) == everything[-3:]
+        after = everything[0]["n"]
+        assert await node.ask("logs", after=after, limit=2) == everything[1:3]
+
+
+@pytest.mark.requirement("NODE-CONTROL")
+async def test_new_lines_are_waited_for(node: Node) -> None:
+    everything = await node.ask("logs", limit=0)
+    last = everything[-1]["n"]
+    assert await node.ask("logs", after=last, wait=0.01) == [{"type": "end", "n": last}]
+    waiting = asyncio.create_task(node.ask("logs", after=last, wait=4.0, topic="order.*"))
+    (letter,) = await node.ask("dead.list")
+    anew = await node.ask("dead.redrive", id=letter["id"])
+    new, end = await waiting
+    assert (new["topic"], new["id"], end["type"]) == ("order.2", anew["event_id"], "end")
+    assert last < new["n"] <= end["n"]
 
 
 @pytest.mark.requirement("NODE-CONTROL")
@@ -252,7 +302,13 @@ async def test_a_node_is_told_to_end(bare: Node) -> None:
 @pytest.mark.requirement("NODE-CONTROL")
 @pytest.mark.parametrize(
     ("name", "args"),
-    [("logs", {}), ("runs", {}), ("backup", {"name": "x"}), ("why", {"event": "x"})],
+    [
+        ("logs", {}),
+        ("runs", {}),
+        ("replay", {"since": "0"}),
+        ("backup", {"name": "x"}),
+        ("why", {"event": "x"}),
+    ],
 )
 async def test_a_node_without_a_directory_says_so(
     name: str, args: dict[str, Any], bare: Node

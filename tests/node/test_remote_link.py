@@ -61,10 +61,10 @@ class Scripted:
     def subscribe(self, filters: Sequence[str], qos: int) -> int:
         return self._ask("subscribe", filters)
 
-    def states(self, sender: int) -> int:
+    def states(self, sender: int, lane: str | None) -> int:
         return self._ask("states", sender)
 
-    def memories(self) -> int:
+    def memories(self, key: str | None) -> int:
         return self._ask("memories")
 
     def directory(self, kind: str) -> int:
@@ -85,9 +85,9 @@ class Scripted:
     def stats(self) -> bytes:
         return b'{"reconnects":2}'
 
-    def join(self, seconds: float) -> bool:
+    def join(self, seconds: float) -> int:
         self.asked.append(("join", seconds))
-        return True
+        return 0
 
     def close(self) -> None:
         os.close(self._write)

@@ -32,6 +32,8 @@ def sound(key: str) -> tuple[str, str]:
             return "true", "true"
         case {"default": [str(first)]} if ":" in first:
             return '["127.0.0.1:0", "[::1]:7421"]', "127.0.0.1:0, [::1]:7421"
+        case {"kind": "strings"} if key == "bridge.hosts":
+            return '["node.example.org", "[::1]:7421"]', "node.example.org, [::1]:7421"
         case {"kind": "strings"}:
             return '["order.>", "invoice.*"]', "order.>, invoice.*"
         case {"kind": "whole"}:
@@ -114,6 +116,8 @@ def test_a_data_directory_is_relative_to_the_file_that_names_it(
         ("bridge.bind", '["7420"]'),
         ("bridge.bind", '["localhost:65536"]'),
         ("bridge.origins", "[1]"),
+        ("bridge.hosts", '["https://node.example.org"]'),
+        ("bridge.hosts", '["node.example.org:0"]'),
         ("bridge.insecure", '"yes"'),
     ],
 )

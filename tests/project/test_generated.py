@@ -14,8 +14,9 @@ LIMITS: dict[str, dict[str, Any]] = spec("limits.toml")
 
 
 @pytest.mark.requirement("GENERATED")
-def test_generated_files_are_up_to_date() -> None:
-    command = [sys.executable, "tools/gen.py", "--check"]
+@pytest.mark.parametrize("tool", ["gen.py", "gen_control.py"])
+def test_generated_files_are_up_to_date(tool: str) -> None:
+    command = [sys.executable, f"tools/{tool}", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

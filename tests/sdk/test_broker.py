@@ -109,7 +109,6 @@ async def test_only_what_does_no_harm_twice_is_tried_again(
     assert (outcome == "done") == (runs == 2)
 
 
-@pytest.mark.in_process("elsewhere changes of the directory are heard a moment later")
 @pytest.mark.requirement("CALL-BREAKER")
 @pytest.mark.requirement("RETRY-AFTER")
 async def test_a_breaker_opens_says_when_to_come_back_and_recovers_by_itself() -> None:
@@ -131,6 +130,7 @@ async def test_a_breaker_opens_says_when_to_come_back_and_recovers_by_itself() -
         await h.advance(refused.value.retry_after)
         assert await h.ctx.tool("work") == BREAKER_FAILURES + 1
         (well,) = await h.ctx.capabilities("work")
+        await h.idle()
 
         changes = [e.data["health"] for e in h.events("loom.directory.capability.changed")]
 

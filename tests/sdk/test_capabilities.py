@@ -92,6 +92,22 @@ async def test_input_is_checked_at_the_provider_and_output_at_the_caller() -> No
     assert (bound.value.code, bound.value.field) == ("INVALID_PARAMS", "args")
 
 
+@pytest.mark.requirement("CALL-SCHEMA")
+async def test_what_takes_nothing_is_given_nothing_but_its_effect_id() -> None:
+    app = loom.App("plain")
+
+    @app.capability("tick", effect="idempotent")
+    async def tick(effect_id: str = "") -> str:
+        return effect_id
+
+    async with app.running() as ctx:
+        assert await ctx.tool("tick") != ""
+        with pytest.raises(loom.LoomError) as caught:
+            await ctx.tool("tick", args={"effect_id": "mine"})
+
+    assert (caught.value.code, caught.value.field) == ("INVALID_PARAMS", "args.effect_id")
+
+
 @pytest.mark.requirement("ERRORS-NO-STACK")
 async def test_what_a_capability_raises_reaches_the_caller_without_its_text() -> None:
     app = notebook()

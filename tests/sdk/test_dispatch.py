@@ -218,6 +218,26 @@ async def test_data_that_does_not_fit_never_reaches_the_handler() -> None:
     assert caught.value.field == "data.text"
 
 
+@pytest.mark.requirement("HANDLER-TYPES")
+async def test_a_handler_may_use_a_type_of_the_function_around_it_and_what_is_assigned_later() -> (
+    None
+):
+    class Local(BaseModel):
+        size: int
+
+    app = loom.App("app")
+
+    @app.agent("sizes", topics=["box"])
+    async def _(ctx: loom.Context, event: "loom.Event[Local]") -> None:
+        seen.append(Local(size=event.data.size))
+
+    seen: list[Local] = []
+    async with Harness(app) as h:
+        await h.ctx.emit("box", {"size": 3})
+        await h.idle()
+    assert seen == [Local(size=3)]
+
+
 @pytest.mark.requirement("EVENT-IMMUTABLE")
 async def test_an_event_cannot_be_changed_and_is_the_same_for_every_receiver() -> None:
     app = loom.App("immutable")
@@ -496,6 +516,28 @@ async def test_children_that_are_cancelled_before_they_begin_leave_no_warning() 
     assert (task.get_name(), task.cancelled()) == ("named", True)
 
     assert begun == []
+
+
+@pytest.mark.requirement("LANE-PARALLEL")
+async def test_as_many_turns_run_side_by_side_as_the_agent_says() -> None:
+    app = loom.App("wide")
+    gate = asyncio.Event()
+    begun = 0
+
+    @app.agent("wide", topics=["job"], concurrency=600)
+    async def wide(ctx: loom.Context, event: loom.Event[int]) -> None:
+        nonlocal begun
+        begun += 1
+        await gate.wait()
+
+    async with Harness(app, clock="system") as h:
+        for n in range(700):
+            await h.ctx.emit("job", n, key=str(n))
+        await h.idle()
+        side_by_side = begun
+        gate.set()
+        await h.idle()
+    assert (side_by_side, begun) == (600, 700)
 
 
 @pytest.mark.requirement("LANE-PARALLEL")

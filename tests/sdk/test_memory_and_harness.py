@@ -1,11 +1,13 @@
 """Memory in process, the virtual clock, seeds, scripted models, leaks."""
 
 import asyncio
+from typing import cast
 
 import pytest
 from pydantic import BaseModel
 
 import loom
+from loom.errors import InvalidParams
 from loom.limits import QUEUE_ITEMS
 from loom.testing import Harness, ScriptedModel
 
@@ -33,6 +35,39 @@ async def test_memory_keeps_scans_expires_and_is_bounded() -> None:
         assert (caught.value.code, caught.value.limit) == ("EXHAUSTED", "memory_bytes")
         with pytest.raises(loom.LoomError):
             await memory.put("nan", float("nan"))
+
+
+def nested(levels: int) -> object:
+    value: object = {"a": []}
+    for _ in range(levels - 2):
+        value = [value]
+    return value
+
+
+@pytest.mark.requirement("MEMORY-READABLE")
+async def test_a_memory_takes_only_what_all_who_look_through_it_can_read() -> None:
+    cases: list[tuple[object, object, str]] = [
+        ("", 1, "key"),
+        ("a\x1b[31m", 1, "key"),
+        ("a\x9f", 1, "key"),
+        ("a\ud800", 1, "key"),
+        ("é" * 129, 1, "key"),
+        (5, 1, "key"),
+        ("raw", b"\xff", "value"),
+        ("deep", nested(128), "value"),
+    ]
+    async with Harness(loom.App("memory")) as h:
+        memory = h.ctx.memory
+        for key, value, field in cases:
+            with pytest.raises(InvalidParams) as caught:
+                await memory.put(cast("str", key), value)
+            assert caught.value.field == field, key
+        wide: dict[str, object] = {"é" * 128: nested(127), "wide": [[]] * 500, "text": "[" * 500}
+        for key, value in wide.items():
+            await memory.put(key, value)
+        assert {key: value async for key, value in memory.scan()} == wide
+        assert await memory.get("", "nothing") == "nothing"
+        assert not await memory.delete("")
 
 
 @pytest.mark.requirement("HARNESS-CLOCK")

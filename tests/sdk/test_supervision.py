@@ -74,7 +74,6 @@ async def health_of(h: Harness) -> dict[str, str]:
     return {info.name: info.health for info in await h.ctx.agents()}
 
 
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 @pytest.mark.requirement("CRASH-RESTART", "CRASH-TOLD")
 async def test_an_agent_that_exits_is_started_again_and_its_events_wait(
     caplog: pytest.LogCaptureFixture,
@@ -107,7 +106,6 @@ async def test_an_agent_that_exits_is_started_again_and_its_events_wait(
     assert logged[0].exc_info is not None
 
 
-@pytest.mark.in_process("elsewhere the object that crashed may still be given what was taken ahead")
 @pytest.mark.requirement("CRASH-RESTART")
 async def test_a_new_object_serves_after_a_crash_and_the_states_stay() -> None:
     made = Crashes()
@@ -219,7 +217,6 @@ async def test_an_error_in_on_start_keeps_no_app_from_running_and_is_tried_again
     assert first.exc_info is not None
 
 
-@pytest.mark.in_process("elsewhere events wait at the client, taken ahead")
 @pytest.mark.requirement("CRASH-QUARANTINE", "CRASH-PLANTED")
 async def test_a_crash_loop_backs_off_then_is_quarantined_and_can_be_released() -> None:
     made = Crashes()
@@ -237,8 +234,8 @@ async def test_a_crash_loop_backs_off_then_is_quarantined_and_can_be_released() 
             assert pause <= 0.1 * 2**number + 0.011
         assert max(pauses) > 0.12  # as this seed has it: longer than any first pause
         h.crash("worker", at="job")
-        await h.ctx.emit("job", "last")
-        await h.ctx.emit("job", "queued")
+        await h.ctx.emit("job", "last", key="one")
+        await h.ctx.emit("job", "queued", key="one")  # after it: beside it, it might have begun
         await h.idle()
         assert await health_of(h) == {"worker": "quarantined", "other": "up"}
         await h.advance(3600)

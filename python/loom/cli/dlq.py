@@ -40,7 +40,7 @@ def _show_dead(found: list[dict[str, Any]], where: Where, *, as_json: bool) -> i
         for letter in found:
             print_json(letter)
     elif found:
-        _print(found, where.data)
+        _print(found, where.again)
     else:
         sys.stderr.write("no event was given up\n")
     return 0
@@ -166,7 +166,7 @@ async def _redrive(place: Place, wanted: list[Any], payload: str | None) -> list
         return [await link.redrive(row["consumer"], row["n"], data) for row in wanted]
 
 
-def _print(found: list[dict[str, Any]], data: str | None) -> None:
+def _print(found: list[dict[str, Any]], again: str) -> None:
     times = show_times([letter["time"] for letter in found])
     rows = [
         [
@@ -186,5 +186,5 @@ def _print(found: list[dict[str, Any]], data: str | None) -> None:
         end_with(
             "`loom dlq show ID` shows its data; `loom dlq redrive ID`, with the app stopped or "
             "at a node, publishes it anew",
-            data,
+            again,
         )

@@ -44,7 +44,7 @@ def _show_effects(
         for told in found:
             print_json(told)
     elif found:
-        _print(found, where.data)
+        _print(found, where.again)
     else:
         sys.stderr.write("no effect is unknown\n" if unknown else "there are no effects\n")
     return 0
@@ -130,7 +130,7 @@ async def _resolve(place: Place, effect: str, result: bytes | None, note: str) -
         await engine.ledger(link, place.namespace).settle(effect, result, note)
 
 
-def _print(found: list[dict[str, Any]], data: str | None) -> None:
+def _print(found: list[dict[str, Any]], again: str) -> None:
     names = ("id", "state", "capability", "key")
     times = show_times([effect["since"] for effect in found])
     rows = [
@@ -149,5 +149,5 @@ def _print(found: list[dict[str, Any]], data: str | None) -> None:
         end_with(
             "`loom effects show ID` shows what was asked; "
             "`loom effects resolve ID --done` or `--failed` says what became of it",
-            data,
+            again,
         )

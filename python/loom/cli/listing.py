@@ -14,7 +14,7 @@ def list_target(
     kind: Literal["agents", "topics", "capabilities"], target: str | None, *, as_json: bool
 ) -> None:
     """Print one kind of thing that the app declares."""
-    app, _ = load_target(target)
+    app, _ = load_target(target, or_node=True)
     columns, rows = {
         "agents": _agents,
         "topics": _topics,

@@ -41,6 +41,7 @@ def declare(app: typer.Typer) -> None:
             "loom replay 4f21 --data ./data",
             "loom replay --from 15m --speed 1",
             "loom replay 4f21 --agents --app shop.agents:app",
+            "loom replay 4f21 --url local",
         )
     )(replay)
     app.command(
@@ -442,6 +443,7 @@ def replay(
     *,
     data: DataOption = None,
     namespace: NamespaceOption = None,
+    url: UrlOption = None,
     since: Annotated[
         str | None,
         typer.Option(
@@ -480,7 +482,7 @@ def replay(
     from loom.cli.replay import Stretch, show_replay
 
     wanted = Stretch(run=run, since=since, until=until, speed=speed, agents=agents, app=target)
-    raise typer.Exit(show_replay(data, namespace, wanted, as_json=json))
+    raise typer.Exit(show_replay(Where(data, namespace, url), wanted, as_json=json))
 
 
 def why(

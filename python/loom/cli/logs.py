@@ -7,12 +7,12 @@ import sqlite3
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from loom.cli.asked import Where, at_node, collected
+from loom.cli.asked import Where, at_node, streamed
 from loom.cli.show import of_engine, print_json, printable, short_id, short_ids
 from loom.codec import decode
 from loom.errors import LoomError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _AT_ONCE: Final = 1000  # rows whose columns are measured together
 _GIVES_WAY: Final = 10  # steps of priority
 _PAUSE: Final = 0.2  # seconds between two looks with --follow
+_WAIT: Final = 20.0  # seconds that a node is asked to wait for new lines
 _MOST: Final = (
     23,
     8,
@@ -76,19 +77,38 @@ async def _of_node(
     *,
     follow: bool,
 ) -> int:
-    args = asdict(wanted)
-    rows = await collected(ctx, "logs", args)
-    show(rows)
-    if not rows and not follow:
+    args, found, last = asdict(wanted), 0, -1
+    more = {"limit": wanted.limit + 1} if wanted.limit else {}
+    async with streamed(ctx, "logs", {**args, **more}) as items:
+        async for rows in _portions(items, wanted.limit + 1 if wanted.limit else _AT_ONCE):
+            if 0 < wanted.limit < len(rows):
+                sys.stderr.write(f"… the newest {wanted.limit}; --limit 0 shows all\n")
+                del rows[0]
+            show(rows)
+            found, last = found + len(rows), rows[-1]["n"]
+    if not found and not follow:
         sys.stderr.write("nothing in the log fits that\n")
-    last = rows[-1]["n"] if rows else -1
     while follow:
         sys.stdout.flush()
-        await ctx.sleep(_PAUSE)
-        rows = await collected(ctx, "logs", {**args, "limit": _AT_ONCE, "after": last})
-        show(rows)
-        last = rows[-1]["n"] if rows else last
+        new = {**args, "limit": 0, "after": last, "wait": _WAIT}
+        async with streamed(ctx, "logs", new) as items:
+            async for rows in _portions(items, _AT_ONCE):
+                last = rows[-1]["n"]
+                show([row for row in rows if row["type"] != "end"])
+                sys.stdout.flush()
     return 0
+
+
+async def _portions(items: AsyncIterator[Any], most: int) -> AsyncIterator[list[Any]]:
+    """Give what comes, so many at a time."""
+    rows: list[Any] = []
+    async for item in items:
+        rows.append(item)
+        if len(rows) == most:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
 
 
 def _print_first(

@@ -10,9 +10,9 @@ import typer
 
 from loom import __version__
 from loom.cli import log_commands, node_commands
-from loom.cli.asked import UrlOption, Where
+from loom.cli.asked import InOption, ListOption, RunOption, Where
 from loom.cli.helping import InOrder, examples
-from loom.cli.place import NamespaceOption
+from loom.errors import InvalidParams
 from loom.limits import WORKERS
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(
     ] = None,
     *,
     data: Annotated[str | None, _DATA] = None,
-    url: UrlOption = None,
+    url: RunOption = None,
     accept_loss: Annotated[
         bool,
         typer.Option(
@@ -147,20 +147,24 @@ def list_(
     ],
     target: Annotated[str | None, _TARGET] = None,
     *,
-    namespace: NamespaceOption = None,
-    url: UrlOption = None,
+    namespace: InOption = None,
+    url: ListOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """List the agents, topics or capabilities.
 
-    Those of an app, or those that are at a node now. The app's module is imported, and nothing of
-    it is run.
+    Those of an app, or with --url those that are at a node now. The app's module is imported, and
+    nothing of it is run.
     """
     from loom.cli.listing import list_node, list_target
 
     where = Where(None, namespace, url)
     if target is None and where.node is not None:
         list_node(kind, where, as_json=json)
+    elif target is not None and url is not None:
+        raise InvalidParams(
+            "a target and --url name two places", field="url", hint="leave one of them out"
+        )
     else:
         list_target(kind, target, as_json=json)
 

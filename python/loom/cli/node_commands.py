@@ -5,15 +5,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from loom.cli.asked import UrlOption, Where
-from loom.cli.helping import examples
-from loom.cli.place import NamespaceOption
+from loom.cli.asked import InOption, NodeOption, TokensOption, Where
+from loom.cli.helping import AsGiven, examples
 
 _JSON = typer.Option("--json", help="Print JSON instead of text, one object a line.")
 _DATA = typer.Option(
     "--data",
     metavar="DIR",
     help="The data directory of a node, instead of one that runs.",
+    show_default=False,
+)
+_OPERATOR = typer.Option(
+    "--namespace",
+    metavar="NAME",
+    help="The namespace to work in. Default: that of operators, default.",
     show_default=False,
 )
 _ID = typer.Argument(metavar="ID", help="As `loom token list` shows it.")
@@ -24,11 +29,14 @@ token: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 def declare(app: typer.Typer) -> None:
     """Give ``app`` the commands of this module."""
     app.command(
+        cls=AsGiven,
         epilog=examples(
             "loom up",
             "loom up --data ./data --bind 127.0.0.1:0 --json",
             "loom up --bind 0.0.0.0:7420 --tls-cert node.pem --tls-key node.key",
-        )
+            "loom up --bind 0.0.0.0:7420 --tls-cert node.pem --tls-key node.key "
+            "--host node.example.org --origin https://app.example.org",
+        ),
     )(up)
     app.command(
         epilog=examples(
@@ -60,7 +68,7 @@ def declare(app: typer.Typer) -> None:
         ),
     )
     app.command(epilog=examples("loom sessions", "loom sessions --url local --json"))(sessions)
-    app.command(epilog=examples("loom stats", "loom stats --url local"))(stats)
+    app.command(epilog=examples("loom stats", "loom stats --url local --json"))(stats)
     app.command(epilog=examples("loom drain", "loom drain --url local"))(drain)
 
 
@@ -85,20 +93,38 @@ def up(
         ),
     ] = None,
     unix: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="PATH", help="A Unix socket to listen on.", show_default=False),
     ] = None,
     tls_cert: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="The node's certificate, PEM.", show_default=False),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its key, PEM.", show_default=False)
+        str | None, typer.Option(metavar="FILE", help="Its key, PEM.", show_default=False)
     ] = None,
     tls_client_ca: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE", help="Who vouches for clients, PEM; they need one.", show_default=False
+        ),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="A name by which it is reached besides its addresses: WebSockets that name "
+            "another host are refused. Several times.",
+            show_default=False,
+        ),
+    ] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Where web pages may connect from, such as https://app.example.org. Several "
+            "times.",
+            show_default=False,
         ),
     ] = None,
     insecure: Annotated[
@@ -119,19 +145,26 @@ def up(
     It listens on this machine only, and asks for a token; programs of the same user find both. The
     first Ctrl-C lets what is under way end, within ten seconds; the second ends it at once.
     """
+    from loom.address import parse_host
     from loom.cli.up import plan_of, run_node
 
     plan = plan_of(
         data,
-        accept_loss,
+        accept_loss=accept_loss,
         bind=tuple(bind or ()),
-        unix=unix,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_client_ca=tls_client_ca,
+        unix=_path(unix),
+        tls_cert=_path(tls_cert),
+        tls_key=_path(tls_key),
+        tls_client_ca=_path(tls_client_ca),
+        hosts=tuple(parse_host(one) for one in host or ()),
+        origins=tuple(origin or ()),
         insecure=insecure,
     )
     raise typer.Exit(run_node(plan, named=bool(bind), as_json=json))
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def emit(
@@ -155,8 +188,8 @@ def emit(
     thread: Annotated[
         str | None, typer.Option(metavar="ID", help="The conversation it belongs to.")
     ] = None,
-    namespace: NamespaceOption = None,
-    url: UrlOption = None,
+    namespace: InOption = None,
+    url: NodeOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Publish an event at a node, and say what it was promised."""
@@ -175,14 +208,16 @@ def call(
     *,
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="N", help="Seconds to wait. Default: 30.", show_default=False),
+        typer.Option(
+            metavar="N", help="Seconds to wait. Default: what it declares.", show_default=False
+        ),
     ] = None,
     key: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Calls with one key have one effect.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print chunks as they come.")] = False,
-    namespace: NamespaceOption = None,
-    url: UrlOption = None,
+    namespace: InOption = None,
+    url: NodeOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print texts as JSON, too.")] = False,
 ) -> None:
     """Call a capability at a node, and print its result."""
@@ -206,8 +241,8 @@ def watch(
             help="Durable events from there on, too: beginning, 15m (ago), 14:05, or a position.",
         ),
     ] = "now",
-    namespace: NamespaceOption = None,
-    url: UrlOption = None,
+    namespace: InOption = None,
+    url: NodeOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Show events at a node as they come."""
@@ -263,7 +298,7 @@ def token_create(
         ),
     ] = None,
     data: Annotated[str | None, _DATA] = None,
-    url: UrlOption = None,
+    url: TokensOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Make a token and print it. It is shown this once.
@@ -283,9 +318,12 @@ def token_create(
 @token.command(name="list", epilog=examples("loom token list", "loom token list --json"))
 def token_list(
     *,
-    namespace: NamespaceOption = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only those that are good there.", show_default=False),
+    ] = None,
     data: Annotated[str | None, _DATA] = None,
-    url: UrlOption = None,
+    url: TokensOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """List the tokens: for whom, where, what they allow, until when."""
@@ -298,9 +336,9 @@ def token_list(
 def token_revoke(
     id_: Annotated[str, _ID],
     *,
-    namespace: NamespaceOption = None,
+    namespace: Annotated[str | None, _OPERATOR] = None,
     data: Annotated[str | None, _DATA] = None,
-    url: UrlOption = None,
+    url: TokensOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Take a token away; the sessions that came with it end within seconds."""
@@ -311,8 +349,8 @@ def token_revoke(
 
 def sessions(
     *,
-    namespace: NamespaceOption = None,
-    url: UrlOption = None,
+    namespace: Annotated[str | None, _OPERATOR] = None,
+    url: NodeOption = None,
     json: Annotated[bool, _JSON] = False,
 ) -> None:
     """List who is attached to a node."""
@@ -321,14 +359,22 @@ def sessions(
     list_sessions(Where(None, namespace, url).operator, as_json=json)
 
 
-def stats(*, namespace: NamespaceOption = None, url: UrlOption = None) -> None:
-    """Print the figures of a node as JSON."""
+def stats(
+    *,
+    namespace: Annotated[str | None, _OPERATOR] = None,
+    url: NodeOption = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print them on one line, and not to be read by a person.")
+    ] = False,
+) -> None:
+    """Print the figures of a node, as JSON."""
     from loom.cli.show import print_json
 
-    print_json(Where(None, namespace, url).operator.ask("stats"))
+    figures = Where(None, namespace, url).operator.ask("stats")
+    print_json(figures, indent=0 if json else 2)
 
 
-def drain(*, url: UrlOption = None) -> None:
+def drain(*, url: NodeOption = None) -> None:
     """Let a node end.
 
     It takes nothing new, and goes when what is under way has ended.

@@ -21,14 +21,16 @@ NamespaceOption: TypeAlias = Annotated[
     typer.Option(
         "--namespace",
         metavar="NAME",
-        help="Whose log, where the directory has several.",
+        help="Whose log, where there are several.",
         show_default=False,
     ),
 ]
 
+_NODE = ", or --url local for the node that runs for you"
 
-def data_directory(data: str | None) -> Path:
-    """Return the data directory that a command is about.
+
+def data_directory(data: str | None, *, or_node: bool = False) -> Path:
+    """Return the data directory that a command is about; ``or_node``: it could ask a node.
 
     Raises:
         InvalidParams: neither ``--data`` nor the configuration names one.
@@ -44,6 +46,7 @@ def data_directory(data: str | None) -> Path:
         raise InvalidParams(
             "no data directory was named",
             field="data",
-            hint="give --data DIR, or set [log] dir in loom.toml or LOOM_LOG__DIR",
+            hint=f"give --data DIR{_NODE if or_node else ''}, or set [log] dir in loom.toml "
+            "or LOOM_LOG__DIR",
         )
     return found

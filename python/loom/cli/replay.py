@@ -5,18 +5,22 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
+from loom.cli.asked import Where, at_node, streamed
 from loom.cli.place import data_directory
 from loom.cli.show import print_json, printable, show_time
 from loom.codec import encode
-from loom.errors import InvalidCursor, InvalidParams
-from loom.node.looking import moment as time_of
+from loom.errors import InvalidParams, NotSupported
+from loom.node.asking import replayed
 from loom.node.place import find_log
 from loom.replay import Log, Moment, Rerun, open_log
+
+if TYPE_CHECKING:
+    from loom.context import Context
 
 _INTERRUPTED = 130
 _DIVERGED = 1
@@ -38,22 +42,37 @@ class Stretch:
     app: str | None = None
 
 
-def show_replay(data: str | None, namespace: str | None, wanted: Stretch, *, as_json: bool) -> int:
+def show_replay(where: Where, wanted: Stretch, *, as_json: bool) -> int:
     """Show it; return the exit code: 1 where a handler does something else than it did."""
     _check(wanted)
-    log = opened(data, namespace)
     lines = Lines(as_json=as_json)
     try:
+        if where.node is not None:
+            return asyncio.run(at_node(where, lambda ctx: _of_node(ctx, wanted, lines)))
+        log = opened(where.data, where.namespace)
         if wanted.agents:
             return _rerun(log, wanted, lines)
-        moments: Iterable[Moment]
-        if wanted.run is not None:
-            moments = asyncio.run(log.replay(wanted.run)).moments
-        else:
-            moments = _between(log, wanted)
-        _play(moments, wanted.speed, lines)
+        _play(replayed(log, wanted.run, wanted.since, wanted.until), wanted.speed, lines)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    return 0
+
+
+async def _of_node(ctx: "Context[Any]", wanted: Stretch, lines: "Lines") -> int:
+    if wanted.agents:
+        raise NotSupported(
+            "handlers are run again where the log is",
+            field="agents",
+            hint="there: loom replay … --agents --data DIR; `loom backup` makes a copy to take",
+        )
+    asked = {"run": wanted.run, "since": wanted.since, "until": wanted.until}
+    async with streamed(ctx, "replay", asked) as items:
+        told = (Moment(**item) async for item in items)
+        if wanted.speed:  # it takes its time, which a node does not wait for
+            _play([moment async for moment in told], wanted.speed, lines)
+        else:
+            async for moment in told:
+                lines.show(moment)
     return 0
 
 
@@ -64,12 +83,6 @@ def opened(data: str | None, namespace: str | None) -> Log:
 
 
 def _check(wanted: Stretch) -> None:
-    if (wanted.run is None) == (wanted.since is None):
-        raise InvalidParams(
-            "a replay is of one run, or from one place on",
-            field="run",
-            hint="give the id of a run, or --from POSITION or TIME; `loom runs` lists runs",
-        )
     if wanted.run is not None and wanted.until is not None:
         raise InvalidParams(
             "--until goes with --from", field="until", hint="a run is shown to its end"
@@ -80,38 +93,6 @@ def _check(wanted: Stretch) -> None:
         )
     if wanted.app is not None and not wanted.agents:
         raise InvalidParams("--app goes with --agents", field="app", hint="add --agents")
-
-
-def _between(log: Log, wanted: Stretch) -> Iterable[Moment]:
-    since, until = _place(log, wanted.since or "", "from"), None
-    if wanted.until is not None:
-        until = _place(log, wanted.until, "until")
-    start = since if isinstance(since, int) else 0
-    end = until if isinstance(until, int) else None
-    for found in log.events(start, end):
-        if isinstance(since, float) and found.at < since:
-            continue
-        if isinstance(until, float) and found.at >= until:
-            return
-        yield found
-
-
-def _place(log: Log, text: str, field: str) -> int | float:
-    """Return a number of the log for a position, seconds since 1970 for a time."""
-    if text.isdecimal():
-        return int(text)
-    try:
-        return log.number(text)
-    except InvalidCursor:
-        pass
-    try:
-        return time_of(text, field=field, now=time.time())
-    except InvalidParams:
-        raise InvalidParams(
-            f"{text!r} is neither a position nor a time",
-            field=field,
-            hint="a position as receipts show it, a time such as 14:05 or 2026-05-01T14:05, or 15m",
-        ) from None
 
 
 def _play(moments: Iterable[Moment], speed: float, lines: "Lines") -> None:
@@ -131,7 +112,8 @@ def _rerun(log: Log, wanted: Stretch, lines: "Lines") -> int:
     if wanted.run is not None:
         runs = [wanted.run]
     else:
-        told = (m for m in _between(log, wanted) if m.what == "turn" and m.run_id is not None)
+        found = replayed(log, None, wanted.since, wanted.until)
+        told = (m for m in found if m.what == "turn" and m.run_id is not None)
         runs = list(dict.fromkeys(str(moment.run_id) for moment in told))
     diverged = False
     for run in runs:

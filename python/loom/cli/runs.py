@@ -39,7 +39,7 @@ def _show_runs(
         for told in found:
             print_json(told)
     elif found:
-        _print_runs(found, where.data)
+        _print_runs(found, where.again)
     else:
         sys.stderr.write("there is no such run\n" if state else "nothing belongs to a run\n")
     return 0
@@ -68,7 +68,7 @@ def _show_run(told: dict[str, Any], *, as_json: bool) -> None:
         _print_run(told, {name: told[name] for name in RUN_PARTS})
 
 
-def _print_runs(found: list[dict[str, Any]], data: str | None) -> None:
+def _print_runs(found: list[dict[str, Any]], again: str) -> None:
     columns = ["run", "root", "started", "took", "state", "events", "calls", "errors"]
     if any(map(_cost, found)):
         columns.append("cost")
@@ -89,7 +89,7 @@ def _print_runs(found: list[dict[str, Any]], data: str | None) -> None:
     ]
     print_table(columns, rows, ids="run", texts=["root"])
     end_with(
-        "`loom runs show RUN`, `loom replay RUN` and `loom logs --run RUN` look into one", data
+        "`loom runs show RUN`, `loom replay RUN` and `loom logs --run RUN` look into one", again
     )
 
 

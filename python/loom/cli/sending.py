@@ -57,16 +57,23 @@ def call(
     arguments = cast("dict[str, Any]", given or {})
 
     async def ask(ctx: "Context[Any]") -> None:
+        limit = await _declared(ctx, capability) if timeout is None else timeout
         if not streams:
-            result = await ctx.tool(capability, args=arguments, timeout=timeout, key=key)
+            result = await ctx.tool(capability, args=arguments, timeout=limit, key=key)
             _show(result, as_json=as_json)
             return
-        async with ctx.stream(capability, args=arguments, timeout=timeout, key=key) as chunks:
+        async with ctx.stream(capability, args=arguments, timeout=limit, key=key) as chunks:
             async for chunk in chunks:
                 _show(chunk, as_json=as_json)
                 sys.stdout.flush()
 
     _interruptible(at_node(where.anywhere, ask))
+
+
+async def _declared(ctx: "Context[Any]", capability: str) -> float | None:
+    """Return how long the capability may take, the longest of its versions; None: nobody says."""
+    offered = await ctx.capabilities()
+    return max((one.timeout for one in offered if one.name == capability), default=None)
 
 
 def watch(where: Where, patterns: list[str], *, count: int, start: str, as_json: bool) -> None:

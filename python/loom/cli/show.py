@@ -4,7 +4,6 @@ It never reaches the terminal raw.
 """
 
 import re
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -42,9 +41,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON object on a line of stdout."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+def print_json(value: Any, *, indent: int = 0) -> None:
+    """Print one JSON object on a line of stdout, or on many: each level indented so far."""
+    text = msgspec.json.encode(value)
+    if indent:
+        text = msgspec.json.format(text, indent=indent)
+    sys.stdout.write(text.decode() + "\n")
     sys.stdout.flush()
 
 
@@ -271,14 +273,14 @@ def print_table(
     console.print(table)
 
 
-def end_with(hint: str, data: str | None = None) -> None:
+def end_with(hint: str, again: str = "") -> None:
     """Say below a table what a person can do next; nobody but a person is told.
 
-    ``data`` is the directory that was named, and is to be named again.
+    ``again`` are the options that named the place, and are to be given again.
     """
     if sys.stdout.isatty():
-        again = f"; with --data {shlex.quote(data)}" if data else ""
-        Console(stderr=True, highlight=False).print(Text(f"\n{hint}{again}", "dim"))
+        more = f"; with {again}" if again else ""
+        Console(stderr=True, highlight=False).print(Text(f"\n{hint}{more}", "dim"))
 
 
 def short_id(id_: str) -> str:

@@ -17,8 +17,10 @@ from loom.errors import InvalidParams, LoomError, NotFound
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def load_target(target: str | None) -> tuple[App, ModuleType]:
+def load_target(target: str | None, *, or_node: bool = False) -> tuple[App, ModuleType]:
     """Import what ``target`` names and return its App and its module.
+
+    ``or_node``: the command could ask a node instead.
 
     Raises:
         InvalidParams: no target was given, or what it names is no App.
@@ -30,7 +32,8 @@ def load_target(target: str | None) -> tuple[App, ModuleType]:
         raise InvalidParams(
             "no app was named",
             field="target",
-            hint='give `module:app` or a file, or set [app] target = "…" in loom.toml',
+            hint='give `module:app` or a file, or set [app] target = "…" in loom.toml'
+            + ("; --url local lists what is at the node that runs for you" if or_node else ""),
         )
     folder = Path.cwd() if config is None else config.target_folder or Path.cwd()
     where, _, name = text.partition(":")

@@ -3,8 +3,10 @@
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
+from loom.address import LOCAL
 from loom.cli.asked import Where
 from loom.cli.place import data_directory
 from loom.cli.show import end_with, print_json, print_table, show_times
@@ -43,6 +45,8 @@ def create_token(
         print_json({**told, "token": secret})
         return
     sys.stdout.write(f"{secret}\n")
+    sys.stdout.flush()
+    sys.stderr.write(f"good at {_whose(where)}\n")
     end_with(
         f"this is token {told['id']} for namespace {told['namespace']}; it is not shown again: "
         "give it as LOOM_TOKEN, never in a url"
@@ -64,6 +68,9 @@ def list_tokens(where: Where, *, as_json: bool) -> None:
         _print(found)
     else:
         sys.stderr.write("there are no tokens\n")
+    if not as_json:
+        sys.stdout.flush()
+        sys.stderr.write(f"those of {_whose(where)}\n")
 
 
 def revoke_token(where: Where, id_: str, *, as_json: bool) -> None:
@@ -100,16 +107,40 @@ def _is_asked(where: Where) -> bool:
 
 
 def _store(where: Where) -> TokenStore:
-    config = load()
-    try:
-        folder = data_directory(where.data)
-    except InvalidParams:
-        folder = config.state
-    if not folder.is_dir():
+    """Return the tokens of a node that does not run, or was named by its directory.
+
+    Raises:
+        NotFound: no node has ever been there, so none would know a token that is made there.
+    """
+    folder = _folder(where)
+    store = TokenStore(folder, time.time)
+    if not store.file.exists():
         raise NotFound(
-            f"there is no node in {folder}", field="data", hint="`loom up` makes one; or --url"
+            f"no node has been in {folder}",
+            field="data",
+            hint="--data DIR names the directory of one, --url one that runs; `loom up` starts one",
         )
-    return TokenStore(folder, time.time)
+    return store
+
+
+def _folder(where: Where) -> Path:
+    try:
+        return data_directory(where.data)
+    except InvalidParams:
+        if where.data is not None:
+            raise
+        return load().state  # where a node without a data directory keeps them
+
+
+def _whose(where: Where) -> str:
+    """Return which node's tokens a command has to do with, for a person to see."""
+    if _is_asked(where):
+        node = where.node
+        return f"the node at {where.running if node in {None, LOCAL} else node}"
+    folder = _folder(where)
+    if where.data is not None:
+        return f"the node of {folder}"
+    return f"the node of {folder}, which is that of `loom up` without --data; none runs now"
 
 
 def _print(found: list[dict[str, Any]]) -> None:

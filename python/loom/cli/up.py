@@ -9,15 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loom.cli.show import print_json
+from loom.address import find_node
+from loom.codec import encode
 from loom.config import load
-from loom.errors import LoomError
+from loom.errors import Conflict, LoomError
 from loom.node.node import Node, Plan, hosting
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def plan_of(data: str | None, accept_loss: bool, **given: Any) -> Plan:
+def plan_of(data: str | None, *, accept_loss: bool = False, **given: Any) -> Plan:
     """Return what the node is to be: the configuration, and before it what was ``given``."""
     config = load()
     named = {name: value for name, value in given.items() if value}
@@ -50,6 +51,17 @@ async def _run(plan: Plan, signals: "_Signals", *, named: bool, as_json: bool) -
     signals.listen()
     try:
         await _host(plan, signals, as_json=as_json)
+    except Conflict as error:
+        there = find_node(plan.config.runtime)
+        data = None if plan.data is None else str(plan.data.absolute())
+        if there is None or there.data != data or not there.urls:
+            raise
+        raise Conflict(
+            f"a node of yours has {plan.data}, and listens on {there.urls[0]}",
+            field="data",
+            hint="`loom run APP --url local` runs at it, `loom drain` ends it; "
+            "--data DIR gives another node a directory of its own",
+        ) from error
     except LoomError as error:
         if error.field != "bind" or named or plan.config.origins["bridge.bind"] != "default":
             raise
@@ -74,17 +86,25 @@ async def _host(plan: Plan, signals: "_Signals", *, as_json: bool) -> None:
 def _tell(node: Node, *, as_json: bool) -> None:
     told = node.told
     if as_json:
-        print_json({"type": "up", **told.as_json})
+        # what shows tables and colours would stay in memory as long as the node
+        sys.stdout.write(encode({"type": "up", **told.as_json}).decode() + "\n")
     else:
         for url in told.urls:
             sys.stdout.write(f"listening on  {url}\n")
         kept = told.data or "in memory: it ends with this process (--data DIR keeps it)"
         token = shlex.quote(told.token_file)
+        found = "programs of this user find it:  loom run APP --url local\n"
+        if not node.is_found:
+            found = (
+                "`local` is another node of yours, which runs already; for this one\n"
+                f'  export LOOM_URL={shlex.quote(told.urls[0])} LOOM_TOKEN="$(cat {token})"\n'
+                "and then:                       loom run APP\n"
+            )
         sys.stdout.write(
             f"token in      {token}\n"
             f"log in        {kept}\n"
             "\n"
-            "programs of this user find it:  loom run APP --url local\n"
+            f"{found}"
             "a token for somebody else:      loom token create NAME --subscribe 'order.>'\n"
             "Ctrl-C stops it\n"
         )

@@ -7,17 +7,20 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from loom.context import Context, app_of
+from loom.errors import DeadlineExceeded
 from loom.limits import BARRIER_WAITING
 
 
 class Stay:
     """One member at a barrier: ``has_gone`` says that it waits no more.
 
-    It is woken when it has gone, and by the coordinator when the barrier is over.
+    ``was_late`` says that it went because its time was up. It is woken when it has gone, and by the
+    coordinator when the barrier is over.
     """
 
     def __init__(self) -> None:
         self.has_gone: bool = False
+        self.was_late: bool = False
         self._woken: asyncio.Event = asyncio.Event()
 
     def wake(self) -> None:
@@ -53,6 +56,9 @@ def coming(ctx: Context[Any]) -> Generator[str]:
     stays[key] = stay
     try:
         yield key
+    except DeadlineExceeded:
+        stay.was_late = True
+        raise
     finally:
         stay.leave()
 

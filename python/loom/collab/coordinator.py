@@ -78,7 +78,8 @@ class Coordinator(Agent):
         if len(members) < barrier.n:
             deadline = Deadline(ctx, arrival.timeout_ms / 1000)
             await self._wait(barrier, stay, deadline)
-            if barrier.outcome is None and stay.has_gone and not deadline.is_over:
+            gave_up = stay.has_gone and not stay.was_late
+            if barrier.outcome is None and gave_up and not deadline.is_over:
                 if not barrier.waiting:
                     self._desert(topic, barrier, deadline.at)
                 return None

@@ -8,18 +8,26 @@ from loom.context import Context
 from loom.errors import InvalidParams
 
 _HERE = 0.002  # seconds before the deadline in which it counts as reached: the engine counts in ms
+_AWAY = 0.1  # and at most so many before the end of a turn, which a node tells as what is left
 
 
 class Deadline:
-    """When a primitive ends: ``timeout`` seconds from now, or with the turn it is part of."""
+    """When a primitive ends: ``timeout`` seconds from now, or with the turn it is part of.
+
+    What a turn of a node has left is told when it is sent, so its end is late here by as long as
+    that was on its way, and the node's word that time was up may come before it.
+    """
 
     def __init__(self, ctx: Context[Any], timeout: float) -> None:
         check_context(ctx)
         check_seconds(timeout, "timeout")
         self._ctx = ctx
-        self.at: float = ctx.monotonic() + timeout
-        if ctx.deadline is not None:
-            self.at = min(self.at, ctx.deadline)
+        now = ctx.monotonic()
+        self.at: float = now + timeout
+        self._reached: float = _HERE
+        if ctx.deadline is not None and ctx.deadline < self.at:
+            self.at = ctx.deadline
+            self._reached = max(_HERE, min(_AWAY, (self.at - now) / 10))
 
     @property
     def left(self) -> float:
@@ -29,7 +37,7 @@ class Deadline:
     @property
     def is_over(self) -> bool:
         """Whether it has been reached."""
-        return self.left <= _HERE
+        return self.left <= self._reached
 
     async def ends(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Run ``work`` until it ends or time is up; tell whether it has ended."""

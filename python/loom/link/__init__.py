@@ -2,7 +2,7 @@
 
 from loom.link.clock import Clock, SystemClock, VirtualClock
 from loom.link.engine import Engine, Ledger, RouteTable
-from loom.link.link import Link, Parked, error_from_detail
+from loom.link.link import Link, Parked, error_from_detail, named
 from loom.link.local import Local, open_local
 from loom.link.reader import Reader, Row, digest, open_reader
 from loom.link.remote import open_remote
@@ -26,6 +26,7 @@ __all__ = [
     "VirtualClock",
     "digest",
     "error_from_detail",
+    "named",
     "open_local",
     "open_reader",
     "open_remote",

@@ -47,11 +47,12 @@ class Waiter(Protocol):
 
 
 class Parked(Exception):
-    """An emit has not been taken yet: ACCEPTED or REFUSED with ``ticket`` will tell."""
+    """An emit has not been taken yet: ``taken`` will tell, or raise why it was refused."""
 
-    def __init__(self, ticket: int) -> None:
+    def __init__(self, ticket: int, taken: "asyncio.Future[Receipt]") -> None:
         super().__init__(ticket)
         self.ticket = ticket
+        self.taken = taken
 
 
 class Link:
@@ -69,13 +70,13 @@ class Link:
     ) -> None:
         self.session = session
         self.namespace: str = namespace
-        self.emit: Callable[[int, Delivery | None, str, bytes], Receipt | None] = self._emit()
         self.clock = clock
         self.refusal = refusal
         self.has_null: Callable[[bytes], bool] = _has_null()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._ended: dict[int, Callable[[], None]] = {}
+        self.error: LoomError | None = None  # why it has ended, where nobody here has closed it
         self._waiters: dict[int, Waiter] = {}
         self._ready: dict[int, Callable[[], None]] = {}
         self._credit: dict[int, asyncio.Future[None]] = {}
@@ -83,6 +84,7 @@ class Link:
         self._probe: dict[int, Callable[[str], None]] = {}
         self._unasked: dict[int, list[str]] = {}  # probes of providers that have not started
         self._parked: dict[int, asyncio.Future[Receipt]] = {}
+        self.emit: Callable[[int, Delivery | None, str, bytes], Receipt | None] = self._emit()
         self._settled = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
@@ -120,14 +122,20 @@ class Link:
         try:
             return await taken
         except LoomError as error:
-            raise _named(error, payload) from None
+            raise named(error, payload) from None
         except asyncio.CancelledError:
-            if taken.cancelled():
-                self.session.withdraw(ticket)
+            self.withdraw(ticket)
             raise
         finally:
             self._parked.pop(ticket, None)
             self._tell_settled()
+
+    def withdraw(self, ticket: int) -> None:
+        """Give up waiting for an offer; one that was answered meanwhile stays as it is."""
+        taken = self._parked.pop(ticket, None)
+        if taken is not None and taken.cancelled():
+            self.session.withdraw(ticket)
+        self._tell_settled()
 
     async def redrive(self, consumer: int, n: int, payload: bytes | None) -> Receipt:
         """Publish a dead event anew, with other data if some is given, for who gave it up.
@@ -178,11 +186,14 @@ class Link:
             LoomError: it was refused.
         """
 
-    async def states(self, sender: int) -> list[tuple[str, bytes]]:
+    is_shared: bool = False
+    """Whether others change the states and the memory, too."""
+
+    async def states(self, sender: int, lane: str | None = None) -> list[tuple[str, bytes]]:
         """Return the states of an agent as the log has them: lanes and payloads."""
         return self.session.states(sender)
 
-    async def memories(self) -> list[tuple[str, bytes, int | None]]:
+    async def memories(self, key: str | None = None) -> list[tuple[str, bytes, int | None]]:
         """Return the values of the memory as the log has them: keys, payloads, until when in ms."""
         return self.session.memories()
 
@@ -506,7 +517,7 @@ def error_from_detail(code: int, detail: bytes) -> LoomError:
     return error
 
 
-def _named(error: LoomError, payload: str) -> LoomError:
+def named(error: LoomError, payload: str) -> LoomError:
     """Return an error of a node with the caller's word for the field ``payload``."""
     if error.field == "payload":
         error.field = payload
@@ -526,7 +537,7 @@ class _OneAnswer:
 
     def end(self, error: LoomError | None, payload: bytes) -> None:
         if error is not None and not self.done.done():
-            self.done.set_exception(_named(error, "data"))
+            self.done.set_exception(named(error, "data"))
 
 
 class _ManyAnswers:
@@ -564,7 +575,7 @@ class _Outcome:
         if error is None:
             self.done.set_result(payload)
         else:
-            self.done.set_exception(_named(error, "args"))
+            self.done.set_exception(named(error, "args"))
 
 
 class Chunks:
@@ -594,7 +605,7 @@ class Chunks:
     def end(self, error: LoomError | None, payload: bytes) -> None:
         """Take the end."""
         self.ended = True
-        self._error = None if error is None else _named(error, "args")
+        self._error = None if error is None else named(error, "args")
         self._more.set()
 
     def __aiter__(self) -> AsyncIterator[bytes]:

@@ -151,6 +151,7 @@ class Local:
         unix: Path | None,
         tls: tuple[Path, Path, Path | None] | None,
         origins: Sequence[str],
+        hosts: Sequence[str],
         credentials: Sequence[Credential],
     ) -> "Served":
         """Let other processes attach.
@@ -160,6 +161,7 @@ class Local:
             unix: the path of a Unix socket to listen on as well.
             tls: files of the certificate, of its key, and of who vouches for clients.
             origins: those that WebSockets may come from, besides the node's own.
+            hosts: names by which it is reached, besides its addresses: HOST, or HOST:PORT.
             credentials: who may attach.
 
         Raises:
@@ -169,7 +171,8 @@ class Local:
         files = None
         if tls is not None:
             files = (str(tls[0]), str(tls[1]), None if tls[2] is None else str(tls[2]))
-        bridge = self.asked(self._engine.serve, bind, socket, files, origins, credentials)
+        names = (origins, hosts)
+        bridge = self.asked(self._engine.serve, bind, socket, files, names, credentials)
         return Served(self, bridge)
 
     def sessions(self, namespace: str | None = None) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, cast
 
-from loom.codec import decode
+from loom.address import Trust
+from loom.codec import decode, encode
 from loom.envelope import Envelope, Receipt
 from loom.errors import CODES, Cancelled, LoomError, NotSupported, Unavailable
 from loom.limits import CONNECT_SECONDS, STOP_SECONDS
@@ -37,12 +38,12 @@ _LEVELS: Final[Mapping[LinkState, int]] = {
 class Asking(Protocol):
     """What a remote session is asked: each returns a ticket; ACCEPTED brings the answer."""
 
-    def states(self, sender: int, /) -> int:
-        """Ask for the states of an agent: lanes and payloads."""
+    def states(self, sender: int, lane: str | None, /) -> int:
+        """Ask for the states of an agent, or that of one lane: lanes and payloads."""
         ...
 
-    def memories(self) -> int:
-        """Ask for the values of the memory: keys, payloads, until when in ms."""
+    def memories(self, key: str | None, /) -> int:
+        """Ask for the values of the memory, or one: keys, payloads, until when in ms."""
         ...
 
     def directory(self, kind: str, /) -> int:
@@ -57,17 +58,21 @@ class Asking(Protocol):
         """Return the counters of the connection as JSON."""
         ...
 
-    def join(self, seconds: float, /) -> bool:
-        """Wait until what was sent has been taken; False: it was not in time. Blocks."""
+    def join(self, seconds: float, /) -> int:
+        """Wait until what was sent has been taken; return how many frames were not. Blocks."""
         ...
 
 
 class RemoteLink(Link):
-    """A link to a node. ``session`` has the methods of a local one, and those of ``Asking``.
+    """A link to a node, whose states and memory others use, too.
+
+    ``session`` has the methods of a local one, and those of ``Asking``.
 
     Handles are numbers of the client's own: ACCEPTED or REFUSED with a handle ends its
     registration.
     """
+
+    is_shared = True
 
     def __init__(
         self,
@@ -86,7 +91,6 @@ class RemoteLink(Link):
         self._detail: Mapping[str, Any] = {"state": "connecting", "node": url}
         self.was_up = False
         self._changed = asyncio.Event()
-        self._error: LoomError | None = None  # why it ended by itself
 
     @property
     def asking(self) -> Asking:
@@ -95,12 +99,14 @@ class RemoteLink(Link):
 
     def _emit(self) -> "Callable[[int, Delivery | None, str, bytes], Receipt | None]":
         emit = cast("_Emit", self.session.emit)
+        parked, future = self._parked, self._loop.create_future
 
         def taken(sender: int, turn: "Delivery | None", topic: str, data: bytes) -> Receipt | None:
-            receipt = emit(sender, turn, topic, data)
-            if isinstance(receipt, int):
-                raise Parked(receipt)
-            return receipt
+            ticket = emit(sender, turn, topic, data)
+            if isinstance(ticket, int):
+                parked[ticket] = waits = future()
+                raise Parked(ticket, waits)
+            return ticket
 
         return taken
 
@@ -115,11 +121,13 @@ class RemoteLink(Link):
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(CONNECT_SECONDS):
-                while self.state not in {"up", "closed"}:
+                while self.state not in {"up", "closed"} and "code" not in self._detail:
                     self._changed.clear()
                     await self._changed.wait()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
+        if "code" in self._detail:  # one side does not trust the other: time will not help
+            raise error_from_detail(int(self._detail["code"]), encode(self._detail))
         if self.state != "up":
             reason = self._detail.get("reason")
             raise Unavailable(
@@ -135,11 +143,15 @@ class RemoteLink(Link):
         state: str = detail["state"]
         if state == "refused":
             number = int(detail.get("code") or CODES["UNAVAILABLE"])
-            self._error = error_from_detail(number, payload)
-            self._end_waiting(self._error)
+            self.error = error_from_detail(number, payload)
+            if number == CODES["UNAUTHENTICATED"] and self.error.field is None:
+                self.error.field = "token"
+                self.error.hint = "`loom token list` at the node shows which are good, and when "
+                self.error.hint += "they end; `loom token create` makes one"
+            self._end_waiting(self.error)
             state, detail = "closed", {**detail, "state": "closed"}
         self._turn(cast("LinkState", state), {"node": self._url, **detail})
-        if self._error is not None:
+        if self.error is not None:
             for end in list(self._ended.values()):
                 end()
             self._ended.clear()
@@ -148,12 +160,17 @@ class RemoteLink(Link):
         self._detail = detail
         self.namespace = detail.get("namespace") or self.namespace
         if state == self.state:
+            self._changed.set()
+            if "code" in detail and self.was_up:
+                _logger.warning("the link of %s to %s is %s: %s", *self._said(state, detail))
             return
         self.state = state
         self.was_up = self.was_up or state == "up"
         self.changes += 1
         self._changed.set()
-        level = logging.WARNING if self._error is not None else _LEVELS[state]
+        # what keeps a link from coming up is raised where it is waited for
+        is_news = self.error is not None and self.was_up
+        level = logging.WARNING if is_news else _LEVELS[state]
         _logger.log(level, "the link of %s to %s is %s%s", *self._said(state, detail))
         event = LinkEvent(state, detail, self.namespace, self._name)
         for hear in list(self._told):
@@ -161,7 +178,9 @@ class RemoteLink(Link):
 
     def _said(self, state: str, detail: Mapping[str, Any]) -> tuple[str, str, str, str]:
         more = ""
-        if detail.get("resumed"):
+        if self.error is not None:
+            more = f": {self.error.message}"
+        elif detail.get("resumed"):
             more = " again, with all that was under way"
         elif detail.get("missed_from") is not None:
             more = f"; events from {detail['missed_from']} on may be missing"
@@ -180,13 +199,13 @@ class RemoteLink(Link):
         """Wait until the node has done what was asked under this handle."""
         await self.answered(handle)
 
-    async def states(self, sender: int) -> list[tuple[str, bytes]]:
-        """Return the states of an agent as the node's log has them."""
-        return await self.answered(self.asking.states(sender))
+    async def states(self, sender: int, lane: str | None = None) -> list[tuple[str, bytes]]:
+        """Return the states of an agent, or that of one lane, as the node has them now."""
+        return await self.answered(self.asking.states(sender, lane))
 
-    async def memories(self) -> list[tuple[str, bytes, int | None]]:
-        """Return the values of the memory as the node's log has them."""
-        return await self.answered(self.asking.memories())
+    async def memories(self, key: str | None = None) -> list[tuple[str, bytes, int | None]]:
+        """Return the values of the memory, or that of one key, as the node has them now."""
+        return await self.answered(self.asking.memories(key))
 
     async def answered(self, ticket: int) -> Any:
         """Wait for the answer to a ticket.
@@ -194,8 +213,8 @@ class RemoteLink(Link):
         Raises:
             LoomError: the node refused it, or the link was closed.
         """
-        if self._closed or self._error is not None:
-            raise self._error or Cancelled("the link to the node was closed")
+        if self._closed or self.error is not None:
+            raise self.error or Cancelled("the link to the node was closed")
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._parked[ticket] = answer
         self.look()
@@ -213,11 +232,24 @@ class RemoteLink(Link):
         work, notices = super()._by_kind()
         return work, {**notices, engine.NOTICE_LINK: self.on_link}
 
+    def _ring_within(self, timeout: float) -> None:
+        """Do nothing: the thread that carries the session ends what is due."""
+
+    def _on_accepted(self, ticket: int, _: int, receipt: Any) -> None:
+        taken = self._parked.pop(ticket, None)
+        if taken is not None and not taken.done():
+            taken.set_result(receipt)
+        if not self._parked:
+            self._tell_settled()
+
     def _on_refused(self, ticket: int, code: int, detail: Any) -> None:
         if ticket not in self._parked:  # it was registered before, and is not taken again
             error = error_from_detail(code, detail)
             _logger.error("the node refused what it had taken before: %s", error)
         super()._on_refused(ticket, code, detail)
+        self._parked.pop(ticket, None)
+        if not self._parked:
+            self._tell_settled()
 
     def _end_waiting(self, error: LoomError) -> None:
         for waiter in list(self._waiters.values()):
@@ -251,6 +283,7 @@ class Remote:
         url: where it is, checked.
         token: the credential.
         keep: seconds that the node keeps the session without a connection; 0: as it does.
+        trust: for TLS, whom it trusts and what it shows.
     """
 
     is_remote = True
@@ -258,8 +291,9 @@ class Remote:
     is_recording = True  # where the node does not record, it reads over what it is told
     is_logging = False  # it waits at the node
 
-    def __init__(self, url: str, token: str, keep: float = 0.0) -> None:
+    def __init__(self, url: str, token: str, keep: float = 0.0, trust: Trust | None = None) -> None:
         self.url = url
+        self._files = None if trust is None else trust.files
         self._token = token
         self._keep = keep
         self.clock: Clock = SystemClock(_Now())
@@ -278,7 +312,9 @@ class Remote:
 
         try:
             now = self.clock.now()
-            session = RemoteSession(self.url, self._token, name, namespace, now, self._keep)
+            session = RemoteSession(
+                self.url, self._token, name, namespace, now, self._keep, self._files
+            )
         except EngineError as error:
             raise refused(error) from None
         made = RemoteLink(
@@ -322,31 +358,42 @@ class Remote:
         return RemoteRoutes(link)
 
     async def close(self) -> None:
-        """Wait until the node has taken what was sent, at most ``STOP_SECONDS``."""
+        """Wait until the node has taken what was sent, at most ``STOP_SECONDS``.
+
+        Where the link is down it is dialled for that. What is left is told in the log.
+        """
         if self._link is None or not self._link.was_up:
             return  # the node has nothing of it
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[bool] = loop.create_future()
+        done: asyncio.Future[int] = loop.create_future()
         join = self._link.asking.join
 
         def work() -> None:
-            was_taken = join(STOP_SECONDS)
+            left = join(STOP_SECONDS)
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-                loop.call_soon_threadsafe(_tell, done, was_taken)
+                loop.call_soon_threadsafe(_tell, done, left)
 
         threading.Thread(target=work, name="loom link", daemon=True).start()
-        if not await done:
-            _logger.warning("the node at %s has not taken all that was sent", self.url)
+        if left := await done:
+            ended = self._link.error
+            why = "" if ended is None else f" before it ended the session ({ended.message})"
+            _logger.error(
+                "the node at %s has not confirmed the last %d frames%s: events, answers and ends "
+                "of turns in them may be lost",
+                self.url,
+                left,
+                why,
+            )
 
 
-def _tell(done: "asyncio.Future[bool]", was_taken: object) -> None:
+def _tell(done: "asyncio.Future[int]", left: int) -> None:
     if not done.done():
-        done.set_result(bool(was_taken))
+        done.set_result(left)
 
 
-def open_remote(url: str, token: str, *, keep: float = 0.0) -> Remote:
+def open_remote(url: str, token: str, *, keep: float = 0.0, trust: Trust | None = None) -> Remote:
     """Return the engine of a node; nothing is dialled before somebody attaches."""
-    return Remote(url, token, keep)
+    return Remote(url, token, keep, trust)
 
 
 class RemoteLedger:

@@ -6,13 +6,14 @@ Each answer is a list of plain values, or one; the rows come from the view of th
 import re
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
 
-from loom.errors import CLASSES, Conflict, InvalidParams, NotFound
+from loom.errors import CLASSES, Conflict, InvalidCursor, InvalidParams, NotFound
 from loom.node.looking import Looking, moment
+from loom.replay import Log, Moment
 from loom.topics import check_filter, matches
 
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
@@ -27,6 +28,7 @@ UNION ALL
 SELECT n, 'note', time_ms, level, NULL, kind, NULL, NULL, NULL, run, NULL,
     NULL, NULL, NULL, NULL, 'text/plain', length(message), message, NULL FROM notes
 """
+_LAST: Final = 2**63 - 1  # the largest number of a row
 _SHORT: Final = 4  # characters that may stand for an id
 _NOTED: Final = "the engine ended before its outcome"
 _OPEN_EFFECTS: Final = ("planned", "dispatched")
@@ -143,16 +145,89 @@ def _levels(text: str) -> tuple[str, ...]:
     return _LEVELS[_LEVELS.index(level) :]
 
 
-def logs(looking: Looking, wanted: Wanted, *, after: int | None = None) -> list[dict[str, Any]]:
-    """Return lines of the log, the oldest first: the newest of them, or those ``after`` one."""
+def span(looking: Looking, wanted: Wanted) -> tuple[int, int]:
+    """Return the numbers behind which, and up to which, the lines stand that are wanted.
+
+    Those are the newest ``limit`` of them, or all that there are now.
+    """
+    if looking.is_empty:
+        return -1, -1
+    end: int = looking.rows("SELECT value FROM meta WHERE key = 'n'")[0][0]
+    if not wanted.limit:
+        return -1, end
+    where, values = checked(wanted).where(looking, wanted)
+    sql = f"SELECT n FROM ({LINES}) WHERE {where} ORDER BY n DESC LIMIT 1 OFFSET ?"  # noqa: S608
+    rows = looking.rows(sql, (*values, wanted.limit - 1))
+    return (rows[0][0] - 1 if rows else -1), end
+
+
+def logs(
+    looking: Looking, wanted: Wanted, after: int, end: int | None, most: int
+) -> list[dict[str, Any]]:
+    """Return at most ``most`` lines behind one number and up to another, the oldest first."""
     if looking.is_empty:
         return []
     where, values = checked(wanted).where(looking, wanted)
-    if after is None:
-        sql = f"SELECT * FROM ({LINES}) WHERE {where} ORDER BY n DESC LIMIT ?"  # noqa: S608
-        return [dict(row) for row in looking.rows(sql, (*values, wanted.limit or -1))][::-1]
-    sql = f"SELECT * FROM ({LINES}) WHERE n > ? AND {where} ORDER BY n LIMIT ?"  # noqa: S608
-    return [dict(row) for row in looking.rows(sql, (after, *values, wanted.limit or -1))]
+    sql = f"SELECT * FROM ({LINES}) WHERE n > ? AND n <= ? AND {where} ORDER BY n LIMIT ?"  # noqa: S608
+    last = _LAST if end is None else end
+    return [dict(row) for row in looking.rows(sql, (after, last, *values, most))]
+
+
+# -- what happened --------------------------------------------------------------------------------
+
+
+def replayed(log: Log, run: str | None, since: str | None, until: str | None) -> Iterable[Moment]:
+    """Return what happened in a run, or from one place on and before another.
+
+    Raises:
+        InvalidParams: a place is neither a position nor a time; neither a run nor a place is named.
+        NotFound: there is no such run.
+    """
+    if (run is None) == (since is None):
+        raise InvalidParams(
+            "a replay is of one run, or from one place on",
+            field="run",
+            hint="give the id of a run, or --from POSITION or TIME; `loom runs` lists runs",
+        )
+    if run is not None:
+        return log.moments(run)
+    return _between(log, since or "", until)
+
+
+def _between(log: Log, since: str, until: str | None) -> Iterator[Moment]:
+    begin, before = _place(log, since, "from"), None
+    if until is not None:
+        before = _place(log, until, "until")
+    start = begin if isinstance(begin, int) else 0
+    end = before if isinstance(before, int) else None
+    return _timely(log.events(start, end), begin, before)
+
+
+def _timely(moments: Iterable[Moment], begin: float, before: float | None) -> Iterator[Moment]:
+    for found in moments:
+        if isinstance(begin, float) and found.at < begin:
+            continue
+        if isinstance(before, float) and found.at >= before:
+            return
+        yield found
+
+
+def _place(log: Log, text: str, field: str) -> int | float:
+    """Return a number of the log for a position, seconds since 1970 for a time."""
+    if text.isdecimal():
+        return int(text)
+    try:
+        return log.number(text)
+    except InvalidCursor:
+        pass
+    try:
+        return moment(text, field=field, now=time.time())
+    except InvalidParams:
+        raise InvalidParams(
+            f"{text!r} is neither a position nor a time",
+            field=field,
+            hint="a position as receipts show it, a time such as 14:05 or 2026-05-01T14:05, or 15m",
+        ) from None
 
 
 # -- runs -----------------------------------------------------------------------------------------

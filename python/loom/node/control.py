@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random  # noqa: TID251  Contexts have one; nothing here draws from it
 from typing import Any, Final, NoReturn
@@ -19,6 +20,7 @@ from typing import Any, Final, NoReturn
 from loom.capabilities import Capability, capability
 from loom.codec import decode, encode
 from loom.errors import DeadlineExceeded, Internal, InvalidParams, NotFound, NotSupported
+from loom.limits import CONTROL_ROWS
 from loom.link import Link, Local
 from loom.link.view import backup
 from loom.memory.in_process import InProcessMemory
@@ -36,8 +38,10 @@ from loom.runtime.steps import Steps
 from loom.topics import check_name
 
 OPERATOR: Final = "default"
+SCHEMAS: Final = Path(__file__).with_name("control.json")  # by tools/gen_control.py, of the hints
 _NAME: Final = "node"  # who offers all this
-_MOST: Final = 1_000  # lines that are answered at most
+_WAIT: Final = 20.0  # seconds that new lines are waited for
+_PAUSE: Final = 0.2  # seconds between two looks meanwhile
 _LONGEST: Final = 1 << 16  # characters of the data of one line
 _LOOKS: Final = 20.0  # seconds that a look into a log may take
 _logger = logging.getLogger("loom.node")
@@ -48,7 +52,7 @@ class Parts:
     """What of a node its control works with.
 
     ``authorize`` hands the tokens to the Bridge, ``drain`` lets the node end; ``urls`` says where
-    it listens.
+    it listens, ``bridge`` what the Bridge has counted.
     """
 
     engine: Local
@@ -57,6 +61,7 @@ class Parts:
     authorize: Callable[[], None]
     drain: Callable[[], None]
     urls: Callable[[], list[str]]
+    bridge: Callable[[], dict[str, Any]]
 
 
 class Control:
@@ -87,8 +92,9 @@ class Control:
         host = Host(
             services=services, sender=link.session.root, name=_NAME, log=logging.getLogger("loom")
         )
+        schemas = decode(SCHEMAS.read_bytes())
         for one in self._capabilities():
-            self._offered.append(await provide(host, one, _NAME))
+            self._offered.append(await provide(host, one, _NAME, schemas=schemas[one.name]))
         for _, pool in self._offered:
             pool.start()
         link.look()
@@ -105,7 +111,7 @@ class Control:
 
     def _capabilities(self) -> list[Capability[..., Any]]:
         made: list[Capability[..., Any]] = [self.listed, self.figures, self.attached]
-        made += [self.lines, self.runs_of, self.cause]
+        made += [self.lines, self.runs_of, self.happened, self.cause]
         made += [self.dead_list, self.dead_show, self.dead_redrive]
         made += [self.effects_list, self.effects_show, self.effects_resolve]
         made += [self.tokens_list, self.tokens_create, self.tokens_revoke]
@@ -140,7 +146,7 @@ class Control:
         """Return the figures of this namespace; to the operator those of the whole node."""
         stats = self._parts.engine.stats()
         if self.namespace == OPERATOR:
-            return {**stats, "urls": self._parts.urls()}
+            return {**stats, "bridge": self._parts.bridge(), "urls": self._parts.urls()}
         kept = ("subscriptions", "capabilities", "logs")
         return {name: [e for e in stats[name] if e["namespace"] == self.namespace] for name in kept}
 
@@ -166,8 +172,13 @@ class Control:
         grep: str | None = None,
         limit: int = 200,
         after: int | None = None,
+        wait: float = 0.0,
     ) -> AsyncIterator[dict[str, Any]]:
-        """Give lines of the log, the oldest first: the newest, or those after one."""
+        """Give lines of the log, the oldest first: the newest, or those after one; 0: all.
+
+        With ``wait`` they are waited for, at most so many seconds (20), where there are none yet;
+        the last line is of type "end" then, and its ``n`` is where to go on.
+        """
         wanted = Wanted(
             agent=agent,
             thread=thread,
@@ -179,11 +190,29 @@ class Control:
             since=since,
             until=until,
             grep=grep,
-            limit=_bounded(limit),
+            limit=_checked(limit),
         )
-        rows = await self._look(lambda looking: asking.logs(looking, wanted, after=after))
-        for row in rows:
-            yield _cut(row)
+        over = asyncio.get_running_loop().time() + min(wait, _WAIT)
+        begin, end = await self._look(lambda looking: asking.span(looking, wanted))
+        last, given = begin if after is None else after, 0
+        while True:
+            most = min(wanted.limit - given, CONTROL_ROWS) if wanted.limit else CONTROL_ROWS
+            rows = await self._page(wanted, last, end, most)
+            for row in rows:
+                yield _cut(row)
+            given += len(rows)
+            last = rows[-1]["n"] if rows else max(last, end)
+            if len(rows) == most and given != wanted.limit:
+                continue
+            if given or asyncio.get_running_loop().time() >= over:
+                break
+            await asyncio.sleep(_PAUSE)
+            end = (await self._look(lambda looking: asking.span(looking, Wanted())))[1]
+        if wait:
+            yield {"type": "end", "n": last}
+
+    async def _page(self, wanted: Wanted, after: int, end: int, most: int) -> list[dict[str, Any]]:
+        return await self._look(lambda looking: asking.logs(looking, wanted, after, end, most))
 
     @capability("loom.node.runs", effect="pure")
     async def runs_of(
@@ -207,6 +236,19 @@ class Control:
         log = await asyncio.to_thread(open_log, data, namespace=self.namespace)
         chain = await asyncio.to_thread(log.why, event)
         return chain.shown()
+
+    @capability("loom.node.replay", effect="pure")
+    async def happened(
+        self, run: str | None = None, since: str | None = None, until: str | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Give what happened in a run, or from a position or time on and before another."""
+        data = self._directory()
+        log = await asyncio.to_thread(open_log, data, namespace=self.namespace)
+        found = await asyncio.to_thread(asking.replayed, log, run, since, until)
+        moments = iter(found)
+        while portion := await asyncio.to_thread(lambda: list(islice(moments, CONTROL_ROWS))):
+            for moment in portion:
+                yield _short(moment.shown())
 
     @capability("loom.node.dead.list", effect="pure")
     async def dead_list(
@@ -391,9 +433,13 @@ def _looked(place: Place, ask: Callable[[Looking], Any]) -> Any:
 
 
 def _bounded(limit: int) -> int:
+    return min(_checked(limit) or CONTROL_ROWS, CONTROL_ROWS)
+
+
+def _checked(limit: int) -> int:
     if limit < 0:
         raise InvalidParams(f"a limit of {limit}", field="limit", hint="0: as many as may be")
-    return min(limit or _MOST, _MOST)
+    return limit
 
 
 def _cut(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -401,6 +447,12 @@ def _cut(row: Mapping[str, Any]) -> dict[str, Any]:
     data = row.get("data")
     is_long = isinstance(data, str) and len(data) > _LONGEST
     return {**row, "data": None} if is_long else dict(row)
+
+
+def _short(moment: dict[str, Any]) -> dict[str, Any]:
+    """Return a moment whose data fits into a chunk; longer data stands where the log is."""
+    is_long = moment["data"] is not None and len(encode(moment["data"])) > _LONGEST
+    return {**moment, "data": None} if is_long else moment
 
 
 def _no_model() -> NoReturn:

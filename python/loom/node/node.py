@@ -19,13 +19,14 @@ from loom.address import (
     NODE_FILE,
     Address,
     NodeFile,
+    find_node,
     is_loopback,
     parse_bind,
     read_private,
 )
 from loom.codec import encode
 from loom.config import BridgeConfig, Config
-from loom.errors import InvalidParams, LoomError
+from loom.errors import Denied, InvalidParams, LoomError
 from loom.limits import STOP_SECONDS
 from loom.link import Local, open_local
 from loom.link.local import Served
@@ -34,6 +35,8 @@ from loom.node.tokens import TokenStore, write_private
 
 _LOOK: Final = 1.0  # seconds between two looks at the file of the tokens
 _ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104  a host that is every address of the machine
+_SOCKET: Final = "node.sock"
+_SOCKET_BYTES: Final = 108  # of a path that a socket may have, with the zero behind it
 _logger = logging.getLogger("loom.node")
 
 
@@ -63,7 +66,11 @@ class Plan:
                 hint="give --tls-cert and --tls-key",
             )
         if bridge.tls_key is not None:
-            read_private(bridge.tls_key)
+            try:
+                read_private(bridge.tls_key)
+            except LoomError as error:
+                error.field = "tls_key"
+                raise
         elif bridge.tls_client_ca is not None:
             raise InvalidParams(
                 "client certificates are asked for over TLS only",
@@ -94,7 +101,9 @@ class Node:
         self._controls: dict[str, Control] = {}
         self._came = asyncio.Event()
         self.asked_to_end = asyncio.Event()
+        self.is_found = False  # programs of its user find it, and no other one
         self.token_file: Path = tokens.admin()
+        self._socket = self._local_socket()
         self.served: Served = self._serve()
         self._parts = Parts(
             engine=engine,
@@ -103,7 +112,25 @@ class Node:
             authorize=self._authorize,
             drain=self.asked_to_end.set,
             urls=lambda: list(self.urls),
+            bridge=self.served.stats,
         )
+
+    def _local_socket(self) -> Path | None:
+        """Return the Unix socket to listen on.
+
+        A certificate is for the names that others use: where there is one, programs of this user
+        come by a socket beside ``node.json``, unless another node of theirs has it.
+        """
+        bridge, runtime = self._plan.bridge, self._plan.config.runtime
+        if bridge.unix is not None:
+            return bridge.unix.absolute()
+        if bridge.tls_cert is None or find_node(runtime) is not None:
+            return None
+        socket = (runtime / _SOCKET).absolute()
+        if len(os.fsencode(socket)) >= _SOCKET_BYTES:
+            return None
+        runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return socket
 
     def _serve(self) -> Served:
         bridge = self._plan.bridge
@@ -113,9 +140,10 @@ class Node:
         try:
             return self._engine.serve(
                 bind=[_numeric(one) for one in bridge.bind],
-                unix=None if bridge.unix is None else bridge.unix.absolute(),
+                unix=self._socket,
                 tls=tls,
                 origins=bridge.origins,
+                hosts=bridge.hosts,
                 credentials=self._tokens.credentials(),
             )
         except LoomError as error:
@@ -129,8 +157,8 @@ class Node:
         bridge = self._plan.bridge
         scheme = "loom" if bridge.tls_cert is None else "looms"
         found: list[str] = []
-        if bridge.unix is not None:
-            found.append(Address("unix", path=str(bridge.unix.absolute())).url)
+        if self._socket is not None:
+            found.append(Address("unix", path=str(self._socket)).url)
         for one in self.served.addresses:
             host, port = parse_bind(one)
             near = "127.0.0.1" if host in _ANY else host
@@ -222,13 +250,19 @@ async def hosting(plan: Plan) -> AsyncGenerator[Node]:
     """
     config = plan.config
     log = replace(config.log, dir=plan.data)
+    _own(config.runtime)
+    if plan.data is None:
+        _own(config.state)
+    else:
+        _writable(plan.data)
     folder = config.state if plan.data is None else plan.data
     engine = open_local(log=log, accept_loss=plan.accept_loss)
     try:
         node = Node(plan, engine, TokenStore(folder, engine.clock.wall))
         try:
             await node.start()
-            with _announced(config.runtime, node.told):
+            with _announced(config.runtime, node.told) as is_found:
+                node.is_found = is_found
                 attending = asyncio.get_running_loop().create_task(node.attend(), name="loom node")
                 try:
                     yield node
@@ -242,6 +276,40 @@ async def hosting(plan: Plan) -> AsyncGenerator[Node]:
         await engine.close()
 
 
+def _own(folder: Path) -> None:
+    """Make a folder of this user's.
+
+    Raises:
+        Denied: it cannot be made, or not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        why = None if os.access(folder, os.W_OK | os.X_OK) else "you may not write to it"
+    except OSError as error:
+        why = error.strerror
+    if why is not None:
+        raise Denied(
+            f"a node keeps something in {folder}, and that cannot be: {why}",
+            field="LOOM_HOME",
+            hint="LOOM_HOME names a folder that you may write to",
+        )
+
+
+def _writable(data: Path) -> None:
+    """Refuse a data directory that could not be written, before anything is done there.
+
+    Raises:
+        Denied: you may not write to it, or not make it.
+    """
+    there = next(one for one in (data.absolute(), *data.absolute().parents) if one.exists())
+    if not os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+        raise Denied(
+            f"the log cannot be kept in {data}: you may not write to {there}",
+            field="data",
+            hint="name a directory of yours: --data DIR",
+        )
+
+
 class _announced:  # noqa: N801  used as a function
     """Tells the programs of this user where the node is, unless another one has told already."""
 
@@ -250,7 +318,8 @@ class _announced:  # noqa: N801  used as a function
         self._told = told
         self._lock: int | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> bool:
+        """Tell them; return whether they have been told."""
         self._runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
         lock = os.open(self._runtime / LOCK_FILE, flags, 0o600)
@@ -258,14 +327,10 @@ class _announced:  # noqa: N801  used as a function
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            _logger.warning(
-                "another node runs for this user: programs find that one; give them %s and %s",
-                f"LOOM_URL={self._told.urls[0]}",
-                f"LOOM_TOKEN=$(cat {self._told.token_file})",
-            )
-            return
+            return False
         self._lock = lock
         write_private(self._runtime / NODE_FILE, encode(self._told.as_json) + b"\n")
+        return True
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:

@@ -101,6 +101,14 @@ class Log:
         """Return what happened from one number of a position on, in order, before another."""
         return moments(self._rows(start, until))
 
+    def moments(self, run: str) -> tuple[Moment, ...]:
+        """Return what happened in a run; how its id begins or ends is enough.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        return tuple(moments(self._reader.run(self.namespace, self._run_id(run))))
+
     async def replay(self, run: str, *, agents: "App | None" = None) -> Rerun:
         """Return a run as it was; with ``agents``, an app, also run its handlers again.
 

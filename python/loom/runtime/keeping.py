@@ -6,6 +6,7 @@ durable turn whose event will be given again leaves the state as it was before i
 """
 
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from loom.codec import encode
@@ -36,6 +37,15 @@ class States:
         self._newest: dict[str, object] = {}  # the newest turn of a lane that goes on
         self._adapter = _adapter_of(host)
         self._schema = _schema_of(self._adapter)
+
+    def of(self, host: Host) -> "States":
+        """Return the same states for ``host``, which has come for one that is fenced.
+
+        Turns of the earlier object that go on share what is known of the lanes, and write no more.
+        """
+        moved = copy(self)
+        moved._host = host
+        return moved
 
     async def load(self) -> None:
         """Read what the log has of them.
@@ -68,6 +78,8 @@ class States:
         async def kept(ctx: Context[Any], event: Event[Any]) -> Any:
             envelope = event.envelope
             lane = envelope.key or envelope.thread_id
+            if self._host.link.is_shared:
+                await self._catch_up(lane)
             turn = self._newest[lane] = object()
             failed = True
             try:
@@ -81,6 +93,20 @@ class States:
                 self._leave(envelope, lane, failed=failed, is_newest=is_newest)
 
         return kept
+
+    async def _catch_up(self, lane: str) -> None:
+        """Take what another process has left in a lane that it had meanwhile."""
+        host = self._host
+        found = dict(await host.link.states(host.sender, lane))
+        payload = found.get(lane)
+        if payload == self._written.get(lane):
+            return
+        if payload is None:
+            host.states.pop(lane, None)
+            del self._written[lane]
+        else:
+            host.states[lane] = self._read(lane, payload)
+            self._written[lane] = payload
 
     def _leave(self, envelope: Envelope, lane: str, *, failed: bool, is_newest: bool) -> None:
         host = self._host
@@ -153,11 +179,16 @@ class Keeper:
     def __init__(self, link: Link, kept: list[tuple[str, bytes, int | None]]) -> None:
         self._link = link
         self._kept = kept
+        self.is_shared: bool = link.is_shared
 
     def values(self) -> list[tuple[str, bytes, float | None]]:
         """Return keys and values as the log had them, and until when by the wall; once."""
         kept, self._kept = self._kept, []
-        return [(key, value, None if ms is None else ms / 1000) for key, value, ms in kept]
+        return _in_seconds(kept)
+
+    async def fresh(self, key: str | None) -> list[tuple[str, bytes, float | None]]:
+        """Return the value of a key, or all, as they are now where others change them, too."""
+        return _in_seconds(await self._link.memories(key))
 
     def keep(self, key: str, payload: bytes | None, until: float | None = None) -> None:
         """Write a value, None: it was taken away; ``until`` in seconds of the wall.
@@ -171,6 +202,12 @@ class Keeper:
             session.keep_memory(session.root, key, payload, until_ms)
         except self._link.refusal as error:
             raise self._link.translate(error, payload="value") from None
+
+
+def _in_seconds(
+    kept: list[tuple[str, bytes, int | None]],
+) -> list[tuple[str, bytes, float | None]]:
+    return [(key, value, None if ms is None else ms / 1000) for key, value, ms in kept]
 
 
 async def keeper_of(link: Link, engine: Engine) -> Keeper | None:

@@ -1,7 +1,7 @@
 """What the engine and the directory are told of an app's agents and capabilities."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loom.agent import AgentSpec, source_of
@@ -47,10 +47,15 @@ async def register(
 
 
 async def provide(
-    host: Host, capability: Capability[..., Any], provider: str
+    host: Host,
+    capability: Capability[..., Any],
+    provider: str,
+    *,
+    schemas: Mapping[str, Any] | None = None,
 ) -> tuple[Serving, Pool]:
     """Offer a capability; nothing of it runs yet.
 
+    ``schemas`` are its "input" and "output" where they are known; else they are made of its hints.
     A function gets no more calls at a time than it has threads or processes: the others wait in
     the engine, not started.
 
@@ -65,7 +70,7 @@ async def provide(
             terms.version,
             EFFECTS.index(terms.effect),
             serving.limit,
-            _capability_info(capability, provider),
+            _capability_info(capability, provider, schemas or _schemas_of(capability)),
             provider,
             capability.prober is not None,
         )
@@ -97,7 +102,13 @@ def _agent_info(spec: AgentSpec, methods: Sequence[Capability[..., Any]]) -> byt
     )
 
 
-def _capability_info(capability: Capability[..., Any], provider: str) -> bytes:
+def _schemas_of(capability: Capability[..., Any]) -> Mapping[str, Any]:
+    return {"input": capability.input_schema(), "output": capability.output_schema()}
+
+
+def _capability_info(
+    capability: Capability[..., Any], provider: str, schemas: Mapping[str, Any]
+) -> bytes:
     terms = capability.terms
     return encode(
         {
@@ -108,8 +119,8 @@ def _capability_info(capability: Capability[..., Any], provider: str) -> bytes:
             "cost": terms.cost,
             "tags": list(terms.tags),
             "description": capability.description,
-            "input": capability.input_schema(),
-            "output": capability.output_schema(),
+            "input": schemas["input"],
+            "output": schemas["output"],
             "streams": capability.streams,
             "needs_approval": terms.needs_approval,
             "provider": provider,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
-from loom.address import settle
+from loom.address import Trust, settle
 from loom.agent import AgentSpec
 from loom.config import MEMORY_FACTORY, MODEL_FACTORY, Config, DataDir, load, log_of
 from loom.context import Context
@@ -208,6 +208,7 @@ async def running(
     data: DataDir | None = None,
     url: str | None = None,
     token: str | None = None,
+    trust: Trust | None = None,
     keep: float = 0.0,
     accept_loss: bool = False,
     middleware: Sequence[Middleware] = (),
@@ -227,13 +228,14 @@ async def running(
     app.check_idle()
     settled = load() if config is None else config
     node = _node_of(settled, url, token, data)
+    trusted = node and (trust or Trust()).settled(node[0], settled.environment)
     if node is None:
         log = log_of(settled, data)
         engine: Engine = open_local(
             virtual=virtual_clock, seed=seed, log=log, accept_loss=accept_loss
         )
     else:
-        engine = open_remote(*node, keep=keep)
+        engine = open_remote(*node, keep=keep, trust=trusted)
     try:
         await engine.open(app.namespace)
         link = engine.attach(app.namespace, app.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loom.envelope import QOS_CODES, Envelope, Event, QoS, Start, opened, start_code
-from loom.errors import InvalidParams
+from loom.errors import InvalidParams, LoomError
 from loom.link import LINK_TOPIC, Engine, Link, LinkEvent
 from loom.topics import check_filter, matches
 
@@ -21,6 +21,7 @@ class Subscription:
         self._done: Any = None
         self._ready = asyncio.Event()
         self._closed = False
+        self._error: LoomError | None = None  # the node has ended the session
         self._filters = tuple(filters)
         self._about_link: deque[LinkEvent] = deque(maxlen=_LINK_EVENTS)
         self._handle = 0  # no engine tells of the link to it
@@ -64,6 +65,8 @@ class Subscription:
             if self._about_link:
                 return _shown(self._about_link.popleft())
             if self._closed:
+                if self._error is not None:
+                    raise self._error
                 raise StopAsyncIteration
             if self._handle:
                 done, self._done = self._done, None
@@ -92,6 +95,8 @@ class Subscription:
 
     def _end(self) -> None:
         self._closed = True
+        if self._handle:  # who hears of the link alone was told of its end as an event
+            self._error = self._link.error
         self._link.off_state(self._on_link)
         self._ready.set()
 

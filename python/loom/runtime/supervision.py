@@ -385,6 +385,8 @@ class Supervised:
     def _renew(self) -> None:
         """Make a new object with a host of its own, and pools that run its methods."""
         self.host = replace(self.host)
+        if self.host.kept is not None:
+            self.host.kept = self.host.kept.of(self.host)  # the old one writes through the fence
         self._agent = self.spec.make()
         methods = capabilities_of(self._agent, self.spec.methods)
         self.servings = [Serving(self._app, capability) for capability in methods]

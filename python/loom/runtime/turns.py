@@ -71,7 +71,8 @@ class Turns:
             raise HandlerError(
                 f"agent {self.host.name!r} returned a value and nothing was asked",
                 field="return",
-                hint="return None, or emit an event; a returned value answers a request",
+                hint="a returned value answers a request: return it where event.wants_reply, "
+                "else None",
             )
         link = self.host.link
         content_type = BYTES_TYPE if type(result) is bytes else None
