@@ -7,7 +7,10 @@ import sysconfig
 from datetime import UTC, datetime
 from pathlib import Path
 
-_LIBRARIES = ("loomos", "autogen-core", "msgspec", "nats-py", "pydantic", "redis", "typer")
+_LIBRARIES = (
+    *("loomos", "autogen-core", "autogen-ext", "grpcio", "msgspec", "nats-py", "pydantic"),
+    *("pyzmq", "redis", "typer"),
+)
 
 
 def describe() -> dict[str, str]:

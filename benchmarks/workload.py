@@ -122,19 +122,22 @@ async def _ask_all(each: int, concurrency: int, ask: Callable[[], Awaitable[obje
     return taken
 
 
-async def pace(rate: float, seconds: float) -> AsyncGenerator[float]:
+async def pace(rate: float, seconds: float, *, rest: float = 0.0) -> AsyncGenerator[float]:
     """Yield the moment at which each event is due, ``rate`` times a second, and not before it.
 
     The load is open: whoever is slow does not slow its own arrivals, they are only late. The loop's
-    timers are a millisecond coarse, so this looks at the clock each time the loop comes round.
+    timers are a millisecond coarse, so this looks at the clock each time the loop comes round, and
+    keeps a processor busy; with ``rest`` it sleeps so many seconds whenever nothing is late.
     """
     start, total, gone = perf_counter(), round(rate * seconds), 0
     while gone < total:
-        due = min(total, int((perf_counter() - start) * rate) + 1, gone + _AT_ONCE)
+        due = min(total, int((perf_counter() - start) * rate) + 1)
+        late = due > gone + _AT_ONCE
+        due = min(due, gone + _AT_ONCE)
         for number in range(gone, due):
             yield start + number / rate
         gone = max(gone, due)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0 if late else rest)
 
 
 def percentile(taken: Sequence[float], percent: int) -> float:

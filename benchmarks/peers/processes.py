@@ -40,10 +40,10 @@ def measure_program(count: int, program: str) -> Sample:
     return figures
 
 
-def resident() -> float | None:
-    """Return how much of this process is in memory now, in MiB; None where no system tells."""
+def resident(process: int | str = "self") -> float | None:
+    """Return how much of a process is in memory now, in MiB; None where no system tells."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

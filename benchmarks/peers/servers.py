@@ -41,17 +41,17 @@ def redis_synced(count: int, in_flight: int) -> Sample:
 
 
 async def _jetstream(count: int, in_flight: int, settings: str) -> Sample:
-    nats = _client("nats")
-    program = _program("nats-server", "nats-server")
+    nats = client("nats")
+    server = program("nats-server", "nats-server")
     with disk.directory() as place:
-        port = _free_port()
+        port = free_port()
         configuration = place / "server.conf"
         configuration.write_text(
             f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{place}/store"\n{settings} }}\n',
             encoding="utf-8",
         )
-        with _running((str(program), "-c", str(configuration)), place):
-            await _reachable(port)
+        with running((str(server), "-c", str(configuration)), place):
+            await reachable(port)
             connection = await nats.connect(f"nats://127.0.0.1:{port}", max_reconnect_attempts=1)
             try:
                 stream = connection.jetstream(timeout=60.0)
@@ -69,42 +69,43 @@ async def _jetstream(count: int, in_flight: int, settings: str) -> Sample:
 
 
 async def _redis(count: int, in_flight: int) -> Sample:
-    redis = _client("redis.asyncio")
-    program = _program("redis-server", "redis/usr/bin/redis-server")
+    redis = client("redis.asyncio")
+    server = program("redis-server", "redis/usr/bin/redis-server")
     with disk.directory() as place:
-        port = _free_port()
+        port = free_port()
         command = (
-            *(str(program), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(place)),
+            *(str(server), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(place)),
             *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         )
-        with _running(command, place):
-            await _reachable(port)
+        with running(command, place):
+            await reachable(port)
             pool = redis.BlockingConnectionPool(
                 host="127.0.0.1", port=port, max_connections=in_flight, timeout=60
             )
-            client = redis.Redis(connection_pool=pool)
+            connection = redis.Redis(connection_pool=pool)
             try:
 
                 async def publish() -> None:
-                    await client.xadd(_SUBJECT, {"data": encode(EVENT)})
+                    await connection.xadd(_SUBJECT, {"data": encode(EVENT)})
 
                 figures = await measure_acks(count, in_flight, publish)
-                kept = await client.xlen(_SUBJECT)
+                kept = await connection.xlen(_SUBJECT)
                 check(kept >= count // in_flight * in_flight, f"the stream has only {kept}")
                 return figures
             finally:
-                await client.aclose()
+                await connection.aclose()
                 await pool.aclose()
 
 
-def _client(module: str) -> Any:
+def client(module: str) -> Any:
+    """Return a peer's Python library."""
     try:
         return import_module(module)
     except ModuleNotFoundError:
         raise NotInstalledError(module) from None
 
 
-def _program(name: str, brought: str) -> Path:
+def program(name: str, brought: str) -> Path:
     """Return the server, one's own before the system's."""
     own = SERVERS / brought
     if own.exists():
@@ -115,7 +116,8 @@ def _program(name: str, brought: str) -> Path:
     return Path(of_system)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
@@ -123,13 +125,13 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _running(command: Sequence[str], place: Path) -> Generator[None]:
+def running(command: Sequence[str], place: Path) -> Generator[None]:
     """Run a server for the time of the block; what it prints goes beside its data."""
     libraries = sorted(
         {str(one.parent) for one in SERVERS.glob("redis/**/*.so*")}
     )  # of a Redis that was unpacked and not installed
     with (place / "output").open("wb") as output:
-        server = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             env={**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(libraries)},
             stdin=subprocess.DEVNULL,
@@ -139,15 +141,15 @@ def _running(command: Sequence[str], place: Path) -> Generator[None]:
         try:
             yield
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(_STOP)
+                process.wait(_STOP)
             except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+                process.kill()
+                process.wait()
 
 
-async def _reachable(port: int) -> None:
+async def reachable(port: int) -> None:
     """Wait until something listens there."""
     async with asyncio.timeout(_START):
         while True:
