@@ -14,10 +14,12 @@ STAMPS := $(VENV)/.stamps
 ENGINE_SOURCES := Cargo.toml Cargo.lock pyproject.toml \
 	$(shell find crates -name '*.rs' -o -name Cargo.toml 2>/dev/null)
 PYTHON_SOURCES := $(shell find python -name '*.py' 2>/dev/null)
+SDK_SOURCES := $(shell find js/sdk/src -name '*.ts' 2>/dev/null) js/sdk/package.json js/sdk/tsdown.config.ts
 Q ?=
 SCALE ?= 1
+SECONDS ?= 60
 
-.PHONY: help setup demo demo-crash test test-deps bench prove prove-log prove-bridge lint format gen lock docs dist clean tools
+.PHONY: help setup demo demo-js demo-crash test test-deps bench prove prove-log prove-bridge fuzz lint format gen lock docs dist clean tools
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,6 +30,9 @@ setup: $(STAMPS)/node $(STAMPS)/engine-dev ## Install all that development needs
 demo: $(STAMPS)/engine-release ## Let the trio answer a question: make demo Q="..."
 	@data=$$(mktemp -d -t loom-demo-XXXXXX); \
 	$(VENV)/bin/loom run examples/trio/app.py --data "$$data" -- $(if $(Q),"$$Q")
+
+demo-js: tools $(STAMPS)/engine-release build/mixed/researcher.js ## The trio in three processes at a node, one of them in TypeScript: make demo-js Q="..."
+	@$(PY) tools/demo_js.py $(if $(Q),"$$Q")
 
 demo-crash: $(STAMPS)/engine-release ## Kill the trio twice in the middle of its work, and see that nothing is lost or done twice
 	@$(PY) tools/demo_crash.py
@@ -50,6 +55,9 @@ prove-log: setup ## Prove the log: crash points, kills, failing disks, power cut
 prove-bridge: setup ## Prove the Bridge: cuts, kills of the node, a storm, silent peers; writes docs/reliability.md (SCALE as above)
 	@SCALE=$(SCALE) $(PY) tools/stages.py prove-bridge
 
+fuzz: ## Feed the wire with bytes that nobody wrote, so long each (SECONDS=60): frames, sessions, the port
+	@$(PYTHON) tools/fuzz.py $(SECONDS)
+
 lint: setup ## Check format, style and types only
 	@$(PY) tools/stages.py lint
 
@@ -59,8 +67,9 @@ format: $(STAMPS)/node ## Write all code in its one format
 	@$(VENV)/bin/ruff format --quiet .
 	@node_modules/.bin/biome check --write --log-level=error
 
-gen: ## Write what is generated from spec/ and proto/
+gen: $(STAMPS)/python ## Write what is generated from spec/, proto/ and what a node offers
 	@$(PYTHON) tools/gen.py
+	@PYTHONPATH=python $(PY) tools/gen_control.py
 
 lock: $(STAMPS)/python ## Write the lock files anew from pyproject.toml, requirements/*.in and package.json
 	@$(PY) tools/lock.py
@@ -76,7 +85,7 @@ dist: $(STAMPS)/python ## Build the source distribution, and the wheel from it, 
 	@ls -l dist
 
 clean: ## Remove all that was built or installed here
-	rm -rf target dist build $(VENV) $(BENCH) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
+	rm -rf target dist build js/*/dist $(VENV) $(BENCH) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov
 	rm -f python/loom/_engine*.so
 	find python tests examples tools -name __pycache__ -prune -exec rm -rf {} +
 
@@ -102,7 +111,7 @@ $(STAMPS)/bench-python: requirements/runtime.txt requirements/bench.txt tools/de
 	@$(PYTHON) tools/deps.py bench
 	@touch $@
 
-$(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python
+$(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python js/sdk/dist/node.js
 	@echo "building the wheel that is measured (two minutes the first time, seconds later)"
 	@rm -rf target/measured && $(VENV)/bin/maturin build --quiet --release --locked --out target/measured
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall target/measured/*.whl
@@ -114,6 +123,16 @@ $(STAMPS)/bench: $(ENGINE_SOURCES) $(PYTHON_SOURCES) $(STAMPS)/bench-python
 $(STAMPS)/node: package-lock.json $(STAMPS)/python
 	@echo "installing tools of Node"
 	@npm ci --silent
+	@touch $@
+
+js/sdk/dist/node.js: $(SDK_SOURCES) $(STAMPS)/node
+	@echo "building the SDK for JavaScript (seconds)"
+	@cd js/sdk && ../../node_modules/.bin/tsdown --logLevel error
+	@touch $@
+
+build/mixed/researcher.js: examples/mixed/researcher.ts examples/mixed/tsconfig.json js/sdk/dist/node.js
+	@echo "building the Researcher in TypeScript (seconds)"
+	@node_modules/.bin/tsc --project examples/mixed
 	@touch $@
 
 $(STAMPS)/engine-dev: $(ENGINE_SOURCES) $(STAMPS)/python

@@ -18,7 +18,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVERS = ROOT / ".venv-bench" / "servers"
 # program: the Debian package that has it
-PACKAGES = {"strace": "strace", "mkfs.ext4": "e2fsprogs", "mount": "mount", "losetup": "mount"}
+PACKAGES = {
+    "chromium": "chromium",
+    "losetup": "mount",
+    "mkfs.ext4": "e2fsprogs",
+    "mount": "mount",
+    "strace": "strace",
+    "ip": "iproute2",
+    "nft": "nftables",
+}
 NATS = "github.com/nats-io/nats-server/v2@v2.15.2"
 # Redis and the libraries of it that a small system lacks
 REDIS = (

@@ -17,6 +17,13 @@ def trial(kind: str, wanted: int) -> Sequence[str]:
     )
 
 
+def of_partitions() -> str | None:
+    """Say what is missing for partitions."""
+    from tests.faults import partition
+
+    return partition.missing()
+
+
 PIECES: Mapping[str, Piece] = {
     "cuts-grpc": Piece(
         "connections cut between frames of HTTP/2 or inside them",
@@ -30,11 +37,45 @@ PIECES: Mapping[str, Piece] = {
         "cuts",
         1_500,
     ),
+    "cuts-javascript": Piece(
+        "connections of clients in JavaScript cut between frames or inside them",
+        lambda: trial("cuts-javascript", 500 * SCALE),
+        "cuts",
+        500,
+    ),
     "node-kills": Piece(
         "kills (-9) of a node under load, started again on its log",
         lambda: trial("kills", 200 * SCALE),
         "kills",
         200,
+    ),
+    "node-kills-javascript": Piece(
+        "kills (-9) of a node whose clients are in JavaScript",
+        lambda: trial("kills-javascript", 40 * SCALE),
+        "kills",
+        40,
+    ),
+    "floods": Piece(
+        "floods and packets that are too large or too deep, with and without a credential",
+        lambda: trial("hostile", 2_000 * SCALE),
+        "attacks",
+        2_000,
+    ),
+    "slow-readers": Piece(
+        "clients that read nothing while all is sent to them",
+        lambda: trial("slow-readers", 20 * SCALE),
+        "readers",
+        20,
+    ),
+    "partitions": Piece(
+        "partitions and loss between two network namespaces, by nftables",
+        lambda: (
+            *(sys.executable, "-m", "tests.faults.partition"),
+            *("--seed", str(SEED), "--wanted", str(50 * SCALE)),
+        ),
+        "partitions",
+        50,
+        of_partitions,
     ),
     "storm": Piece(
         "clients that come back to a node that was killed",

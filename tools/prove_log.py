@@ -220,6 +220,7 @@ def details(told: Mapping[str, Any]) -> str:
         "behind": "that lost what was only written",
         "events": "durable events",
         "handled_again": "turns that were given again",
+        "p99_ms": "ms P99 of realtime events of a session beside it",
         "slowest_s": "s until the last was back, or found out",
     }
     parts = [f"{told[name]:,} {word}" for name, word in words.items() if told.get(name)]

@@ -24,6 +24,7 @@ BIN = Path(sys.executable).parent
 PYTHON = sys.executable
 NODE = "node_modules/.bin"
 PYTEST = (PYTHON, "-m", "pytest", "-q")
+VITEST = (f"{NODE}/vitest", "run", "--root", "js/sdk")
 EVERYDAY = "not soak and not bench and not net"
 WIRE = "spec/proto.bin#format=binpb"  # what has been released: it may grow, not change
 RUST_TESTS = ("--workspace", "--exclude", "loom-python", "--locked")
@@ -58,7 +59,8 @@ TEST = (
     *LINT,
     Stage("rust tests", ("cargo", "test", "--quiet", *RUST_TESTS)),
     Stage("python tests", (*PYTEST, "-n", "2", "-m", f"{EVERYDAY} and not e2e"), 900),
-    Stage("javascript tests", (f"{NODE}/vitest", "run", "--root", "js/sdk"), 300),
+    Stage("javascript tests", (*VITEST, "--project", "!browser"), 300),
+    Stage("javascript in a browser", (*VITEST, "--project", "browser"), 180),
     # On its own: it compiles on all cores, which would starve the tests beside it.
     Stage("the product", (*PYTEST, "-m", f"{EVERYDAY} and e2e"), 900),
 )
