@@ -19,7 +19,7 @@ Q ?=
 SCALE ?= 1
 SECONDS ?= 60
 
-.PHONY: help setup demo demo-js demo-crash test test-deps bench prove prove-log prove-bridge fuzz lint format gen lock docs dist clean tools
+.PHONY: help setup demo demo-js demo-crash test test-deps bench prove prove-log prove-bridge fuzz lint format gen lock docs dist dist-js clean tools
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -79,10 +79,14 @@ docs: setup ## Check links and code blocks of README and docs/
 	@$(PY) -m pytest -q -p no:randomly tests/project/test_docs.py
 
 dist: $(STAMPS)/python ## Build the source distribution, and the wheel from it, into dist/
-	@rm -rf dist
+	@rm -f dist/*.whl dist/*.tar.gz
 	@echo "building the release engine (a minute or two the first time)"
 	@$(VENV)/bin/maturin build --sdist --release --out dist
 	@ls -l dist
+
+dist-js: js/sdk/dist/node.js ## Build the package of the JavaScript SDK into dist/, which npm installs
+	@mkdir -p dist && rm -f dist/loomos-sdk-*.tgz
+	@cd js/sdk && npm pack --silent --pack-destination ../../dist | sed 's|^|dist/|'
 
 clean: ## Remove all that was built or installed here
 	rm -rf target dist build js/*/dist $(VENV) $(BENCH) node_modules .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache .coverage htmlcov

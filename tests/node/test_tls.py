@@ -14,7 +14,7 @@ import pytest
 import loom
 from loom.address import read_token
 from loom.config import BridgeConfig, load
-from loom.errors import Denied, InvalidParams, LoomError, NotFound, Unauthenticated
+from loom.errors import Denied, InvalidParams, LoomError, NotFound, Unauthenticated, Unavailable
 from loom.node.node import Node, Plan, hosting
 from tests.node.certificates import Authority, Signed
 
@@ -104,8 +104,7 @@ async def test_a_certificate_that_has_expired_or_is_for_another_name_is_told_as_
     async with node(tmp_path / "b", kept.elsewhere) as running:
         error = await refused(**reach(running, scheme, "localhost"), ca=ca)
         assert error.field == "url"
-        assert "not for localhost, but for:" in error.message
-        assert "node.example.org" in error.message
+        assert "not for localhost, but for: node.example.org" in error.message
     authority = Signed(kept.authority.ca, kept.authority.folder / "ca.key")
     async with node(tmp_path / "c", authority) as running:
         error = await refused(**reach(running, scheme), ca=ca)
@@ -146,6 +145,17 @@ async def test_tls_against_a_node_without_it_is_told_as_such(kept: Kept, tmp_pat
         error = await refused(**reach(running, "looms"), ca=kept.authority.ca)
         assert error.field == "url"
         assert "no TLS" in error.message
+
+
+@pytest.mark.parametrize("scheme", ["loom", "ws"])
+@pytest.mark.requirement("TLS-PYTHON")
+async def test_an_address_without_tls_to_a_node_with_it_is_told_as_such(
+    scheme: str, kept: Kept, tmp_path: Path
+) -> None:
+    async with node(tmp_path, kept.node) as running:
+        with pytest.raises(Unavailable) as caught:
+            await ask(**reach(running, scheme))
+        assert "looms:// or wss://" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

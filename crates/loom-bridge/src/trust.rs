@@ -108,8 +108,18 @@ fn of_node(why: &CertificateError) -> Error {
 fn names(presented: &[String]) -> String {
     match presented {
         [] => "nobody, as it names no subjectAltName".to_owned(),
-        all => all.join(", "),
+        all => all.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", "),
     }
+}
+
+/// A name as people write it: rustls hands it on as `DnsName("node")` or `IpAddress(127.0.0.1)`.
+fn plain(presented: &str) -> &str {
+    let inner = |of: &str| presented.strip_prefix(of)?.strip_suffix(')');
+    ["DnsName(", "IpAddress("]
+        .into_iter()
+        .find_map(inner)
+        .unwrap_or(presented)
+        .trim_matches('"')
 }
 
 fn of_client(alert: AlertDescription) -> Option<Error> {

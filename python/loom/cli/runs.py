@@ -76,7 +76,7 @@ def _print_runs(found: list[dict[str, Any]], again: str) -> None:
     rows = [
         [
             run["run"],
-            short_ids(run["root"] or "?"),
+            short_ids(_root(run)),
             started,
             _took(run["seconds"]),
             run["state"],
@@ -99,7 +99,7 @@ def _print_run(told: dict[str, Any], parts: dict[str, list[dict[str, Any]]]) -> 
     sums += f"{told['requests']} requests, {told['errors']} errors"
     for name, value in (
         ("run", told["run"]),
-        ("root", f"{printable(told['root'] or '?')} of {printable(told['agent'] or '?')}"),
+        ("root", _root_and_sender(told)),
         ("state", f"{told['state']}, {at}, took {_took(told['seconds'])}"),
         ("sums", sums),
         ("cost", _cost(told)),
@@ -110,6 +110,18 @@ def _print_run(told: dict[str, Any], parts: dict[str, list[dict[str, Any]]]) -> 
         if rows:
             sys.stdout.write(f"\n{title}\n")
             print_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+
+
+def _root(told: dict[str, Any]) -> str:
+    """What began a run: the topic of its first event, when there was one and it was logged."""
+    if told["root"] is not None:
+        return str(told["root"])
+    return "a call" if told["calls"] and not told["events"] else "not logged"
+
+
+def _root_and_sender(told: dict[str, Any]) -> str:
+    of = f" of {printable(told['agent'])}" if told["agent"] else ""
+    return printable(_root(told)) + of
 
 
 def _cell(value: object) -> str:

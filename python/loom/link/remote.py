@@ -130,11 +130,14 @@ class RemoteLink(Link):
             raise error_from_detail(int(self._detail["code"]), encode(self._detail))
         if self.state != "up":
             reason = self._detail.get("reason")
+            hint = "`loom up` starts one; check url and LOOM_URL"
+            if reason and self._url.startswith(("loom://", "ws://")):
+                hint += "; if the node has TLS, it is looms:// or wss://"
             raise Unavailable(
                 f"no node answers at {self._url}" + (f": {reason}" if reason else ""),
                 field="url",
                 limit="connect_seconds",
-                hint="`loom up` starts one; check url and LOOM_URL",
+                hint=hint,
             )
 
     def on_link(self, _: int, __: int, payload: Any) -> None:
