@@ -21,6 +21,8 @@ TOPIC_BYTES: Final = 256
 AGENT_FILTERS: Final = 64
 GRANT_FILTERS: Final = 64
 AHEAD_ITEMS: Final = 1_024
+LANE_AHEAD: Final = 64
+LANE_AHEAD_MAX: Final = 1_024
 RESUME_GRACE_MS: Final = 60_000
 HOPS: Final = 16
 QUEUE_ITEMS: Final = 1_024
@@ -226,6 +228,12 @@ LIMITS: Final[Mapping[str, Limit]] = {
         AHEAD_ITEMS,
         AHEAD_ITEMS,
         "events of one agent that a session elsewhere is given before it has ended those before them",
+    ),
+    "lane_ahead": Limit(
+        "events",
+        LANE_AHEAD,
+        LANE_AHEAD_MAX,
+        "of these, those of one key: one whose handler does not end leaves room for the others",
     ),
     "resume_grace_ms": Limit(
         "ms",

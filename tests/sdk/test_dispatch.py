@@ -541,6 +541,34 @@ async def test_as_many_turns_run_side_by_side_as_the_agent_says() -> None:
 
 
 @pytest.mark.requirement("LANE-PARALLEL")
+async def test_a_key_whose_handler_does_not_end_leaves_room_for_the_others() -> None:
+    app = loom.App("stuck")
+    gate = asyncio.Event()
+    others: list[int] = []
+    handled = 0
+
+    @app.agent("wide", topics=["job"])
+    async def wide(ctx: loom.Context, event: loom.Event[int]) -> None:
+        nonlocal handled
+        if event.key == "stuck":
+            await gate.wait()
+        else:
+            others.append(event.data)
+        handled += 1
+
+    async with Harness(app) as h:
+        for n in range(500):
+            await h.ctx.emit("job", n, key="stuck")
+        for n in range(10):
+            await h.ctx.emit("job", n, key=f"k{n}")
+        await h.idle()
+        assert (sorted(others), handled) == (list(range(10)), 10)
+        gate.set()
+        await h.idle()
+    assert handled == 510
+
+
+@pytest.mark.requirement("LANE-PARALLEL")
 @pytest.mark.in_process("runs a pool over a link of its own")
 async def test_what_comes_while_the_last_worker_is_about_to_park_is_taken() -> None:
     app = loom.App("late")

@@ -108,7 +108,11 @@ fn of_node(why: &CertificateError) -> Error {
 fn names(presented: &[String]) -> String {
     match presented {
         [] => "nobody, as it names no subjectAltName".to_owned(),
-        all => all.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", "),
+        all => all
+            .iter()
+            .map(|name| plain(name))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 

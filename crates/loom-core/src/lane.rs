@@ -109,8 +109,8 @@ struct Lane {
 
 impl Lane {
     /// Whether its next event may go: nothing of it is out, or what is out and what comes may be ahead of each other.
-    fn is_free(&self, ahead: bool) -> bool {
-        self.leased == 0 || (ahead && !self.durable && !self.is_next_durable())
+    fn is_free(&self, most: u32) -> bool {
+        self.leased == 0 || (self.leased < most && !self.durable && !self.is_next_durable())
     }
 
     fn is_next_durable(&self) -> bool {
@@ -148,8 +148,8 @@ pub(crate) struct Lanes {
     classes: [usize; 3],
     bytes: usize,
     next_seq: u64,
-    /// Several events of one lane may be out at once, as long as none of them is durable.
-    ahead: bool,
+    /// So many events of one lane may be out at once, as long as none of them is durable.
+    most_out: u32,
 }
 
 impl Lanes {
@@ -250,7 +250,7 @@ impl Lanes {
         }
         if let Some(lane) = self.slots.get_mut(place as usize) {
             lane.items.push(Item { env, at, seq, kind });
-            if !lane.listed && lane.is_free(self.ahead) {
+            if !lane.listed && lane.is_free(self.most_out) {
                 lane.listed = true;
                 self.ready.push_back(place);
             }
@@ -287,9 +287,9 @@ impl Lanes {
         }
     }
 
-    /// From now on several events of one lane may be out at once.
-    pub(crate) fn run_ahead(&mut self) {
-        self.ahead = true;
+    /// From now on so many events of one lane may be out at once.
+    pub(crate) fn run_ahead(&mut self, most_out: u32) {
+        self.most_out = most_out;
         for place in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             self.list(place);
         }
@@ -300,7 +300,7 @@ impl Lanes {
         let Some(lane) = self.slots.get_mut(place as usize) else {
             return;
         };
-        if !lane.listed && !lane.items.is_empty() && lane.is_free(self.ahead) {
+        if !lane.listed && !lane.items.is_empty() && lane.is_free(self.most_out) {
             lane.listed = true;
             self.ready.push_back(place);
         }
@@ -329,9 +329,7 @@ impl Lanes {
         };
         lane.leased += 1;
         lane.durable = matches!(item.kind, As::Durable { .. });
-        if self.ahead {
-            self.list(place);
-        }
+        self.list(place);
         self.forget(&item);
         Some((place, item))
     }
@@ -364,7 +362,7 @@ impl Lanes {
         lane.leased = lane.leased.saturating_sub(1);
         lane.durable &= lane.leased > 0;
         let empty = lane.items.is_empty();
-        if !empty && !lane.listed && lane.is_free(self.ahead) {
+        if !empty && !lane.listed && lane.is_free(self.most_out) {
             lane.listed = true;
             return true;
         }
@@ -390,7 +388,7 @@ impl Lanes {
         let lane = self.slots.get_mut(place as usize)?;
         let item = lane.items.remove(seq)?;
         let (empty, out) = (lane.items.is_empty(), lane.leased > 0);
-        let free = !empty && lane.is_free(self.ahead);
+        let free = !empty && lane.is_free(self.most_out);
         if free {
             self.list(place);
         } else {

@@ -71,9 +71,10 @@ impl Core {
     ) -> Result<Option<(Delivery, u32)>> {
         if let Kind::Subscription(sub) = self.registration(session, handle)?.kind {
             let most = u32::try_from(self.limits.ahead_items).unwrap_or(u32::MAX);
+            let of_lane = u32::try_from(self.limits.lane_ahead).unwrap_or(u32::MAX);
             if let Some(found) = self.subs.get_mut(sub).filter(|it| it.ahead.is_none()) {
                 found.ahead = Some(most);
-                found.lanes.run_ahead();
+                found.lanes.run_ahead(of_lane);
             }
         }
         let Some(delivery) = self.take(session, handle, None, at)? else {

@@ -171,6 +171,34 @@ fn what_is_out_is_bounded_and_announced_when_there_is_room() {
     w.check();
 }
 
+// requirement: AHEAD-STUCK
+#[test]
+fn a_lane_that_is_stuck_leaves_room_for_the_others() {
+    let mut w = World::with(Limits {
+        ahead_items: 8,
+        lane_ahead: 3,
+        ..Limits::default()
+    });
+    let s = w.session();
+    let a = w.agent(s, "a", &["a"]);
+    for _ in 0..20 {
+        emit(&mut w, s, "stuck");
+    }
+    w.seen(s);
+    let stuck = w.take_all(s, a);
+    assert_eq!(stuck.len(), 3);
+    assert!(w.seen(s).ready.is_empty(), "nothing of the lane may go");
+    let sent = emit(&mut w, s, "k");
+    assert_eq!(w.seen(s).ready, [a]);
+    let taken = w.take_all(s, a);
+    assert_eq!(ids(&taken), [sent]);
+    w.close_turn(s, &taken[0].0);
+    w.close_turn(s, &stuck[0].0);
+    assert_eq!(w.seen(s).ready, [a], "one of it has ended: the next may go");
+    assert_eq!(w.take_all(s, a).len(), 1);
+    w.check();
+}
+
 // requirement: AHEAD-LANE
 #[test]
 fn a_lane_stays_with_its_member_while_anything_of_it_is_out() {

@@ -160,6 +160,7 @@ pub(crate) fn draw_limits(dice: &mut Dice) -> Limits {
     };
     Limits {
         ahead_items: 4,
+        lane_ahead: 2,
         queue_items: if dice.chance(20) {
             dice.count(7, 20)
         } else {

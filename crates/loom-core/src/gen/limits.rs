@@ -24,6 +24,11 @@ pub const GRANT_FILTERS: usize = 64;
 /// In events: events of one agent that a session elsewhere is given before it has ended those before them.
 pub const AHEAD_ITEMS: usize = 1_024;
 
+/// In events: of these, those of one key: one whose handler does not end leaves room for the others.
+pub const LANE_AHEAD: usize = 64;
+/// How far [`LANE_AHEAD`] may be raised.
+pub const LANE_AHEAD_MAX: usize = 1_024;
+
 /// In ms: how long a node that was started again keeps a turn for the session that had begun it.
 pub const RESUME_GRACE_MS: u64 = 60_000;
 
@@ -483,7 +488,7 @@ pub const WORKER_CRASHES: usize = 5;
 pub const WORKER_SECONDS: u64 = 60;
 
 /// All their names, as an error quotes them; sorted.
-pub const NAMES: [&str; 154] = [
+pub const NAMES: [&str; 155] = [
     "ack_batch",
     "ack_delay_ms",
     "ack_state_bytes",
@@ -537,6 +542,7 @@ pub const NAMES: [&str; 154] = [
     "kept_results",
     "key_bytes",
     "labels",
+    "lane_ahead",
     "lease_ms",
     "log_backup_files",
     "log_batch_bytes",

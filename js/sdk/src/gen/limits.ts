@@ -24,6 +24,11 @@ export const GRANT_FILTERS = 64
 /** In events: events of one agent that a session elsewhere is given before it has ended those before them. */
 export const AHEAD_ITEMS = 1024
 
+/** In events: of these, those of one key: one whose handler does not end leaves room for the others. */
+export const LANE_AHEAD = 64
+/** How far `LANE_AHEAD` may be raised. */
+export const LANE_AHEAD_MAX = 1024
+
 /** In ms: how long a node that was started again keeps a turn for the session that had begun it. */
 export const RESUME_GRACE_MS = 60_000
 
