@@ -74,6 +74,8 @@ impl Core {
             let of_lane = u32::try_from(self.limits.lane_ahead).unwrap_or(u32::MAX);
             if let Some(found) = self.subs.get_mut(sub).filter(|it| it.ahead.is_none()) {
                 found.ahead = Some(most);
+                // All of a stream is one lane.
+                let of_lane = if found.is_stream() { most } else { of_lane };
                 found.lanes.run_ahead(of_lane);
             }
         }

@@ -270,7 +270,10 @@ fn what_was_out_when_the_session_went_is_lost_and_counted_once() {
 // requirement: AHEAD-ORDER
 #[test]
 fn a_stream_is_taken_ahead_in_order_and_ends_one_by_one() {
-    let mut w = World::new();
+    let mut w = World::with(Limits {
+        lane_ahead: 2, // which is of agents: all of a stream is one lane
+        ..Limits::default()
+    });
     let s = w.session();
     let stream = w.core.subscribe(s, &["a"], Qos::Batched).unwrap();
     let sent: Vec<u128> = ["k", "l", "m"].map(|key| emit(&mut w, s, key)).into();

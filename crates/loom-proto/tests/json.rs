@@ -380,6 +380,20 @@ fn weights_survive_to_the_last_bit() {
         let (text, _) = json::encode(&packet);
         assert_eq!(json::decode(&text, vec![]).unwrap(), packet, "{text}");
     }
+    for (number, named) in [
+        (f64::NAN, "\"NaN\""),
+        (f64::INFINITY, "\"Infinity\""),
+        (f64::NEG_INFINITY, "\"-Infinity\""),
+    ] {
+        let text = format!(r#"{{"frames":[{{"route":{{"weights":{{"a":{named}}}}}}}]}}"#);
+        let read = json::decode(&text, vec![]).unwrap();
+        let Some(v1::frame::Body::Route(route)) = &read.frames[0].body else {
+            panic!("{read:?}");
+        };
+        assert_eq!(route.weights["a"].to_bits(), number.to_bits());
+        let (again, _) = json::encode(&read);
+        assert!(again.contains(named), "{again}");
+    }
     let infinite = r#"{"frames":[{"route":{"weights":{"a":1e999}}}]}"#;
     assert!(json::decode(infinite, vec![]).is_err());
 }

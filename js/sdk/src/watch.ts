@@ -8,7 +8,10 @@ import type { Delivery, Ends, Link } from './link/link.js'
 import { Queue } from './session/queue.js'
 import { checkFilters } from './topics.js'
 
-/** Events as they come, each once. One reader; leaving its loop closes it. */
+/**
+ * Events as they come, each once. One reader; leaving its loop closes it. When the node ends the
+ * session for good, as when its token is revoked, reading throws why.
+ */
 export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
   /** Events that were lost here, as nobody read them in time. */
   dropped = 0
@@ -34,6 +37,7 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
       deliver: (delivery) => watch.#take(delivery),
       forgotten: () => {
         watch.#queue.clear()
+        watch.#wake?.() // the link may have ended
       },
     })
     // Whatever ends it first, the others forget it.
@@ -53,6 +57,7 @@ export class Watch implements AsyncIterableIterator<Event>, AsyncDisposable {
         return { done: false, value: eventOf(delivery.event) }
       }
       if (this.#left.aborted) return { done: true, value: undefined }
+      if (this.#link.error) throw this.#link.error
       await new Promise<void>((resolve) => {
         this.#wake = resolve
       })

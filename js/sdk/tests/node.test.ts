@@ -1,4 +1,5 @@
 import { execFileSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -109,6 +110,44 @@ describe.skipIf(!hasNode)('on a real node', () => {
         expect(award).toMatchObject({ winner: 'default/good', result: 'done', reawards: 1 })
       })
     }, 60_000)
+
+    // requirement: BRIDGE-CREDENTIAL
+    it('who listens is told that the token was revoked, and its turns end', async () => {
+      const { url, token } = node
+      const admin = await connect({ url, token, protocol })
+      const mine = Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString('base64url')
+      const made = (await admin.tool('loom.node.tokens.create', {
+        name: 'short',
+        sha256: createHash('sha256').update(mine).digest('hex'),
+        grants: { publish: ['>'], subscribe: ['>'] },
+      })) as { id: string }
+      const began = deferred()
+      const ended = deferred<unknown>()
+      const agent = defineAgent({
+        name: `held-${protocol}`,
+        topics: ['held'],
+        onEvent: (ctx) => {
+          began.resolve()
+          ctx.signal.addEventListener('abort', () => ended.resolve(ctx.signal.reason))
+          return ended.promise
+        },
+      })
+      const app = await serve({ url, token: mine, protocol, agents: [agent], onError: () => {} })
+      const watch = await app.watch('order.>')
+      await app.emit('held')
+      await began.promise
+      const told = expect(watch.next()).rejects.toMatchObject({
+        code: 'UNAUTHENTICATED',
+        message: expect.stringContaining('revoked'),
+      })
+      await admin.tool('loom.node.tokens.revoke', { id: made.id })
+      await told
+      expect(await ended.promise).toMatchObject({ code: 'UNAUTHENTICATED' })
+      await expect(watch.next()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' })
+      await watch.close()
+      await app.close()
+      await admin.close()
+    }, 20_000)
 
     // requirement: SESSION-AGAIN
     it('a node that is killed loses no durable event, and is found again', async () => {

@@ -268,12 +268,21 @@ readable! {
 fn weights(raw: &str) -> Result<BTreeMap<String, f64>> {
     members(raw)?
         .into_iter()
-        // Not by serde_json, whose numbers may be off by the last bit.
-        .map(|(name, raw)| match raw.parse::<f64>() {
-            Ok(weight) if weight.is_finite() => Ok((name.into_owned(), weight)),
-            _ => Err(Malformed::new("is no number").within(&name)),
+        .map(|(name, raw)| match weight(raw) {
+            Some(weight) => Ok((name.into_owned(), weight)),
+            None => Err(Malformed::new("is no number").within(&name)),
         })
         .collect()
+}
+
+fn weight(raw: &str) -> Option<f64> {
+    Some(match raw {
+        r#""NaN""# => f64::NAN,
+        r#""Infinity""# => f64::INFINITY,
+        r#""-Infinity""# => f64::NEG_INFINITY,
+        // Not by serde_json, whose numbers may be off by the last bit.
+        _ => raw.parse().ok().filter(|weight: &f64| weight.is_finite())?,
+    })
 }
 
 impl<T: Object> Readable for Option<T> {

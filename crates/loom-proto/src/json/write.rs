@@ -229,6 +229,16 @@ impl Value for Option<bool> {
     }
 }
 
+/// What the mapping of protobuf to JSON calls a number that JSON has none of.
+fn not_finite(number: f64) -> Option<&'static str> {
+    match number {
+        f64::INFINITY => Some("Infinity"),
+        f64::NEG_INFINITY => Some("-Infinity"),
+        _ if number.is_nan() => Some("NaN"),
+        _ => None,
+    }
+}
+
 impl Value for BTreeMap<String, f64> {
     fn absent(&self) -> bool {
         self.is_empty()
@@ -237,10 +247,13 @@ impl Value for BTreeMap<String, f64> {
         out.text.push('{');
         for (name, weight) in self {
             out.name(name);
-            if weight.is_finite() {
-                out.shown(weight);
-            } else {
-                out.text.push_str("null");
+            match not_finite(*weight) {
+                Some(named) => {
+                    out.text.push('"');
+                    out.text.push_str(named);
+                    out.text.push('"');
+                }
+                None => out.shown(weight),
             }
         }
         out.text.push('}');

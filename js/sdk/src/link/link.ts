@@ -98,6 +98,11 @@ export class Link implements Inbox {
     return this.state === 'refused' || this.state === 'closed'
   }
 
+  /** Why the node has ended it for good. */
+  get error(): LoomError | undefined {
+    return this.state === 'refused' ? this.#last.error : undefined
+  }
+
   get namespace(): string {
     return this.#session.namespace
   }
@@ -277,6 +282,7 @@ export class Link implements Inbox {
 
   changed(change: LinkChange): void {
     this.#last = change
+    if (this.error) this.forgotten()
     for (const listener of [...this.#listeners]) listener(change)
   }
 

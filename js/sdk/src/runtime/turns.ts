@@ -8,6 +8,7 @@ import { failure, LoomError, told } from '../errors.js'
 import { Event, type Settle } from '../event.js'
 import type { Delivery } from '../link/link.js'
 import { around } from '../middleware.js'
+import { forgottenError } from '../session/session.js'
 import type { Host } from './host.js'
 import { Lanes } from './lanes.js'
 
@@ -89,11 +90,10 @@ export class Turns {
     this.#lanes.offer(delivery.target.lane ?? 0, turn)
   }
 
-  /** The node has forgotten us: what was not begun is given to somebody, what runs has no lease. */
+  /** The node has forgotten us, or ended us: what was not begun is given to somebody, what runs has no lease. */
   #forgotten(): void {
     this.#lanes.clear()
-    const error = new LoomError('FENCED', 'the node was started again: this turn is over')
-    this.cutOff(error)
+    this.cutOff(this.#host.link.error ?? forgottenError(1))
   }
 
   /** Ends what the turns that run wait for. */

@@ -679,10 +679,11 @@ export function closed(): LoomError {
   return new LoomError('CANCELLED', 'the link was closed')
 }
 
-function forgottenError(lease: number): LoomError {
+/** The end of what a session that the node has forgotten had sent, within a turn or not. */
+export function forgottenError(lease: number): LoomError {
   return lease === 0
     ? new LoomError('INDETERMINATE', 'the node was started again: what became of this is not known')
-    : new LoomError('FENCED', 'the node was started again: the turn that sent this is over')
+    : new LoomError('FENCED', 'the node was started again: this turn is over')
 }
 
 /** The answer to a registration has nothing in it. */
