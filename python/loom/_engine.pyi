@@ -416,11 +416,11 @@ class Session(_Session):
     def route(self, capability: str, weights: Sequence[tuple[str, float]] | None, /) -> None: ...
     def states(self, sender: int, /) -> list[tuple[str, bytes]]: ...  # of that agent: lane, payload
     def memories(self) -> list[tuple[str, bytes, int | None]]: ...
-    # The usual publish, JSON and batched, taken at once or not at all. None: nothing was done, because
+    # The usual publish, of JSON, taken at once or not at all. None: nothing was done, because
     # there is no room, or because the payload holds "null": look through the value for NaN, and offer
     # it. It writes this session's own fd where it put something into the inbox.
     def emit(
-        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
+        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, qos: int, /
     ) -> Receipt | None: ...
 
 @final
@@ -449,7 +449,7 @@ class RemoteSession(_Session):
     ) -> RemoteSession: ...
     # an int: a ticket
     def emit(
-        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, /
+        self, sender: int, turn: Delivery | None, topic: str, payload: bytes, qos: int, /
     ) -> Receipt | int | None: ...
     # a ticket
     def route(

@@ -66,6 +66,7 @@ R = TypeVar("R")
 
 _DEFAULT_TIMEOUT = 30.0
 _ALL = 2**31 - 1  # more than can ever answer
+_BATCHED = QOS_CODES[None]
 HOST = "loom_host"  # attributes of a log record that say for whom it was made
 TURN = "loom_turn"  # the attribute of a log record that says in which turn it was made
 
@@ -114,9 +115,12 @@ class Context(Record, Generic[S], gc=False, eq=False):
             NotSupported: an ack above "accepted" where the log has no data directory.
         """
         host = self._host
-        if not options:
+        if not options or (len(options) == 1 and "qos" in options):
             try:
-                receipt = host.emit(host.sender, self._envelope, topic, WRITERS[type(data)](data))
+                qos = QOS_CODES[options["qos"]] if options else _BATCHED
+                receipt = host.emit(
+                    host.sender, self._envelope, topic, WRITERS[type(data)](data), qos
+                )
             except Parked as parked:  # by a session elsewhere: the usual one is not to pay for it
                 ticket, taken = parked.ticket, parked.taken
             except (KeyError, *CANNOT_ENCODE, host.link.refusal):
@@ -155,8 +159,6 @@ class Context(Record, Generic[S], gc=False, eq=False):
     def _offer(self, topic: str, data: Any, options: EmitOptions) -> Receipt | int:
         """Offer an event with all its options; what is wrong becomes a LoomError."""
         host = self._host
-        if len(options) == 1 and "qos" in options and type(data) is not bytes:
-            return self._sent(topic, data, _qos_code(options["qos"]), None, None)
         for name in options:
             if name not in EmitOptions.__annotations__:
                 raise InvalidParams(
@@ -180,10 +182,6 @@ class Context(Record, Generic[S], gc=False, eq=False):
             thread=options.get("thread"),
             ident=options.get("id"),
         )
-        return self._sent(topic, data, qos, more, ack)
-
-    def _sent(self, topic: str, data: Any, qos: int, more: Any, ack: int | None) -> Receipt | int:
-        host = self._host
         payload = encode(data, "data", host.link.has_null)
         try:
             return host.session.offer(host.sender, self._envelope, topic, payload, qos, more, ack)

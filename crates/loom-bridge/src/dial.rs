@@ -380,6 +380,7 @@ impl Route {
             .timer(TokioTimer::new())
             .initial_stream_window_size(sizes::WINDOW)
             .initial_connection_window_size(sizes::WINDOWS)
+            .max_frame_size(sizes::FRAME)
             .max_send_buf_size(limits::WIRE_WINDOW_BYTES)
             .keep_alive_interval(ping)
             .keep_alive_timeout(ping)

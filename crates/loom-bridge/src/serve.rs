@@ -296,6 +296,7 @@ fn http() -> auto::Builder<TokioExecutor> {
         .max_header_list_size(sizes::HEADER)
         .initial_stream_window_size(sizes::WINDOW)
         .initial_connection_window_size(sizes::WINDOWS)
+        .max_frame_size(sizes::FRAME)
         .max_send_buf_size(limits::WIRE_WINDOW_BYTES)
         .keep_alive_interval(keepalive)
         .keep_alive_timeout(keepalive);

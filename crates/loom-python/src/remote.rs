@@ -26,7 +26,7 @@ use crate::wake::{Wake, generation};
 pub(crate) const LINK: u8 = 12;
 
 /// What the loop says goes out when it has come round; once it has said so much, the carrier begins before.
-const TOGETHER: u32 = 64;
+const TOGETHER: u32 = 256;
 
 /// Where a url leads.
 ///
@@ -207,8 +207,16 @@ impl RemoteSession {
         ))
     }
 
-    fn offer_it(&self, sending: Sending<'_>) -> PyResult<Sent> {
-        self.step(|client, at| client.offer(sending, at))
+    /// A receipt, or a ticket.
+    fn offer_it<'py>(
+        &self,
+        py: Python<'py>,
+        sending: Sending<'_>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        match self.step(|client, at| client.offer(sending, at))? {
+            Sent::Done(receipt) => Ok(Bound::new(py, Receipt::remote(receipt))?.into_any()),
+            Sent::Waits(ticket) => Ok(ticket.0.into_pyobject(py)?.into_any()),
+        }
     }
 
     fn ask(&self, make: impl FnOnce(u64) -> Body) -> PyResult<u64> {
@@ -476,14 +484,16 @@ impl RemoteSession {
     }
 
     /// The usual publish. A ticket: accepted or refused follows.
-    #[pyo3(signature = (sender, turn, topic, payload, /))]
-    fn emit(
+    #[pyo3(signature = (sender, turn, topic, payload, qos, /))]
+    fn emit<'py>(
         &self,
+        py: Python<'py>,
         sender: u64,
         turn: Option<&Bound<'_, Delivery>>,
         topic: &Bound<'_, PyString>,
         payload: &[u8],
-    ) -> PyResult<Option<u64>> {
+        qos: u8,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
         if crate::convert::has_null(payload) {
             return Ok(None);
         }
@@ -492,14 +502,11 @@ impl RemoteSession {
             turn: self.lease_of(turn)?,
             topic: text("topic", topic)?,
             payload: copied(payload),
-            qos: Qos::Batched,
+            qos: Qos::from_number(qos).map_err(refuse)?,
             options: None,
             ack: None,
         };
-        match self.offer_it(sending)? {
-            Sent::Waits(ticket) => Ok(Some(ticket.0)),
-            Sent::Done(_) => Ok(None),
-        }
+        self.offer_it(py, sending).map(Some)
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, qos, options, ack = None, /))]
@@ -527,10 +534,7 @@ impl RemoteSession {
             options: crate::convert::options(options)?,
             ack: ack.map(Level::from_number).transpose().map_err(refuse)?,
         };
-        match self.offer_it(sending)? {
-            Sent::Done(receipt) => Ok(Bound::new(py, Receipt::remote(receipt))?.into_any()),
-            Sent::Waits(ticket) => Ok(ticket.0.into_pyobject(py)?.into_any()),
-        }
+        self.offer_it(py, sending)
     }
 
     #[pyo3(signature = (ticket, /))]

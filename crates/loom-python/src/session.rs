@@ -258,13 +258,14 @@ impl Session {
         self.step(|core, _| core.weigh(self.id, capability, weights.as_deref()))
     }
 
-    #[pyo3(signature = (sender, turn, topic, payload, /))]
+    #[pyo3(signature = (sender, turn, topic, payload, qos, /))]
     fn emit(
         &self,
         sender: u64,
         turn: Option<&Bound<'_, Delivery>>,
         topic: &Bound<'_, PyString>,
         payload: &[u8],
+        qos: u8,
     ) -> PyResult<Option<Receipt>> {
         if crate::convert::has_null(payload) {
             return Ok(None);
@@ -274,7 +275,7 @@ impl Session {
             turn: self.lease_of(turn)?,
             topic: text("topic", topic)?,
             payload: payload.into(),
-            qos: Qos::Batched,
+            qos: Qos::from_number(qos).map_err(crate::convert::refuse)?,
             options: None,
             ack: None,
             eager: true,

@@ -26,6 +26,9 @@ from loom.link.state import LinkEvent, LinkState
 if TYPE_CHECKING:
     from loom._engine import Delivery, Session
 
+    # sender, turn, topic, payload, delivery class; None: it has to be offered with more care
+    Emit = Callable[[int, Delivery | None, str, bytes, int], Receipt | None]
+
 _logger = logging.getLogger("loom.link")
 _SLACK: Final = 0.0005  # an alarm fires this much late, so that what is due has come due
 
@@ -84,7 +87,7 @@ class Link:
         self._probe: dict[int, Callable[[str], None]] = {}
         self._unasked: dict[int, list[str]] = {}  # probes of providers that have not started
         self._parked: dict[int, asyncio.Future[Receipt]] = {}
-        self.emit: Callable[[int, Delivery | None, str, bytes], Receipt | None] = self._emit()
+        self.emit: Emit = self._emit()
         self._settled = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = float("inf")
@@ -96,7 +99,7 @@ class Link:
         self._checks: list[Callable[[], None]] = []
         self._loop.add_reader(session.fd, self.drain)
 
-    def _emit(self) -> "Callable[[int, Delivery | None, str, bytes], Receipt | None]":
+    def _emit(self) -> "Emit":
         """Return the usual publish: what the engine does at once needs nothing around it."""
         return self.session.emit
 

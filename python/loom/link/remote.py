@@ -23,8 +23,9 @@ from loom.link.state import LinkEvent, LinkState
 
 if TYPE_CHECKING:
     from loom._engine import Delivery, Session
+    from loom.link.link import Emit
 
-    _Emit = Callable[[int, Delivery | None, str, bytes], Receipt | int | None]
+    _Emit = Callable[[int, Delivery | None, str, bytes, int], Receipt | int | None]
 
 _logger = logging.getLogger("loom.link")
 _LEVELS: Final[Mapping[LinkState, int]] = {
@@ -97,12 +98,14 @@ class RemoteLink(Link):
         """The session, as one that is asked."""
         return cast("Asking", self.session)
 
-    def _emit(self) -> "Callable[[int, Delivery | None, str, bytes], Receipt | None]":
+    def _emit(self) -> "Emit":
         emit = cast("_Emit", self.session.emit)
         parked, future = self._parked, self._loop.create_future
 
-        def taken(sender: int, turn: "Delivery | None", topic: str, data: bytes) -> Receipt | None:
-            ticket = emit(sender, turn, topic, data)
+        def taken(
+            sender: int, turn: "Delivery | None", topic: str, data: bytes, qos: int
+        ) -> Receipt | None:
+            ticket = emit(sender, turn, topic, data, qos)
             if isinstance(ticket, int):
                 parked[ticket] = waits = future()
                 raise Parked(ticket, waits)

@@ -374,7 +374,7 @@ class Session:
     def _tape(self, turn: Any) -> Tape | None:
         return None if turn is None else self._tapes[turn.lease]
 
-    def emit(self, sender: int, turn: Any, topic: str, payload: bytes) -> None:
+    def emit(self, sender: int, turn: Any, topic: str, payload: bytes, qos: int) -> None:
         """Leave it to the careful way, so that a difference is noted once."""
 
     def offer(
@@ -477,7 +477,7 @@ class Link:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.emit: Callable[[int, Any, str, bytes], None] = session.emit
+        self.emit: Callable[[int, Any, str, bytes, int], None] = session.emit
         self.waiting = 0
 
     @staticmethod

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loom.capabilities import Capability
 from loom.codec import encode
-from loom.envelope import Receipt
 from loom.errors import (
     CODES,
     Exhausted,
@@ -28,7 +27,7 @@ from loom.runtime.gauges import Gauges
 
 if TYPE_CHECKING:
     from loom.agent import AgentSpec
-    from loom.link.link import Session
+    from loom.link.link import Emit, Session
     from loom.runtime.keeping import States
     from loom.runtime.steps import Steps
 
@@ -68,7 +67,7 @@ class Host:
     kept: "States | None" = None  # where the log keeps them
     link: Link = field(init=False)  # these three are the services', at hand for the hot path
     session: "Session" = field(init=False)
-    emit: Callable[[int, Any, str, bytes], Receipt | None] = field(init=False)
+    emit: "Emit" = field(init=False)
 
     def __post_init__(self) -> None:
         self.link = self.services.link
