@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BufMut;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
@@ -63,8 +64,9 @@ impl Encoder for Writes {
     type Error = Status;
 
     fn encode(&mut self, packet: Encoded, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        to.reserve(packet.encoded_len());
-        packet.encode(to);
+        let bytes = packet.bytes();
+        to.reserve(bytes.len());
+        to.put_slice(&bytes);
         Ok(())
     }
 }
@@ -182,7 +184,7 @@ async fn exchange(node: &Arc<Node>, stay: &Arc<Stay>, packet: Packet) -> Result<
         .await
         .map_err(|_| Status::deadline_exceeded("the hello was not answered in time"))??;
     if !is_greeted(&answer) {
-        return Ok(answer);
+        return Ok(Encoded::from(&answer));
     }
     let _known = stay.known();
     take(packet(1, asked)).map_err(closed)?;
@@ -196,7 +198,7 @@ async fn exchange(node: &Arc<Node>, stay: &Arc<Stay>, packet: Packet) -> Result<
     };
     // Its session is not kept.
     take(packet(last + 1, vec![over])).map_err(closed)?;
-    Ok(answer)
+    Ok(Encoded::from(&answer))
 }
 
 /// Ends the connection of an exchange, also of one that nobody waits for any more.
@@ -214,15 +216,15 @@ async fn gather(
     gone: &Gone,
     end: &End,
     open: &mut usize,
-) -> Result<Encoded, Status> {
-    let mut all = Encoded::default();
+) -> Result<Packet, Status> {
+    let mut all = Packet::default();
     while *open > 0 {
         let batch = node
             .batch(gone.1, end)
             .map_err(|error| Status::unavailable(error.message))?;
         for packet in batch.packets {
-            let frames = packet.packet().frames;
-            let ends = frames.iter().filter(|frame| ends(frame)).count();
+            let packet = packet.packet();
+            let ends = packet.frames.iter().filter(|frame| ends(frame)).count();
             *open = open.saturating_sub(ends);
             all.received = all.received.max(packet.received);
             all.frames.extend(packet.frames);
@@ -237,8 +239,7 @@ async fn gather(
     Ok(all)
 }
 
-fn is_greeted(packet: &Encoded) -> bool {
-    let packet = packet.packet();
+fn is_greeted(packet: &Packet) -> bool {
     let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
     matches!(first, Some(Frame::Welcome(_)))
 }

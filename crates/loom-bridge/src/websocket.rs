@@ -152,8 +152,7 @@ impl Outlet {
         for packet in packets {
             match self.form {
                 Form::Proto => {
-                    self.feed(Message::Binary(packet.encode_to_vec().into()))
-                        .await?;
+                    self.feed(Message::Binary(packet.bytes())).await?;
                 }
                 Form::Json => {
                     let (text, attachments) = json::encode(&packet.packet());

@@ -1,27 +1,20 @@
-//! A packet whose frames were encoded one by one, when they were made: what is kept to be sent again costs no second
-//! encoding, and a large message is not moved from queue to queue.
+//! A packet as its bytes: its frames were encoded one by one, when they were made. What is kept to be sent again costs no
+//! second encoding, and a large message is not moved from queue to queue.
 
 use bytes::{BufMut, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len, uint64};
 
-use crate::v1::{Frame, Packet, frame::Body};
+use crate::v1::{Packet, frame::Body};
 
 /// Numbers of a packet's fields.
 const FIRST: u32 = 1;
 const RECEIVED: u32 = 2;
 const FRAMES: u32 = 3;
 
-/// A packet that is to be sent.
+/// A packet that is to be sent, as the bytes of a `Packet`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Encoded {
-    /// The number of its first frame; 0: they have none.
-    pub first: u64,
-    /// All numbered frames of the other end up to this one have come.
-    pub received: u64,
-    /// Frames as [`frame`] makes them.
-    pub frames: Vec<Bytes>,
-}
+pub struct Encoded(Bytes);
 
 /// A frame's bytes.
 pub fn frame(body: &Body) -> Bytes {
@@ -31,66 +24,68 @@ pub fn frame(body: &Body) -> Bytes {
 }
 
 impl Encoded {
+    /// A packet of frames as [`frame`] makes them. `first` is the number of the first one, 0: they have none; all numbered
+    /// frames of the other end up to `received` have come.
+    ///
+    /// The frames are copied: that costs less than to share each of them with whoever writes the packet.
+    pub fn of<'a>(
+        first: u64,
+        received: u64,
+        frames: impl Iterator<Item = &'a Bytes> + Clone,
+    ) -> Self {
+        let numbers = [(FIRST, first), (RECEIVED, received)];
+        let numbers = numbers.iter().filter(|(_, value)| *value > 0);
+        let heads = numbers
+            .clone()
+            .map(|(tag, value)| uint64::encoded_len(*tag, value));
+        let sizes = frames
+            .clone()
+            .map(|frame| key_len(FRAMES) + encoded_len_varint(frame.len() as u64) + frame.len());
+        let mut bytes = Vec::with_capacity(heads.sum::<usize>() + sizes.sum::<usize>());
+        for (tag, value) in numbers {
+            uint64::encode(*tag, value, &mut bytes);
+        }
+        for frame in frames {
+            encode_key(FRAMES, WireType::LengthDelimited, &mut bytes);
+            encode_varint(frame.len() as u64, &mut bytes);
+            bytes.put_slice(frame);
+        }
+        Self(bytes.into())
+    }
+
     /// A packet of one frame that has no number.
     pub fn alone(body: &Body) -> Self {
-        Self {
-            frames: vec![frame(body)],
-            ..Self::default()
-        }
+        Self::of(0, 0, std::iter::once(&frame(body)))
     }
 
-    /// What it is once it has come. Frames that this end did not make with [`frame`] would be left out.
+    /// What it is once it has come.
     pub fn packet(&self) -> Packet {
-        let frames = self.frames.iter().cloned();
-        Packet {
-            first: self.first,
-            received: self.received,
-            frames: frames
-                .filter_map(|bytes| Frame::decode(bytes).ok())
-                .collect(),
-        }
+        // It was made here, of frames that were: it is one.
+        Packet::decode(self.0.clone()).unwrap_or_default()
     }
 
-    /// How many bytes [`Self::encode`] writes.
-    pub fn encoded_len(&self) -> usize {
-        let number = |tag, value: &u64| match value {
-            0 => 0,
-            value => uint64::encoded_len(tag, value),
-        };
-        let frames: usize = self
-            .frames
-            .iter()
-            .map(|frame| key_len(FRAMES) + encoded_len_varint(frame.len() as u64) + frame.len())
-            .sum();
-        number(FIRST, &self.first) + number(RECEIVED, &self.received) + frames
+    /// How many bytes it has.
+    #[expect(clippy::len_without_is_empty, reason = "a packet is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
-    /// Writes it as a `Packet`.
-    pub fn encode(&self, to: &mut impl BufMut) {
-        for (tag, value) in [(FIRST, self.first), (RECEIVED, self.received)] {
-            if value > 0 {
-                uint64::encode(tag, &value, to);
-            }
-        }
-        for frame in &self.frames {
-            encode_key(FRAMES, WireType::LengthDelimited, to);
-            encode_varint(frame.len() as u64, to);
-            to.put_slice(frame);
-        }
+    /// Its bytes.
+    pub fn bytes(self) -> Bytes {
+        self.0
     }
+}
 
-    /// Its bytes as a `Packet`.
-    pub fn encode_to_vec(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.encoded_len());
-        self.encode(&mut bytes);
-        bytes
+impl From<&Packet> for Encoded {
+    fn from(packet: &Packet) -> Self {
+        Self(packet.encode_to_vec().into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::{Ack, Heartbeat};
+    use crate::v1::{Ack, Frame, Heartbeat};
 
     fn packet(first: u64, received: u64) -> Packet {
         let bodies = [
@@ -113,14 +108,11 @@ mod tests {
         for (first, received) in [(0, 0), (1, 0), (0, 300), (70_000, 1 << 40)] {
             let whole = packet(first, received);
             let bodies = whole.frames.iter().filter_map(|it| it.body.as_ref());
-            let encoded = Encoded {
-                first,
-                received,
-                frames: bodies.map(frame).collect(),
-            };
-            assert_eq!(encoded.encode_to_vec(), whole.encode_to_vec());
-            assert_eq!(encoded.encoded_len(), whole.encoded_len());
+            let frames: Vec<Bytes> = bodies.map(frame).collect();
+            let encoded = Encoded::of(first, received, frames.iter());
             assert_eq!(encoded.packet(), whole);
+            assert_eq!(encoded, Encoded::from(&whole));
+            assert_eq!(encoded.bytes(), whole.encode_to_vec());
         }
     }
 }

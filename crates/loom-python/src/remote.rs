@@ -208,11 +208,7 @@ impl RemoteSession {
     }
 
     /// A receipt, or a ticket.
-    fn offer_it<'py>(
-        &self,
-        py: Python<'py>,
-        sending: Sending<'_>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    fn offer_it<'py>(&self, py: Python<'py>, sending: Sending<'_>) -> PyResult<Bound<'py, PyAny>> {
         match self.step(|client, at| client.offer(sending, at))? {
             Sent::Done(receipt) => Ok(Bound::new(py, Receipt::remote(receipt))?.into_any()),
             Sent::Waits(ticket) => Ok(ticket.0.into_pyobject(py)?.into_any()),
@@ -485,6 +481,10 @@ impl RemoteSession {
 
     /// The usual publish. A ticket: accepted or refused follows.
     #[pyo3(signature = (sender, turn, topic, payload, qos, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn emit<'py>(
         &self,
         py: Python<'py>,

@@ -259,6 +259,10 @@ impl Session {
     }
 
     #[pyo3(signature = (sender, turn, topic, payload, qos, /))]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "positional arguments cost Python least"
+    )]
     fn emit(
         &self,
         sender: u64,

@@ -4,6 +4,7 @@
 //! the next one, and what comes twice is dropped.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use loom_core::Error;
@@ -203,7 +204,7 @@ impl Channel {
 
     /// What has come so far, to be said once more before the connection is closed.
     pub(crate) fn last_word(&mut self) -> Encoded {
-        self.packet(0, Vec::new())
+        self.packet(0, 0..0)
     }
 
     /// How far both directions have got.
@@ -398,27 +399,27 @@ impl Channel {
             return None;
         }
         if !self.loose.is_empty() {
-            let frames = self.loose.drain(..).collect();
-            return Some(self.packet(0, frames));
+            let received = self.told();
+            let packet = Encoded::of(0, received, self.loose.iter());
+            self.loose.clear();
+            return Some(packet);
         }
         let mut room = PACKET_BYTES - HEAD_BYTES;
-        let mut frames = Vec::new();
-        let first = self.base + self.sent as u64;
-        while frames.len() < PACKET_FRAMES {
+        let begin = self.sent;
+        while self.sent - begin < PACKET_FRAMES {
             let Some(bytes) = self.peek() else { break };
             let taken = bytes + 4;
-            if taken > room && !(self.whole && frames.is_empty()) {
+            if taken > room && !(self.whole && self.sent == begin) {
                 break;
             }
             room = room.saturating_sub(taken);
-            let Some(held) = self.unconfirmed.get(self.sent) else {
-                break;
-            };
-            frames.push(held.frame.clone());
             self.sent += 1;
         }
-        let first = if frames.is_empty() { 0 } else { first };
-        Some(self.packet(first, frames))
+        let first = match self.sent - begin {
+            0 => 0,
+            _ => self.base + begin as u64,
+        };
+        Some(self.packet(first, begin..self.sent))
     }
 
     /// The size of the next frame to send; it stands in `unconfirmed` then.
@@ -459,14 +460,18 @@ impl Channel {
         cut(cutting)
     }
 
-    fn packet(&mut self, first: u64, frames: Vec<Bytes>) -> Encoded {
+    /// A packet of these of the frames that were not confirmed.
+    fn packet(&mut self, first: u64, frames: Range<usize>) -> Encoded {
+        let received = self.told();
+        let frames = self.unconfirmed.range(frames);
+        Encoded::of(first, received, frames.map(|held| &held.frame))
+    }
+
+    /// The other side is about to hear how far its frames have come.
+    fn told(&mut self) -> u64 {
         self.untold = 0;
         self.untold_bytes = 0;
-        Encoded {
-            first,
-            received: self.received,
-            frames,
-        }
+        self.received
     }
 }
 

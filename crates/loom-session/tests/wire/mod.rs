@@ -259,10 +259,10 @@ impl World {
         let at = self.at();
         let mut moved = false;
         while let Some(packet) = self.clients[client].machine.transmit() {
-            let bytes = packet.encode_to_vec();
+            let bytes = packet.bytes();
             self.largest = self.largest.max(bytes.len());
             if !self.clients[client].muted {
-                self.clients[client].to_node.push_back(bytes.into());
+                self.clients[client].to_node.push_back(bytes);
             }
             moved = true;
         }
@@ -314,11 +314,11 @@ impl World {
     }
 
     fn post(&mut self, conn: ConnId, packet: &Encoded) {
-        let bytes = packet.encode_to_vec();
+        let bytes = packet.clone().bytes();
         self.largest = self.largest.max(bytes.len());
         let end = self.clients.iter_mut().find(|end| end.conn == Some(conn));
         if let Some(end) = end.filter(|end| !end.muted) {
-            end.to_client.push_back(bytes.into());
+            end.to_client.push_back(bytes);
         }
     }
 
