@@ -19,6 +19,6 @@ pub(crate) const HEADER: u32 = narrow(limits::WIRE_HEADER_BYTES);
 pub(crate) const WINDOW: u32 = narrow(limits::WIRE_WINDOW_BYTES);
 /// Of all streams of a connection.
 pub(crate) const WINDOWS: u32 = 2 * WINDOW;
-/// A frame of HTTP/2 that comes: a whole packet with the head that gRPC gives it. Each is written and read by a call of
-/// its own, and four of the size that HTTP/2 begins with were a fourth of the node's time.
+/// A frame of HTTP/2 that comes: a whole packet with the head that gRPC gives it. Each frame is written and read by calls of
+/// its own: with the 16 KiB that HTTP/2 begins with, realtime events came to 0.95 of the rate.
 pub(crate) const FRAME: u32 = narrow(PACKET_BYTES + 5);

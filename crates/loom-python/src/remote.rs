@@ -25,7 +25,8 @@ use crate::wake::{Wake, generation};
 /// Notices of its own, beside those of a session in process.
 pub(crate) const LINK: u8 = 12;
 
-/// What the loop says goes out when it has come round; once it has said so much, the carrier begins before.
+/// What the loop says goes out when it has come round; once it has said so much, the carrier begins before. With 64, realtime
+/// events came to 0.95 of the rate: the carrier was woken twice as often, for half as much.
 const TOGETHER: u32 = 256;
 
 /// Where a url leads.
