@@ -117,7 +117,7 @@ class Context(Record, Generic[S], gc=False, eq=False):
         host = self._host
         if not options or (len(options) == 1 and "qos" in options):
             try:
-                qos = QOS_CODES[options["qos"]] if options else _BATCHED
+                qos = QOS_CODES[options.get("qos")] if options else _BATCHED
                 receipt = host.emit(
                     host.sender, self._envelope, topic, WRITERS[type(data)](data), qos
                 )

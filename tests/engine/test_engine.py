@@ -610,7 +610,7 @@ def test_the_engine_starts_no_thread(session: Session) -> None:
 
 def test_a_quick_publish_is_taken_at_once_or_not_at_all(engine: Engine, session: Session) -> None:
     def quick(payload: bytes) -> object:
-        return session.emit(session.root, None, "q", payload)
+        return session.emit(session.root, None, "q", payload, 1)
 
     session.register("a", ["q"], "", 64, b"{}", False)
     for _ in range(1_024):
@@ -627,7 +627,7 @@ def test_a_quick_publish_wakes_its_own_session(session: Session) -> None:
     handle = session.register("a", ["q"], "", 64, b"{}", False)
     assert session.take(handle, None) is None
     drain(session)
-    assert session.emit(session.root, None, "q", b"1") is not None
+    assert session.emit(session.root, None, "q", b"1", 1) is not None
     assert is_readable(session)
     assert drain(session).ready == [handle]
     assert not is_readable(session)

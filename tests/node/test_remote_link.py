@@ -55,7 +55,7 @@ class Scripted:
         self.asked.append((what, args))
         return self._number
 
-    def emit(self, sender: int, turn: object, topic: str, payload: bytes) -> int | None:
+    def emit(self, sender: int, turn: object, topic: str, payload: bytes, qos: int) -> int | None:
         return None if topic == "no.room" else self._ask("emit", topic)
 
     def subscribe(self, filters: Sequence[str], qos: int) -> int:
@@ -241,9 +241,9 @@ async def test_what_is_asked_for_is_the_answer_of_the_node(
 async def test_an_event_that_the_node_has_not_taken_yet_is_waited_for(
     link: RemoteLink, session: Scripted
 ) -> None:
-    assert link.emit(1, None, "no.room", b"1") is None
+    assert link.emit(1, None, "no.room", b"1", 1) is None
     with pytest.raises(Parked) as sent:
-        link.emit(1, None, "order.made", b"1")
+        link.emit(1, None, "order.made", b"1", 1)
     taken = asyncio.ensure_future(link.parked(sent.value.ticket))
     await asyncio.sleep(0)
     session.say(ACCEPTED, sent.value.ticket, 0, "the receipt")

@@ -583,7 +583,7 @@ async def test_what_comes_while_the_last_worker_is_about_to_park_is_taken() -> N
 
         def late() -> None:
             run.link.look = look
-            other.session.emit(other.session.root, None, "a.second", b"2")
+            other.session.emit(other.session.root, None, "a.second", b"2", 1)
             look()
 
         run.link.look = late  # the worker looks between finding nothing and parking

@@ -93,7 +93,7 @@ async def test_a_loop_in_another_thread_goes_on_while_the_first_is_blocked() -> 
         try:
             ready.set()
             while not blocked.is_set() or rounds < 100:
-                link.session.emit(link.session.root, None, "beat", b"1")
+                link.session.emit(link.session.root, None, "beat", b"1", 1)
                 while (done := link.session.take(handle, done)) is None:
                     heard.clear()
                     link.look()
