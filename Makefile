@@ -101,17 +101,19 @@ tools:
 	if [ $$missing = 1 ]; then echo "Loom is built with Python 3.11 or newer, Rust, Node with npm, and make."; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"Loom needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}; name another one: make PYTHON=python3.12 setup")'
 
+# The lists are whole. Without --no-deps pip looks for what a package names with extras on its own, finds a version that
+# is newer than the locked one, and refuses it: a lock broke on the day something in it was released anew.
 $(STAMPS)/python: requirements/dev.txt | tools
 	@test -x $(PY) || { echo "making $(VENV)/"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing Python tools and libraries (half a minute)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/bench-python: requirements/runtime.txt requirements/bench.txt tools/deps.py $(STAMPS)/python
 	@echo "installing what the benchmarks compare with into $(BENCH)/"
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
-	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/runtime.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.txt
 	@$(PYTHON) tools/deps.py bench
 	@touch $@
 
