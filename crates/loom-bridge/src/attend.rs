@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loom_core::spec::limits;
-use loom_proto::Encoded;
+use loom_proto::v1::Packet;
 use loom_proto::v1::frame::Body;
 use loom_session::ConnId;
 
@@ -69,7 +69,7 @@ async fn send_out(
         let batch = node
             .batch(conn, end)
             .map_err(|error| Broken::gone(error.message))?;
-        if !known.initialized() && batch.packets.iter().any(is_welcome) {
+        if !known.initialized() && batch.packets.iter().any(|it| is_welcome(&it.packet())) {
             // It is set once, here.
             let _ = known.set(stay.known());
         }
@@ -89,8 +89,8 @@ async fn send_out(
     }
 }
 
-fn is_welcome(packet: &Encoded) -> bool {
-    let packet = packet.packet();
+/// Whether the node greets with it who has said hello.
+pub(crate) fn is_welcome(packet: &Packet) -> bool {
     let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
     matches!(first, Some(Body::Welcome(_)))
 }

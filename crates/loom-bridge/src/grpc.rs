@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::admission::{HANDSHAKE, Stay};
-use crate::attend::attend;
+use crate::attend::{attend, is_welcome};
 use crate::carrier::{Inlet, Outlet};
 use crate::node::{End, Node};
 
@@ -66,7 +66,7 @@ impl Encoder for Writes {
     fn encode(&mut self, packet: Encoded, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let bytes = packet.bytes();
         to.reserve(bytes.len());
-        to.put_slice(&bytes);
+        to.put_slice(bytes);
         Ok(())
     }
 }
@@ -183,7 +183,7 @@ async fn exchange(node: &Arc<Node>, stay: &Arc<Stay>, packet: Packet) -> Result<
     let mut answer = tokio::time::timeout(HANDSHAKE, gather(node, &gone, &end, &mut 1))
         .await
         .map_err(|_| Status::deadline_exceeded("the hello was not answered in time"))??;
-    if !is_greeted(&answer) {
+    if !is_welcome(&answer) {
         return Ok(Encoded::from(&answer));
     }
     let _known = stay.known();
@@ -237,11 +237,6 @@ async fn gather(
         }
     }
     Ok(all)
-}
-
-fn is_greeted(packet: &Packet) -> bool {
-    let first = packet.frames.first().and_then(|frame| frame.body.as_ref());
-    matches!(first, Some(Frame::Welcome(_)))
 }
 
 /// Whether exactly one frame ends what this one asks.

@@ -178,7 +178,7 @@ impl Node {
         self.still(|hub, core, at| {
             while let Some(packet) = hub.transmit(conn, core, at) {
                 if end.whole {
-                    bytes += packet.len();
+                    bytes += packet.bytes().len();
                 }
                 batch.packets.push(packet);
                 if batch.packets.len() == limits::WIRE_BATCH || bytes > limits::WIRE_WINDOW_BYTES {

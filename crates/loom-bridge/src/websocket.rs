@@ -152,7 +152,7 @@ impl Outlet {
         for packet in packets {
             match self.form {
                 Form::Proto => {
-                    self.feed(Message::Binary(packet.bytes())).await?;
+                    self.feed(Message::Binary(packet.bytes().clone())).await?;
                 }
                 Form::Json => {
                     let (text, attachments) = json::encode(&packet.packet());

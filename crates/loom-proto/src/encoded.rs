@@ -13,7 +13,7 @@ const RECEIVED: u32 = 2;
 const FRAMES: u32 = 3;
 
 /// A packet that is to be sent, as the bytes of a `Packet`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded(Bytes);
 
 /// A frame's bytes.
@@ -64,15 +64,9 @@ impl Encoded {
         Packet::decode(self.0.clone()).unwrap_or_default()
     }
 
-    /// How many bytes it has.
-    #[expect(clippy::len_without_is_empty, reason = "a packet is never empty")]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Its bytes.
-    pub fn bytes(self) -> Bytes {
-        self.0
+    pub fn bytes(&self) -> &Bytes {
+        &self.0
     }
 }
 
@@ -112,7 +106,7 @@ mod tests {
             let encoded = Encoded::of(first, received, frames.iter());
             assert_eq!(encoded.packet(), whole);
             assert_eq!(encoded, Encoded::from(&whole));
-            assert_eq!(encoded.bytes(), whole.encode_to_vec());
+            assert_eq!(*encoded.bytes(), whole.encode_to_vec());
         }
     }
 }

@@ -480,7 +480,7 @@ impl RemoteSession {
         })
     }
 
-    /// The usual publish. A ticket: accepted or refused follows.
+    /// The usual publish. A receipt; or a ticket: accepted or refused follows.
     #[pyo3(signature = (sender, turn, topic, payload, qos, /))]
     #[expect(
         clippy::too_many_arguments,

@@ -204,7 +204,7 @@ impl Channel {
 
     /// What has come so far, to be said once more before the connection is closed.
     pub(crate) fn last_word(&mut self) -> Encoded {
-        self.packet(0, 0..0)
+        self.packet(0..0)
     }
 
     /// How far both directions have got.
@@ -415,11 +415,7 @@ impl Channel {
             room = room.saturating_sub(taken);
             self.sent += 1;
         }
-        let first = match self.sent - begin {
-            0 => 0,
-            _ => self.base + begin as u64,
-        };
-        Some(self.packet(first, begin..self.sent))
+        Some(self.packet(begin..self.sent))
     }
 
     /// The size of the next frame to send; it stands in `unconfirmed` then.
@@ -461,8 +457,13 @@ impl Channel {
     }
 
     /// A packet of these of the frames that were not confirmed.
-    fn packet(&mut self, first: u64, frames: Range<usize>) -> Encoded {
+    fn packet(&mut self, frames: Range<usize>) -> Encoded {
         let received = self.told();
+        let first = if frames.is_empty() {
+            0
+        } else {
+            self.base + frames.start as u64
+        };
         let frames = self.unconfirmed.range(frames);
         Encoded::of(first, received, frames.map(|held| &held.frame))
     }

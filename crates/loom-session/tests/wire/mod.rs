@@ -259,7 +259,7 @@ impl World {
         let at = self.at();
         let mut moved = false;
         while let Some(packet) = self.clients[client].machine.transmit() {
-            let bytes = packet.bytes();
+            let bytes = packet.bytes().clone();
             self.largest = self.largest.max(bytes.len());
             if !self.clients[client].muted {
                 self.clients[client].to_node.push_back(bytes);
@@ -314,7 +314,7 @@ impl World {
     }
 
     fn post(&mut self, conn: ConnId, packet: &Encoded) {
-        let bytes = packet.clone().bytes();
+        let bytes = packet.bytes().clone();
         self.largest = self.largest.max(bytes.len());
         let end = self.clients.iter_mut().find(|end| end.conn == Some(conn));
         if let Some(end) = end.filter(|end| !end.muted) {
